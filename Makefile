@@ -1,0 +1,37 @@
+# blockd: build, judge and show. Every target works from a fresh clone with Go alone; what else a target
+# needs, tools/setup.sh installs when it may, or names in one line.
+
+GO ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# The version is handed over by the linker; asking git again, as go build would, fails in a checkout of
+# another owner.
+GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+
+.PHONY: all build build-test lint test demo bench clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -o bin/blockd ./cmd/blockd
+
+# The binary that the Python tests run: assertions on, and the race detector where a C compiler is.
+build-test:
+	@GO='$(GO)' sh tools/build-test.sh $(GOFLAGS_BUILD)
+
+lint:
+	@GO='$(GO)' sh tools/lint.sh
+
+test:
+	@GO='$(GO)' sh tools/test.sh
+
+demo:
+	@GO='$(GO)' sh tools/demo.sh
+
+bench: build
+	@if [ -x bench/run ]; then sh tools/setup.sh python qemu rival nbd fio; bench/run; \
+	else echo 'bench: bench/run is not there' >&2; exit 1; fi
+
+clean:
+	rm -rf bin
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""blockd measured beside qemu-storage-daemon: the same work, the same images, in turn."""

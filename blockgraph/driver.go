@@ -1,0 +1,240 @@
+package blockgraph
+
+import (
+	"context"
+
+	"blockd/qapi"
+)
+
+// Driver is one opened image or device: the driver side of a node. It holds
+// format logic only. Range checks, splitting, alignment, emulation of what
+// Caps lacks, tracking and accounting are the checked wrapper's (see io.go),
+// so a driver may rely on:
+//
+//   - 0 <= off, n > 0 (reads and writes too: the vector is not empty), and
+//     off+n <= Size, except for a write that grows a file-like node whose
+//     Caps.Grow is set;
+//   - off and n are multiples of Limits.RequestAlignment, and n is at most the
+//     limit of the operation;
+//   - flags hold only what Caps announces as Native.
+//
+// All I/O methods are data plane: called from many goroutines at once, they
+// may block on I/O, and return only when they no longer use the vector. Errors
+// wrap a syscall.Errno (see Errno). No mutex is held across I/O on a child.
+type Driver interface {
+	// ReadV fills v from byte off on.
+	ReadV(ctx context.Context, off int64, v *IOVec, flags Flags) error
+	// WriteV writes v at byte off.
+	WriteV(ctx context.Context, off int64, v *IOVec, flags Flags) error
+	// WriteZeroes makes bytes [off, off+n) read as zeroes; ErrNotSupported has
+	// the wrapper write a buffer of zeroes.
+	WriteZeroes(ctx context.Context, off, n int64, flags Flags) error
+	// Discard gives bytes [off, off+n) up; their content is then undefined as
+	// the format says. ErrNotSupported counts as done.
+	Discard(ctx context.Context, off, n int64) error
+	// Flush makes every write that completed before it durable, in this node
+	// and in its storage children. The wrapper does not flush children itself.
+	Flush(ctx context.Context) error
+	// BlockStatus describes a range that begins at off.
+	BlockStatus(ctx context.Context, off, n int64, mode StatusMode) (Status, error)
+	// Size is the length in bytes as the node's users see it, read at open and
+	// after a Truncate.
+	Size(ctx context.Context) (int64, error)
+	// Close flushes what is the driver's own and gives up everything it holds. It is
+	// called once, when no request is in flight and none will come. Children
+	// are still open.
+	Close(ctx context.Context) error
+}
+
+// Capability says who does an optional operation.
+type Capability uint8
+
+const (
+	// CapNone: the operation fails or is ignored, as the field does.
+	CapNone Capability = iota
+	// CapEmulate: the wrapper does it by other means.
+	CapEmulate
+	// CapNative: the driver does it.
+	CapNative
+)
+
+// Caps says what a driver can do. It is read once, at open.
+type Caps struct {
+	FUA             Capability // WriteV takes FUA; else a flush follows
+	ZeroFUA         Capability // WriteZeroes takes FUA
+	WriteZeroes     Capability // WriteZeroes exists; else a buffer is written
+	MayUnmap        Capability // WriteZeroes takes MayUnmap
+	NoFallback      Capability // WriteZeroes takes NoFallback
+	Discard         Capability // Discard does something
+	Compressed      Capability // WriteV takes Compressed
+	WriteUnchanged  Capability // WriteV and WriteZeroes take WriteUnchanged
+	OnlyUnallocated Capability // WriteV and WriteZeroes take OnlyUnallocated
+	CopyOnRead      Capability // ReadV takes CopyOnRead and Prefetch
+	// Grow: a write past the end makes the node longer (files).
+	Grow bool
+	// Backing: the format has backing files; what is unallocated here is read
+	// from there by the driver.
+	Backing bool
+	// Filter: the node passes its filtered child through.
+	Filter bool
+}
+
+// Limits of requests, in bytes, read once at open and again after a reopen.
+// Zero means no limit, or for alignments 1.
+type Limits struct {
+	RequestAlignment int64 // power of two; offset and length of every request
+	MaxTransfer      int64 // of a read or write
+	OptTransfer      int64
+	ZeroAlignment    int64 // power of two, for zero writes that gain
+	MaxZero          int64
+	DiscardAlignment int64 // smaller pieces are dropped
+	MaxDiscard       int64
+	MemAlignment     int64 // of buffers, else the driver bounces
+}
+
+// OpenRequest is what a driver gets to open a node.
+type OpenRequest struct {
+	// Node is the node being opened. Its children named by the driver type's
+	// Children are already in place; a backing file is not yet.
+	Node *Node
+	// Options are the effective options, children's inherited ones filled in.
+	// The driver does not change them.
+	Options *qapi.BlockdevOptions
+	// ReadOnly: the driver must not write. With AutoReadOnly a driver that
+	// cannot open for writing calls Node.FallBackReadOnly.
+	ReadOnly     bool
+	AutoReadOnly bool
+	// FromHeader: an image header named this node's file, not the user.
+	FromHeader bool
+	// Probed: the driver was found by looking at the content.
+	Probed bool
+}
+
+// DriverType describes a driver, for the registry.
+type DriverType struct {
+	// Name is the value of the `driver` option.
+	Name string
+	// Protocol drivers talk to the outside; the others have children.
+	Protocol bool
+	Filter   bool
+	// Probe returns a score from 0 (no) to 100 for the first bytes of a file, and
+	// is nil for what is never probed.
+	Probe func(head []byte) int
+	// Children lists the children that options ask for, other than the backing
+	// file, in the order in which they are opened.
+	Children func(o *qapi.BlockdevOptions) []ChildSpec
+	// Open opens the node. On an error nothing is left open. Called with the
+	// graph token held, on a worker; it may do I/O on children.
+	Open func(ctx context.Context, r *OpenRequest) (Driver, error)
+	// WithFile returns, for a format, its options when only its file is known
+	// (backing files, snapshots, targets).
+	WithFile func(file qapi.BlockdevRef) *qapi.BlockdevOptions
+	// Backing returns where the options say what the backing file is, for
+	// formats that have one. The place may be changed.
+	BackingOption func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull
+	// StrongOptions returns those of the node's own options that decide about
+	// its content, in the shape of blockdev-add, driver and children left
+	// out; nil is none. A protocol driver's file name is among them.
+	StrongOptions func(o *qapi.BlockdevOptions) *qapi.Object
+	// PlainFilename tells that a protocol driver's strong options say no more
+	// than its file name does.
+	PlainFilename func(o *qapi.BlockdevOptions) (string, bool)
+}
+
+// ChildSpec is one child that a node wants.
+type ChildSpec struct {
+	Name string
+	Role Role
+	Ref  qapi.BlockdevRef
+}
+
+// The optional interfaces of a driver, found at open.
+
+// Truncater changes the length of a node. exact: fail rather than end up larger (a block device).
+// zeroed: a grown range must read as zeroes even if a backing file is longer.
+type Truncater interface {
+	Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error
+}
+
+// LimitsReader tells a node's limits and capabilities; without it a filter has its
+// child's and other drivers the zero ones.
+type LimitsReader interface {
+	Limits() Limits
+	Caps() Caps
+}
+
+// Permissioner takes locks as permissions change (files). Prepare may fail and
+// block; exactly one of Commit and Abort follows. They run on a worker with
+// the graph token held, no request in flight that needs what is withdrawn.
+type Permissioner interface {
+	PreparePerms(ctx context.Context, perm, shared Perm) error
+	CommitPerms(perm, shared Perm)
+	AbortPerms()
+}
+
+// ChildPermissioner replaces the default permission rules for its children.
+// Control plane.
+type ChildPermissioner interface {
+	ChildPerms(e *Edge, writable bool, perm, shared Perm) (Perm, Perm)
+}
+
+// BackingImage is a format whose header names a backing file. Control plane,
+// on a worker.
+type BackingImage interface {
+	// BackingFile returns what the header says; empty: none.
+	BackingFile() (name, format string)
+	// ChangeBackingFile writes the names to the header, durably. Empty: none.
+	ChangeBackingFile(ctx context.Context, name, format string) error
+}
+
+// ImageInformer fills in what query-named-block-nodes tells about an image:
+// cluster size, format-specific part, dirty flag, encryption, snapshots. Any goroutine.
+type ImageInformer interface {
+	ImageInfo(ctx context.Context, info *qapi.ImageInfo) error
+}
+
+// AllocatedSizer tells how many bytes the image takes on its storage.
+type AllocatedSizer interface {
+	AllocatedSize(ctx context.Context) (int64, error)
+}
+
+// Quiescer has background work of its own that must rest while the node's
+// roots are drained. Begin waits for the work to rest.
+type Quiescer interface {
+	QuiesceBegin(ctx context.Context)
+	QuiesceEnd()
+}
+
+// CorruptionReporter is a format that finds damage in its image at run time. f
+// may be called by any goroutine, with the driver's locks held; it must not
+// wait. off and n are bytes in the image file, or -1; fatal: the image can no
+// longer be written.
+type CorruptionReporter interface {
+	OnCorruption(f func(msg string, off, n int64, fatal bool))
+}
+
+// Releaser is a node that makes requests wait on purpose (throttling). Between
+// ReleaseBegin and ReleaseEnd it lets those that wait, and those that come,
+// pass. The calls nest, from several roots at a time; neither blocks.
+type Releaser interface {
+	ReleaseBegin()
+	ReleaseEnd()
+}
+
+// DebugEventer is a node that acts on fault points below a format (blkdebug).
+type DebugEventer interface {
+	DebugEvent(event string)
+}
+
+// Copier copies a range between two nodes without moving it through memory.
+// dst is the node whose driver understands the same mechanism, srcOff its
+// peer's offset. ErrNotSupported makes the caller copy by buffers.
+type Copier interface {
+	CopyRangeFrom(ctx context.Context, src Driver, srcOff, dstOff, n int64) error
+}
+
+// Reopener is a driver whose options may change by blockdev-reopen. PrepareReopen checks and takes what it needs; exactly one
+// of the returned functions is called.
+type Reopener interface {
+	PrepareReopen(ctx context.Context, o *qapi.BlockdevOptions, readOnly bool) (commit, abort func(), err error)
+}

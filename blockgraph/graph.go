@@ -1,0 +1,188 @@
+package blockgraph
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+
+	"github.com/tidwall/btree"
+
+	"blockd/clock"
+	"blockd/qapi"
+)
+
+// Graph is all nodes and roots of a daemon. Changes are made by Update, one at
+// a time; see Tx.
+type Graph struct {
+	loop    *Loop
+	clock   clock.Clock // virtual: accounting
+	types   map[string]*DriverType
+	ordered []*DriverType
+
+	// Control plane.
+	names   map[string]*Node
+	order   btree.Map[uint64, *Node] // published nodes by seq
+	roots   map[*Root]struct{}
+	waiting []*tokenWait
+	held    bool
+	changes uint64
+
+	corruption func(node, msg string, off, n int64, fatal bool)
+
+	// Held by the token.
+	seq     uint64
+	autoSeq uint64
+}
+
+type tokenWait struct {
+	granted chan struct{}
+	gone    bool
+}
+
+// NewGraph returns an empty graph whose control plane is loop. clk is the
+// virtual clock, for accounting. The drivers are fixed from here on.
+func NewGraph(loop *Loop, clk clock.Clock, drivers ...*DriverType) *Graph {
+	g := &Graph{loop: loop, clock: clk, types: map[string]*DriverType{}, names: map[string]*Node{}, roots: map[*Root]struct{}{}}
+	for _, d := range drivers {
+		g.types[d.Name] = d
+		g.ordered = append(g.ordered, d)
+	}
+	return g
+}
+
+// OnCorruption sets who is told when a node finds its image damaged; see
+// CorruptionReporter. Before the first node is opened.
+func (g *Graph) OnCorruption(f func(node, msg string, off, n int64, fatal bool)) { g.corruption = f }
+
+// Loop returns the control plane's loop.
+func (g *Graph) Loop() *Loop { return g.loop }
+
+// DriverType returns a driver by name, or nil.
+func (g *Graph) DriverType(name string) *DriverType { return g.types[name] }
+
+// Node returns the published node of that name, or nil. Control plane.
+func (g *Graph) Node(name string) *Node {
+	return g.names[name]
+}
+
+// Nodes returns the published nodes, the newest first, which is the field's
+// order in queries. Control plane.
+func (g *Graph) Nodes() []*Node {
+	nodes := make([]*Node, 0, g.order.Len())
+	g.order.Reverse(func(_ uint64, n *Node) bool {
+		nodes = append(nodes, n)
+		return true
+	})
+	return nodes
+}
+
+// Roots returns the roots, in no order. Control plane.
+func (g *Graph) Roots() []*Root {
+	roots := make([]*Root, 0, len(g.roots))
+	for r := range g.roots {
+		roots = append(roots, r)
+	}
+	return roots
+}
+
+// Parents returns the edges that use n. Control plane.
+func (n *Node) Parents() []*Edge { return n.parents }
+
+// MonitorOwned tells whether the node stays without users until blockdev-del.
+// Control plane.
+func (n *Node) MonitorOwned() bool { return n.monitorOwned }
+
+// Cause says what a graph change is for.
+type Cause struct {
+	// Command is the QMP command, or "".
+	Command string
+	// Job is the id of the job, or "".
+	Job string
+}
+
+func (c Cause) String() string {
+	switch {
+	case c.Job != "":
+		return "job " + c.Job
+	default:
+		return c.Command
+	}
+}
+
+// Update makes one graph change: fn prepares it and may do I/O; when fn
+// returns nil the change is committed at once, else undone in reverse order.
+// Changes take turns; ctx ends the wait for the turn and what the change
+// waits for before its commit.
+//
+// Called on a worker, never on the loop, and never from within fn.
+func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) error {
+	w := &tokenWait{granted: make(chan struct{})}
+	if !g.loop.Do(func() { g.await(w) }) {
+		return qapi.Errorf("The daemon is shutting down")
+	}
+	select {
+	case <-w.granted:
+	case <-ctx.Done():
+		g.loop.Do(func() {
+			w.gone = true
+			select {
+			case <-w.granted:
+				g.release()
+			default:
+			}
+		})
+		return ctx.Err()
+	}
+	tx := newTx(ctx, g, cause)
+	defer g.loop.Do(g.release)
+	defer tx.end()
+	err := fn(tx)
+	if err == nil {
+		err = tx.commit()
+	}
+	if err != nil {
+		tx.rollback()
+		return err
+	}
+	return nil
+}
+
+// await and release are the queue for the token. Control plane.
+func (g *Graph) await(w *tokenWait) {
+	if !g.held {
+		g.held = true
+		close(w.granted)
+		return
+	}
+	g.waiting = append(g.waiting, w)
+}
+
+func (g *Graph) release() {
+	for len(g.waiting) > 0 {
+		w := g.waiting[0]
+		g.waiting = g.waiting[1:]
+		if !w.gone {
+			close(w.granted)
+			return
+		}
+	}
+	g.held = false
+}
+
+// newName returns a node name that no user can choose.
+func (tx *Tx) newName() string {
+	for {
+		name := fmt.Sprintf("#block%d%02d", tx.g.autoSeq, rand.IntN(100))
+		tx.g.autoSeq++
+		if tx.Find(name) == nil {
+			return name
+		}
+	}
+}
+
+func logClose(n *Node, err error) {
+	if err != nil {
+		slog.Error("closing a node failed", "node", n.name, "error", err)
+	}
+}

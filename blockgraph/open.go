@@ -1,0 +1,460 @@
+package blockgraph
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"blockd/ioengine"
+	"blockd/qapi"
+)
+
+// MaxChain is how many nodes deep a chain may be.
+const MaxChain = 1024
+
+// opening is the way by which a node is being opened.
+type opening struct {
+	parent     *NodeState // whose defaults are inherited, or nil
+	role       Role
+	depth      int
+	fromHeader bool
+	probed     bool
+	files      map[string]struct{} // of the chain so far, to find loops
+}
+
+// Open opens a node with everything below it. The options are copied. A node
+// without a name gets a generated one. Nobody can reach it before the commit.
+func (tx *Tx) Open(o *qapi.BlockdevOptions) (*Node, error) {
+	return tx.open(o, opening{files: map[string]struct{}{}})
+}
+
+// OpenRef opens what the reference defines, or finds the node that it names.
+func (tx *Tx) OpenRef(ref *qapi.BlockdevRef) (*Node, error) {
+	return tx.openRef(ref, opening{files: map[string]struct{}{}})
+}
+
+// OpenImage opens the image in a file with the given format driver, or with
+// the one that its content tells when driver is "". edit may add options.
+func (tx *Tx) OpenImage(file qapi.BlockdevRef, driver string, edit func(o *qapi.BlockdevOptions)) (*Node, error) {
+	o, probed, err := tx.imageOptions(file, driver, opening{files: map[string]struct{}{}})
+	if err != nil {
+		return nil, err
+	}
+	if edit != nil {
+		edit(o)
+	}
+	return tx.open(o, opening{probed: probed, files: map[string]struct{}{}})
+}
+
+func (tx *Tx) openRef(ref *qapi.BlockdevRef, w opening) (*Node, error) {
+	if ref.Reference != nil {
+		n := tx.Find(*ref.Reference)
+		if n == nil {
+			return nil, qapi.Errorf("Cannot find device='%s' nor node-name='%s'", *ref.Reference, *ref.Reference)
+		}
+		return n, nil
+	}
+	return tx.open(ref.Definition, w)
+}
+
+func (tx *Tx) open(given *qapi.BlockdevOptions, w opening) (*Node, error) {
+	if w.depth > MaxChain {
+		return nil, qapi.Errorf("Backing chain is longer than %d nodes", MaxChain)
+	}
+	typ := tx.g.types[string(given.Driver)]
+	if typ == nil {
+		return nil, qapi.Errorf("Unknown driver '%s'", given.Driver)
+	}
+	o := effective(given, w)
+	n := &Node{graph: tx.g, typ: typ, inherits: w.parent != nil, inheritsReadOnly: given.ReadOnly == nil}
+	s := &NodeState{Options: o, ReadOnly: *o.ReadOnly, DetectZeroes: *o.DetectZeroes}
+	if err := checkOptions(o); err != nil {
+		return nil, err
+	}
+	children, err := tx.openChildren(typ, o, s, w)
+	if err != nil {
+		return nil, err
+	}
+	if err := tx.nameNode(n, given); err != nil {
+		return nil, err
+	}
+	tx.g.seq++
+	n.seq = tx.g.seq
+	n.state.Store(s)
+	tx.newNodes = append(tx.newNodes, n)
+	for _, c := range children {
+		if err := tx.SetChild(n, c.spec.Name, c.spec.Role, c.node); err != nil {
+			return nil, err
+		}
+	}
+	// The children's locks are taken before the driver touches them.
+	if err := tx.refresh([]*Node{n}); err != nil {
+		return nil, err
+	}
+	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: *o.ReadOnly, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed})
+	if err != nil {
+		return nil, err
+	}
+	n.setDriver(drv)
+	if r, ok := drv.(CorruptionReporter); ok && tx.g.corruption != nil {
+		r.OnCorruption(func(msg string, off, size int64, fatal bool) { tx.g.corruption(n.name, msg, off, size, fatal) })
+	}
+	if err := n.refreshSize(tx.ctx); err != nil {
+		return nil, err
+	}
+	if typ.BackingOption != nil {
+		if err := tx.openBacking(n, o, w); err != nil {
+			return nil, err
+		}
+	}
+	if n.state.Load().ReadOnly != s.ReadOnly || tx.states[n] != nil {
+		tx.Stage(n).ReadOnly = n.state.Load().ReadOnly
+	}
+	return n, tx.refresh([]*Node{n})
+}
+
+// FallBackReadOnly is called by a driver's Open under AutoReadOnly when the
+// image can only be read.
+func (n *Node) FallBackReadOnly() {
+	s := n.state.Load().clone()
+	s.ReadOnly = true
+	n.state.Store(s)
+}
+
+func (n *Node) setDriver(drv Driver) {
+	n.drv = drv
+	n.truncater, _ = drv.(Truncater)
+	n.refreshLimits()
+}
+
+func (n *Node) refreshLimits() {
+	switch l, ok := n.drv.(LimitsReader); {
+	case ok:
+		n.limits, n.caps = l.Limits(), l.Caps()
+	case n.Filtered() != nil:
+		c := n.Filtered().child
+		n.limits, n.caps = c.limits, c.caps
+		n.caps.Backing = false
+	}
+	n.caps.Filter = n.typ.Filter
+	n.tracker.on = n.limits.RequestAlignment > 1
+}
+
+// limitsChanged has a node and those above it look at their limits again, but
+// for dead ones, which may have lost their children. No request is under way in
+// them. Control plane.
+func (n *Node) limitsChanged(dead []*Node) {
+	limits, caps := n.limits, n.caps
+	n.refreshLimits()
+	if n.limits == limits && n.caps == caps {
+		return
+	}
+	for _, e := range n.parents {
+		if e.node != nil && e.node.drv != nil && !slices.Contains(dead, e.node) {
+			e.node.limitsChanged(dead)
+		}
+	}
+}
+
+type openedChild struct {
+	spec ChildSpec
+	node *Node
+}
+
+func (tx *Tx) openChildren(typ *DriverType, o *qapi.BlockdevOptions, s *NodeState, w opening) ([]openedChild, error) {
+	if typ.Children == nil {
+		return nil, nil
+	}
+	var opened []openedChild
+	for _, c := range typ.Children(o) {
+		child, err := tx.openRef(&c.Ref, opening{parent: s, role: c.Role, depth: w.depth + 1, fromHeader: w.fromHeader, files: w.files})
+		if err != nil {
+			return nil, err
+		}
+		opened = append(opened, openedChild{c, child})
+	}
+	return opened, nil
+}
+
+// nameNode gives the node the name that the user chose, or a generated one.
+func (tx *Tx) nameNode(n *Node, o *qapi.BlockdevOptions) error {
+	if o.NodeName == nil {
+		n.name, n.auto = tx.newName(), true
+		return nil
+	}
+	name := *o.NodeName
+	switch {
+	case !qapi.WellFormedID(name):
+		return qapi.Errorf("Invalid node-name: '%s'", name)
+	case tx.Find(name) != nil:
+		return qapi.Errorf("Duplicate nodes with node-name='%s'", name)
+	case len(name) > MaxNodeName:
+		return qapi.Errorf("Node name too long")
+	}
+	n.name = name
+	return nil
+}
+
+// MaxNodeName is the longest node-name in bytes.
+const MaxNodeName = 31
+
+// effective copies options and fills in what a node inherits from its parent.
+func effective(given *qapi.BlockdevOptions, w opening) *qapi.BlockdevOptions {
+	o := *given
+	var direct, noFlush, share, ro, auto *bool
+	discard := qapi.BlockdevDiscardOptionsIgnore
+	if p := w.parent; p != nil {
+		po := p.Options
+		if po.Cache != nil {
+			direct, noFlush = po.Cache.Direct, po.Cache.NoFlush
+		}
+		share = po.ForceShare
+		ro, auto = po.ReadOnly, po.AutoReadOnly
+		if w.role&RoleCOW != 0 {
+			ro, auto = ptr(true), ptr(false)
+		}
+		discard = qapi.BlockdevDiscardOptionsUnmap
+	}
+	cache := qapi.BlockdevCacheOptions{}
+	if o.Cache != nil {
+		cache = *o.Cache
+	}
+	fill(&cache.Direct, direct, false)
+	fill(&cache.NoFlush, noFlush, false)
+	o.Cache = &cache
+	fill(&o.ForceShare, share, false)
+	fill(&o.ReadOnly, ro, false)
+	fill(&o.AutoReadOnly, auto, false)
+	fill(&o.Discard, nil, discard)
+	fill(&o.DetectZeroes, nil, qapi.BlockdevDetectZeroesOptionsOff)
+	return &o
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func fill[T any](p **T, inherited *T, value T) {
+	switch {
+	case *p != nil:
+	case inherited != nil:
+		*p = ptr(*inherited)
+	default:
+		*p = &value
+	}
+}
+
+func checkOptions(o *qapi.BlockdevOptions) error {
+	if *o.DetectZeroes == qapi.BlockdevDetectZeroesOptionsUnmap && *o.Discard != qapi.BlockdevDiscardOptionsUnmap {
+		return qapi.Errorf("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+	}
+	if *o.ForceShare && !*o.ReadOnly {
+		return qapi.Errorf("force-share=on can only be used with read-only images")
+	}
+	return nil
+}
+
+// openBacking attaches what the options or the image's header say is the
+// backing file.
+func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
+	s := tx.Stage(n)
+	img, ok := n.drv.(BackingImage)
+	if !ok {
+		return nil
+	}
+	s.BackingName, s.BackingFormat = img.BackingFile()
+	s.AutoBacking = s.BackingName
+	ref := *n.typ.BackingOption(o)
+	inner := opening{parent: s, role: RoleCOW, depth: w.depth + 1, files: w.files}
+	switch {
+	case ref == nil && s.BackingName == "":
+		return nil
+	case ref == nil:
+		base, err := tx.openHeaderBacking(n, s, inner)
+		if err != nil {
+			return prefix("Could not open backing file: ", err)
+		}
+		s.AutoBacking = tx.Filename(base)
+		return tx.SetChild(n, "backing", RoleCOW, base)
+	case ref.Null != nil:
+		s.ExplicitBacking = true
+		return nil
+	default:
+		s.ExplicitBacking = true
+		base, err := tx.openRef(&qapi.BlockdevRef{Definition: ref.Definition, Reference: ref.Reference}, inner)
+		if err != nil {
+			if ref.Definition != nil {
+				err = prefix("Could not open backing file: ", err)
+			}
+			return err
+		}
+		return tx.SetChild(n, "backing", RoleCOW, base)
+	}
+}
+
+// openHeaderBacking opens the backing file that the image itself names.
+func (tx *Tx) openHeaderBacking(n *Node, s *NodeState, w opening) (*Node, error) {
+	w.fromHeader = true
+	name, err := n.ResolveName(s.BackingName)
+	if err != nil {
+		return nil, err
+	}
+	w.files[absolute(n.ExactFilename())] = struct{}{}
+	if _, loop := w.files[absolute(name)]; loop {
+		return nil, qapi.Errorf("Backing file '%s' creates an infinite loop.", name)
+	}
+	file, whole, err := ParseFilename(name)
+	if err != nil {
+		return nil, err
+	}
+	if whole != nil && tx.g.types[string(whole.Driver)] != nil && !tx.g.types[string(whole.Driver)].Protocol {
+		return tx.open(whole, w) // json: names a complete node
+	}
+	o, probed, err := tx.imageOptions(file, s.BackingFormat, w)
+	if err != nil {
+		return nil, err
+	}
+	w.probed = probed
+	return tx.open(o, w)
+}
+
+// imageOptions returns options to open the image in a file, of the given
+// driver or of the one that its content tells.
+func (tx *Tx) imageOptions(file qapi.BlockdevRef, driver string, w opening) (o *qapi.BlockdevOptions, probed bool, err error) {
+	if driver == "" {
+		// The file node is opened by name below, once, and probed through.
+		fw := w
+		fw.role = RoleData | RoleMetadata | RolePrimary
+		if w.role&RoleCOW != 0 {
+			fw.parent = &NodeState{Options: effective(&qapi.BlockdevOptions{}, w)}
+		}
+		n, err := tx.openRef(&file, fw)
+		if err != nil {
+			return nil, false, err
+		}
+		driver, err = tx.probe(n)
+		if err != nil {
+			return nil, false, err
+		}
+		file = qapi.BlockdevRef{Reference: ptr(n.name)}
+		probed = true
+	}
+	typ := tx.g.types[driver]
+	if typ == nil || typ.WithFile == nil {
+		return nil, false, qapi.Errorf("Unknown driver '%s'", driver)
+	}
+	return typ.WithFile(file), probed, nil
+}
+
+// probeSize is how much of a file probing looks at, in bytes.
+const probeSize = 2048
+
+func (tx *Tx) probe(n *Node) (string, error) {
+	if n.Size() == 0 {
+		return "raw", nil
+	}
+	b := ioengine.Bounce(probeSize)
+	defer b.Release()
+	if err := n.readV(tx.ctx, 0, MakeIOVec(b.Bytes()), 0); err != nil {
+		return "", Errorf(Errno(err), "Could not read image for determining its format: %s", Strerror(err))
+	}
+	return tx.g.Probe(b.Bytes()), nil
+}
+
+// Probe returns the name of the driver that the first bytes of a file tell.
+// Any goroutine.
+func (g *Graph) Probe(head []byte) string {
+	best, score := "raw", 0
+	for _, d := range g.ordered {
+		if d.Probe != nil {
+			if s := d.Probe(head); s > score {
+				best, score = d.Name, s
+			}
+		}
+	}
+	return best
+}
+
+// ParseFilename turns a file name as users and image headers write it into the
+// options of a protocol node: a path, `file:` and a path, or `json:` and
+// options, which are returned as such, too.
+func ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.BlockdevOptions, err error) {
+	if text, ok := strings.CutPrefix(name, "json:"); ok {
+		v, err := qapi.ParseJSON([]byte(text))
+		if err != nil {
+			return file, nil, qapi.Errorf("Could not parse the JSON options: %s", err)
+		}
+		o := &qapi.BlockdevOptions{}
+		if err := qapi.Decode(v, o); err != nil {
+			return file, nil, err
+		}
+		return qapi.BlockdevRef{Definition: o}, o, nil
+	}
+	if proto := protocolOf(name); proto == "file" {
+		name = strings.TrimPrefix(name, "file:")
+	} else if proto != "" {
+		return file, nil, qapi.Errorf("Unknown protocol '%s'", proto)
+	}
+	o := &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverFile, File: &qapi.BlockdevOptionsFile{Filename: name}}
+	if isBlockDevice(name) {
+		o.Driver = qapi.BlockdevDriverHostDevice
+	}
+	return qapi.BlockdevRef{Definition: o}, nil, nil
+}
+
+// protocolOf returns what stands before the first colon, unless a slash comes
+// first.
+func protocolOf(name string) string {
+	i := strings.IndexAny(name, ":/")
+	if i < 0 || name[i] == '/' {
+		return ""
+	}
+	return name[:i]
+}
+
+// HasProtocol tells whether a file name begins with a protocol, as "json:" does.
+func HasProtocol(name string) bool { return protocolOf(name) != "" }
+
+// ResolveName resolves a file name that an image header holds, relative to the
+// image.
+func (n *Node) ResolveName(name string) (string, error) {
+	if name == "" || protocolOf(name) != "" || filepath.IsAbs(name) {
+		return name, nil
+	}
+	dir, ok := n.dirname()
+	if !ok {
+		return "", qapi.Errorf("Cannot generate a base directory for %s nodes", n.typ.Name)
+	}
+	return dir + name, nil
+}
+
+// absolute spells a file name in one way, to tell whether two are the same.
+func absolute(name string) string {
+	abs, err := filepath.Abs(strings.TrimPrefix(name, "file:"))
+	if err != nil {
+		return name
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real
+	}
+	return abs
+}
+
+func isBlockDevice(name string) bool {
+	var st syscall.Stat_t
+	return syscall.Stat(name, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFBLK
+}
+
+// prefix puts text before an error's message and keeps what it stands for.
+func prefix(text string, err error) error {
+	e := *qapi.AsError(err)
+	e.Desc = text + e.Desc
+	return &prefixed{qapi: &e, err: err}
+}
+
+type prefixed struct {
+	qapi *qapi.Error
+	err  error
+}
+
+func (p *prefixed) Error() string   { return p.qapi.Desc }
+func (p *prefixed) Unwrap() []error { return []error{p.qapi, p.err} }

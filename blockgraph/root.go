@@ -1,0 +1,226 @@
+package blockgraph
+
+import (
+	"context"
+	"sync/atomic"
+	"syscall"
+)
+
+// Root is a user of the graph (the field: BlockBackend): an export, a job, a
+// named drive. It is the only way in: its gate is where a graph change holds
+// new requests back.
+//
+// Its name and description never change; its node may, at a commit.
+type Root struct {
+	graph *Graph
+	name  string // of the edge: "root", "source"
+	desc  string // for error texts: "an unnamed block device"
+	edge  atomic.Pointer[Edge]
+	gate  gate
+	stats [gateStripes]rootStats
+
+	// Control plane.
+	perm, shared Perm
+	stay         bool   // keeps its node when that is replaced elsewhere
+	job          string // the id of the job that it belongs to, or ""
+}
+
+// OpStats counts operations of one kind.
+type OpStats struct {
+	Bytes, Ops, Failed, TimeNs int64
+}
+
+// RootStats is what went through a root.
+type RootStats struct {
+	Read, Write, Flush, Unmap, Zero OpStats
+}
+
+type rootStats struct {
+	op [5]struct{ bytes, ops, failed, ns atomic.Int64 }
+	_  [64]byte
+}
+
+type opKind int
+
+const (
+	opRead opKind = iota
+	opWrite
+	opFlush
+	opUnmap
+	opZero
+)
+
+// Node returns the present node, or nil. Data plane callers use it within an
+// admission only.
+func (r *Root) Node() *Node {
+	if e := r.edge.Load(); e != nil {
+		return e.child
+	}
+	return nil
+}
+
+// Job returns the id of the job that the root belongs to, or "".
+func (r *Root) Job() string { return r.job }
+
+// Size returns the length in bytes, 0 without a node.
+func (r *Root) Size() int64 {
+	if n := r.Node(); n != nil {
+		return n.Size()
+	}
+	return 0
+}
+
+// Waits returns how many requests waited because a graph change had closed
+// the gate.
+func (r *Root) Waits() int64 { return r.gate.waits.Load() }
+
+// InFlight returns the number of admitted requests.
+func (r *Root) InFlight() int64 { return r.gate.inFlight() }
+
+// Admission is the right to use a root's node until Leave. Whatever is done
+// under it sees one graph.
+type Admission struct {
+	r      *Root
+	edge   *Edge
+	stripe int
+	start  int64
+}
+
+// Enter waits until no graph change keeps the root's gate closed, and admits a
+// request that may consist of several calls. Data plane; the caller must not
+// hold an admission or a range lock already.
+func (r *Root) Enter(ctx context.Context) (Admission, error) {
+	i, err := r.gate.enter(ctx)
+	if err != nil {
+		return Admission{}, err
+	}
+	e := r.edge.Load()
+	if e == nil {
+		r.gate.leave(i)
+		return Admission{}, ErrNoMedium
+	}
+	return Admission{r: r, edge: e, stripe: i}, nil
+}
+
+// Edge returns the root's edge as of this admission.
+func (a *Admission) Edge() *Edge { return a.edge }
+
+// Node returns the root's node as of this admission.
+func (a *Admission) Node() *Node { return a.edge.child }
+
+// Leave ends the admission.
+func (a *Admission) Leave() { a.r.gate.leave(a.stripe) }
+
+func (a *Admission) account(k opKind, n int64, err error) {
+	s := &a.r.stats[a.stripe].op[k]
+	s.ns.Add(int64(a.r.graph.clock.Now().UnixNano() - a.start))
+	if err != nil {
+		s.failed.Add(1)
+		return
+	}
+	s.ops.Add(1)
+	s.bytes.Add(n)
+}
+
+func (r *Root) begin(ctx context.Context, off, n int64) (Admission, error) {
+	if off < 0 || n < 0 {
+		return Admission{}, syscall.EIO
+	}
+	a, err := r.Enter(ctx)
+	if err != nil {
+		return a, err
+	}
+	if size := a.edge.child.Size(); off > size || n > size-off {
+		a.Leave()
+		return a, syscall.EIO
+	}
+	a.start = r.graph.clock.Now().UnixNano()
+	return a, nil
+}
+
+// ReadV reads bytes [off, off+v.Len()), all within the node. Data plane.
+func (r *Root) ReadV(ctx context.Context, off int64, v *IOVec, flags Flags) error {
+	a, err := r.begin(ctx, off, v.Len())
+	if err != nil {
+		return err
+	}
+	err = a.edge.ReadV(ctx, off, v, flags)
+	a.account(opRead, v.Len(), err)
+	a.Leave()
+	return err
+}
+
+// WriteV writes bytes [off, off+v.Len()), all within the node. Data plane.
+func (r *Root) WriteV(ctx context.Context, off int64, v *IOVec, flags Flags) error {
+	a, err := r.begin(ctx, off, v.Len())
+	if err != nil {
+		return err
+	}
+	err = a.edge.WriteV(ctx, off, v, flags)
+	a.account(opWrite, v.Len(), err)
+	a.Leave()
+	return err
+}
+
+// WriteZeroes makes bytes [off, off+n) zero. Data plane.
+func (r *Root) WriteZeroes(ctx context.Context, off, n int64, flags Flags) error {
+	a, err := r.begin(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	err = a.edge.WriteZeroes(ctx, off, n, flags)
+	a.account(opZero, n, err)
+	a.Leave()
+	return err
+}
+
+// Discard gives up bytes [off, off+n). Data plane.
+func (r *Root) Discard(ctx context.Context, off, n int64) error {
+	a, err := r.begin(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	err = a.edge.Discard(ctx, off, n)
+	a.account(opUnmap, n, err)
+	a.Leave()
+	return err
+}
+
+// Flush makes every completed write durable. Data plane.
+func (r *Root) Flush(ctx context.Context) error {
+	a, err := r.begin(ctx, 0, 0)
+	if err != nil {
+		return err
+	}
+	err = a.edge.Flush(ctx)
+	a.account(opFlush, 0, err)
+	a.Leave()
+	return err
+}
+
+// BlockStatus describes the range at off through the whole chain below the
+// root; see Node.StatusAbove. Data plane.
+func (r *Root) BlockStatus(ctx context.Context, off, n int64, mode StatusMode) (Status, int, error) {
+	a, err := r.begin(ctx, off, n)
+	if err != nil {
+		return Status{}, 0, err
+	}
+	st, depth, err := a.edge.child.StatusAbove(ctx, nil, off, n, mode)
+	a.Leave()
+	return st, depth, err
+}
+
+// Stats returns the sums of what went through the root.
+func (r *Root) Stats() RootStats {
+	var sum [5]OpStats
+	for i := range r.stats {
+		for k := range sum {
+			s := &r.stats[i].op[k]
+			sum[k].Bytes += s.bytes.Load()
+			sum[k].Ops += s.ops.Load()
+			sum[k].Failed += s.failed.Load()
+			sum[k].TimeNs += s.ns.Load()
+		}
+	}
+	return RootStats{Read: sum[opRead], Write: sum[opWrite], Flush: sum[opFlush], Unmap: sum[opUnmap], Zero: sum[opZero]}
+}

@@ -1,0 +1,523 @@
+package blockgraph
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"blockd/qapi"
+)
+
+// Tx is one graph change in the making, and the right to make it: whoever has
+// it holds the graph's only token. It stages what is to become: readers and
+// queries see the old graph until the commit, and then the new one.
+//
+// A Tx is used on the goroutine of the Update that made it. New nodes are real
+// at once, but nobody can reach them before the commit.
+type Tx struct {
+	g     *Graph
+	ctx   context.Context
+	cause Cause
+
+	states   map[*Node]*NodeState // staged
+	added    map[*Node][]*Edge    // staged parents of a node
+	removed  map[*Edge]struct{}
+	perms    map[*Edge][2]Perm // staged permissions of published edges
+	owned    map[*Node]bool    // staged monitor references
+	blockers map[*Node][]*Blocker
+	touched  []*Node // whose users changed
+	drained  map[*Root]struct{}
+	quiesced []Quiescer
+	locked   map[*Node]struct{} // whose drivers were told of staged permissions
+
+	newNodes []*Node
+	newRoots []*Root
+	oldRoots []*Root
+
+	undo     []func()
+	onCommit []func()
+	after    []func()
+	dying    []*Node // nobody uses them; closed after the commit
+}
+
+func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
+	return &Tx{
+		g: g, ctx: ctx, cause: cause,
+		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
+		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		locked: map[*Node]struct{}{},
+	}
+}
+
+// Graph returns the graph that is being changed.
+func (tx *Tx) Graph() *Graph { return tx.g }
+
+// Context returns the context of the change.
+func (tx *Tx) Context() context.Context { return tx.ctx }
+
+// OnCommit has the loop run f when the change is published, in the order of
+// the calls, before anything else sees it. f must not wait.
+func (tx *Tx) OnCommit(f func()) { tx.onCommit = append(tx.onCommit, f) }
+
+// OnAbort has f run, last first, if the change is undone.
+func (tx *Tx) OnAbort(f func()) { tx.undo = append(tx.undo, f) }
+
+// After has f run on the worker after the commit, before the gates open.
+func (tx *Tx) After(f func()) { tx.after = append(tx.after, f) }
+
+// Find returns the node of that name as of this change, or nil.
+func (tx *Tx) Find(name string) *Node {
+	for _, n := range tx.newNodes {
+		if n.name == name {
+			return n
+		}
+	}
+	return tx.g.names[name]
+}
+
+// State returns a node's state as of this change. The caller must not change
+// it.
+func (tx *Tx) State(n *Node) *NodeState {
+	if s := tx.states[n]; s != nil {
+		return s
+	}
+	return n.state.Load()
+}
+
+// Stage returns a copy of the node's state that the caller may change until
+// the commit; edges are changed by SetChild only.
+func (tx *Tx) Stage(n *Node) *NodeState {
+	s := tx.states[n]
+	if s == nil {
+		s = n.state.Load().clone()
+		tx.states[n] = s
+	}
+	return s
+}
+
+// Parents returns the users of a node as of this change.
+func (tx *Tx) Parents(n *Node) []*Edge {
+	if len(tx.added[n]) == 0 && len(tx.removed) == 0 {
+		return n.parents
+	}
+	var parents []*Edge
+	for _, e := range n.parents {
+		if _, gone := tx.removed[e]; !gone {
+			parents = append(parents, e)
+		}
+	}
+	return append(parents, tx.added[n]...)
+}
+
+// Perms returns an edge's permissions as of this change.
+func (tx *Tx) Perms(e *Edge) (perm, shared Perm) {
+	if p, ok := tx.perms[e]; ok {
+		return p[0], p[1]
+	}
+	return e.Perms()
+}
+
+// SetMonitorOwned gives or takes the monitor's reference to a node.
+func (tx *Tx) SetMonitorOwned(n *Node, owned bool) {
+	tx.owned[n] = owned
+	tx.touch(n)
+}
+
+func (tx *Tx) monitorOwned(n *Node) bool {
+	if o, ok := tx.owned[n]; ok {
+		return o
+	}
+	return n.monitorOwned
+}
+
+func (tx *Tx) touch(n *Node) {
+	if !slices.Contains(tx.touched, n) {
+		tx.touched = append(tx.touched, n)
+	}
+}
+
+func (tx *Tx) newEdge(name string, role Role, node *Node, root *Root, child *Node) *Edge {
+	tx.g.seq++
+	e := &Edge{name: name, role: role, node: node, root: root, child: child, seq: tx.g.seq, frozen: new(int32)}
+	e.setPerms(0, PermAll) // until they are computed
+	tx.added[child] = append(tx.added[child], e)
+	tx.touch(child)
+	return e
+}
+
+func (tx *Tx) dropEdge(e *Edge) {
+	if list := tx.added[e.child]; slices.Contains(list, e) {
+		tx.added[e.child] = slices.DeleteFunc(list, func(x *Edge) bool { return x == e })
+	} else {
+		tx.removed[e] = struct{}{}
+	}
+	tx.touch(e.child)
+}
+
+// SetChild makes child the parent's child of that name, in place of the one
+// that it has; child nil: none. It fails for a frozen link and for a cycle.
+func (tx *Tx) SetChild(parent *Node, name string, role Role, child *Node) error {
+	s := tx.Stage(parent)
+	edges := slices.Clone(s.Edges)
+	i := slices.IndexFunc(edges, func(e *Edge) bool { return e.name == name })
+	if i >= 0 {
+		old := edges[i]
+		if old.child == child {
+			return nil
+		}
+		if *old.frozen > 0 {
+			return qapi.Errorf("Cannot change frozen '%s' link from '%s' to '%s'", name, parent.name, old.child.name)
+		}
+	}
+	if child != nil && tx.reaches(child, parent) {
+		return qapi.Errorf("Making '%s' a %s child of '%s' would create a cycle", child.name, name, parent.name)
+	}
+	if i >= 0 {
+		tx.dropEdge(edges[i])
+	}
+	switch {
+	case child == nil && i < 0:
+		return nil
+	case child == nil:
+		edges = slices.Delete(edges, i, i+1)
+	default:
+		e := tx.newEdge(name, role, parent, nil, child)
+		if i >= 0 {
+			e.setPerms(tx.Perms(edges[i]))
+			edges[i] = e
+		} else {
+			edges = append(edges, e)
+		}
+	}
+	s.setEdges(edges)
+	if parent.published {
+		tx.touch(parent) // what it needs of the new child is yet to be computed
+	} else {
+		parent.state.Store(s.clone())
+	}
+	return nil
+}
+
+// reaches tells whether to is from or below it.
+func (tx *Tx) reaches(from, to *Node) bool {
+	if from == to {
+		return true
+	}
+	seen := map[*Node]struct{}{}
+	var walk func(n *Node) bool
+	walk = func(n *Node) bool {
+		for _, e := range tx.State(n).Edges {
+			if e.child == to {
+				return true
+			}
+			if _, ok := seen[e.child]; ok {
+				continue
+			}
+			seen[e.child] = struct{}{}
+			if walk(e.child) {
+				return true
+			}
+		}
+		return false
+	}
+	return walk(from)
+}
+
+// ReplaceNode points every use of from at to, except where it must stay: roots
+// made with StayAtNode, and edges that to itself depends on.
+func (tx *Tx) ReplaceNode(from, to *Node) error {
+	for _, e := range slices.Clone(tx.Parents(from)) {
+		switch {
+		case e.root != nil && e.root.stay:
+			continue
+		case e.node != nil && tx.reaches(to, e.node):
+			continue
+		case *e.frozen > 0:
+			return qapi.Errorf("Cannot change '%s' link to '%s'", e.name, from.name)
+		}
+		if e.root != nil {
+			if err := tx.SetRootNode(e.root, to); err != nil {
+				return err
+			}
+		} else if err := tx.SetChild(e.node, e.name, e.role, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Append puts overlay on top of node: it becomes the overlay's backing file,
+// and its users become the overlay's.
+func (tx *Tx) Append(overlay, node *Node) error {
+	if err := tx.ReplaceNode(node, overlay); err != nil {
+		return err
+	}
+	return tx.SetChild(overlay, "backing", RoleCOW, node)
+}
+
+// RootOptions says how a root uses its node.
+type RootOptions struct {
+	// Name is the edge's name in queries and error texts; "root" if empty.
+	Name string
+	// Desc describes the user in error texts; "an unnamed block device" if
+	// empty.
+	Desc         string
+	Perm, Shared Perm
+	// StayAtNode: the root keeps its node when that is replaced elsewhere.
+	StayAtNode bool
+	// Job is the id of the job that the root belongs to, or "".
+	Job string
+}
+
+// NewRoot makes a root over a node.
+func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
+	r := &Root{graph: tx.g, name: o.Name, desc: o.Desc, perm: o.Perm, shared: o.Shared, stay: o.StayAtNode, job: o.Job}
+	if r.name == "" {
+		r.name = "root"
+	}
+	if r.desc == "" {
+		r.desc = "an unnamed block device"
+	}
+	tx.newRoots = append(tx.newRoots, r)
+	e := tx.newEdge(r.name, 0, nil, r, n)
+	e.setPerms(r.perm, r.shared)
+	r.edge.Store(e)
+	return r, tx.refresh([]*Node{n})
+}
+
+// SetRootNode points a root at another node.
+func (tx *Tx) SetRootNode(r *Root, n *Node) error {
+	old := r.edge.Load()
+	staged := tx.rootEdge(r)
+	if staged.child == n {
+		return nil
+	}
+	tx.dropEdge(staged)
+	e := tx.newEdge(r.name, 0, nil, r, n)
+	e.frozen = old.frozen
+	e.setPerms(tx.Perms(staged))
+	return nil
+}
+
+// rootEdge returns a root's edge as of this change, or nil.
+func (tx *Tx) rootEdge(r *Root) *Edge {
+	for _, list := range tx.added {
+		for _, e := range list {
+			if e.root == r {
+				return e
+			}
+		}
+	}
+	e := r.edge.Load()
+	if _, gone := tx.removed[e]; gone {
+		return nil
+	}
+	return e
+}
+
+// SetRootPerms changes what a root uses and shares. It fails on a conflict,
+// and then nothing has changed.
+func (tx *Tx) SetRootPerms(r *Root, perm, shared Perm) error {
+	e := tx.rootEdge(r)
+	oldPerm, oldShared := tx.Perms(e)
+	if oldPerm&^perm != 0 {
+		if err := tx.drainRoots([]*Root{r}); err != nil {
+			return err
+		}
+	}
+	tx.setPerms(e, perm, shared)
+	if err := tx.refresh([]*Node{e.child}); err != nil {
+		tx.setPerms(e, oldPerm, oldShared)
+		return err
+	}
+	tx.touch(e.child)
+	return nil
+}
+
+// CloseRoot takes a root away. Requests in flight end first.
+func (tx *Tx) CloseRoot(r *Root) error {
+	if err := tx.drainRoots([]*Root{r}); err != nil {
+		return err
+	}
+	if e := tx.rootEdge(r); e != nil {
+		tx.dropEdge(e)
+	}
+	tx.oldRoots = append(tx.oldRoots, r)
+	return nil
+}
+
+func (tx *Tx) setPerms(e *Edge, perm, shared Perm) {
+	if slices.Contains(tx.added[e.child], e) {
+		e.setPerms(perm, shared)
+		return
+	}
+	tx.perms[e] = [2]Perm{perm, shared}
+}
+
+// Block forbids operations on a node until Unblock in a later change; in this
+// change at once.
+func (tx *Tx) Block(n *Node, b *Blocker) {
+	tx.blockers[n] = append(slices.Clone(tx.blockersOf(n)), b)
+}
+
+// Unblock ends a Block.
+func (tx *Tx) Unblock(n *Node, b *Blocker) {
+	tx.blockers[n] = slices.DeleteFunc(slices.Clone(tx.blockersOf(n)), func(x *Blocker) bool { return x == b })
+}
+
+func (tx *Tx) blockersOf(n *Node) []*Blocker {
+	if list, staged := tx.blockers[n]; staged {
+		return list
+	}
+	return n.blockers
+}
+
+// CheckBlocked returns the field's error when op is forbidden on the node as of
+// this change.
+func (tx *Tx) CheckBlocked(n *Node, op Operation) error {
+	for _, b := range slices.Backward(tx.blockersOf(n)) {
+		if !b.Except[op] {
+			return qapi.Errorf("Node '%s' is busy: %s", n.name, b.Reason)
+		}
+	}
+	if backingAllows[op] {
+		return nil
+	}
+	for _, e := range tx.Parents(n) {
+		if e.role&RoleCOW != 0 {
+			return qapi.Errorf("Node '%s' is busy: node is used as backing hd of '%s'", n.name, e.node.name)
+		}
+	}
+	return nil
+}
+
+// backingAllows is what may be done with a backing file.
+var backingAllows = map[Operation]bool{OpCommitTarget: true, OpStream: true, OpBackupSource: true, OpBackupTarget: true}
+
+// FreezeChain keeps the links from top down to base as they are until thaw is
+// called within a later change; if that one is undone they are frozen as
+// before. It fails when one is frozen already.
+func (tx *Tx) FreezeChain(top, base *Node) (thaw func(tx *Tx), err error) {
+	var links []*Edge
+	for n := top; n != base; {
+		s := tx.State(n)
+		e := s.backing
+		if n.typ.Filter {
+			e = s.file
+		}
+		if e == nil {
+			break
+		}
+		if *e.frozen > 0 {
+			return nil, qapi.Errorf("Cannot freeze '%s' link to '%s'", e.name, e.child.name)
+		}
+		links = append(links, e)
+		n = e.child
+	}
+	add := func(k int32) func() {
+		return func() {
+			for _, e := range links {
+				*e.frozen += k
+			}
+		}
+	}
+	freeze, melt := add(1), add(-1)
+	freeze()
+	tx.OnAbort(melt)
+	return func(tx *Tx) {
+		melt()
+		tx.OnAbort(freeze)
+	}, nil
+}
+
+// drainWarning is how long a drain may take before the log names what holds
+// it.
+const drainWarning = 5 * time.Second
+
+// Drain closes the gates of every root that can reach one of the nodes, and
+// waits until their requests have ended. The gates stay closed until the end
+// of the change. A change that needs several calls its Drain once, so that
+// all begin before any is waited for.
+func (tx *Tx) Drain(nodes ...*Node) error {
+	var roots []*Root
+	seen := map[*Node]struct{}{}
+	var walk func(n *Node)
+	walk = func(n *Node) {
+		if _, ok := seen[n]; ok {
+			return
+		}
+		seen[n] = struct{}{}
+		for _, e := range n.parents {
+			if e.root != nil {
+				roots = append(roots, e.root)
+			} else {
+				walk(e.node)
+			}
+		}
+	}
+	for _, n := range nodes {
+		walk(n)
+	}
+	if err := tx.drainRoots(roots); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if q, ok := n.drv.(Quiescer); ok && !slices.Contains(tx.quiesced, q) {
+			tx.quiesced = append(tx.quiesced, q)
+			q.QuiesceBegin(tx.ctx)
+		}
+	}
+	return nil
+}
+
+func (tx *Tx) drainRoots(roots []*Root) error {
+	var fresh []*Root
+	for _, r := range roots {
+		if _, ok := tx.drained[r]; !ok {
+			tx.drained[r] = struct{}{}
+			r.gate.close()
+			fresh = append(fresh, r)
+		}
+	}
+	for _, r := range releasers(fresh) {
+		r.ReleaseBegin()
+		defer r.ReleaseEnd()
+	}
+	for _, r := range fresh {
+		stop := tx.g.clock.AfterFunc(drainWarning, func() {
+			slog.Warn("a graph change waits for requests in flight", "change", tx.cause.String(), "user", r.desc, "requests", r.InFlight())
+		})
+		err := r.gate.quiet(tx.ctx)
+		stop.Stop()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// releasers returns those that may hold the roots' requests up, each once.
+func releasers(roots []*Root) []Releaser {
+	var found []Releaser
+	seen := map[*Node]struct{}{}
+	var walk func(n *Node)
+	walk = func(n *Node) {
+		if _, ok := seen[n]; ok {
+			return
+		}
+		seen[n] = struct{}{}
+		if r, ok := n.drv.(Releaser); ok {
+			found = append(found, r)
+		}
+		for _, e := range n.State().Edges {
+			walk(e.child)
+		}
+	}
+	for _, r := range roots {
+		if n := r.Node(); n != nil {
+			walk(n)
+		}
+	}
+	return found
+}

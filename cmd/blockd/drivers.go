@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"blockd/blockgraph"
+	"blockd/clock"
+	"blockd/filters/copybeforewrite"
+	"blockd/filters/copyonread"
+	"blockd/filters/throttle"
+	"blockd/formats/qcow2"
+	"blockd/formats/raw"
+	"blockd/monitor"
+	"blockd/protocols/file"
+	"blockd/protocols/null"
+	"blockd/qapi"
+)
+
+// drivers is what the graph is made of.
+type drivers struct {
+	types      []*blockgraph.DriverType
+	createFile monitor.FileCreator
+	formats    map[string]monitor.FormatCreator
+}
+
+func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
+	warn := func(text string) { complain("warning: " + text) }
+	host := file.New(file.Config{
+		Opener: func(name string, flags int) (*os.File, func(), error) {
+			return d.qmp.FdSets().Open(name, flags)
+		},
+		Policy: pathPolicy(allowed),
+		Warn:   warn,
+	})
+	rawType := raw.DriverType(raw.Config{Probe: func(head []byte) string { return d.graph.Probe(head) }, Warn: warn})
+	types := host.DriverTypes()
+	types = append(types, null.DriverTypes(clk)...)
+	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects))
+	return drivers{
+		types:      types,
+		createFile: host.Create,
+		formats: map[string]monitor.FormatCreator{
+			"qcow2": func(ctx context.Context, f *blockgraph.Edge, o *qapi.BlockdevCreateOptions) error {
+				return qcow2.Create(ctx, f, o.Qcow2)
+			},
+		},
+	}
+}
+
+// pathPolicy is what --allow-path names: files, and directories with all below
+// them. Empty: everything.
+type pathPolicy []string
+
+// AllowOpen refuses what is not below an allowed path. The path is absolute
+// and free of symbolic links.
+func (p pathPolicy) AllowOpen(path string, _ bool) error {
+	if len(p) == 0 {
+		return nil
+	}
+	for _, a := range p {
+		if real, err := filepath.EvalSymlinks(a); err == nil {
+			a = real
+		}
+		if abs, err := filepath.Abs(a); err == nil {
+			a = abs
+		}
+		if path == a || strings.HasPrefix(path, strings.TrimSuffix(a, "/")+"/") {
+			return nil
+		}
+	}
+	return blockgraph.Errorf(syscall.EACCES, "%s", blockgraph.Strerror(syscall.EACCES))
+}

@@ -1,0 +1,35 @@
+package main
+
+const usage = `Usage: %s [options]
+A storage daemon: QMP in, jobs over disk images, events out
+
+  -h, --help             display this help and exit
+  -T, --trace <options>  accepted and ignored
+  -V, --version          output version information and exit
+
+  --allow-path <path>    only open images that are <path> or below it; may be
+                         given several times
+  --blockdev [driver=]<driver>[,node-name=<N>][,discard=ignore|unmap]
+             [,cache.direct=on|off][,cache.no-flush=on|off]
+             [,read-only=on|off][,auto-read-only=on|off]
+             [,force-share=on|off][,detect-zeroes=on|off|unmap]
+             [,driver specific parameters...]
+                         open a block node; JSON works, too
+  --chardev <options>    make a character device: socket, stdio, null, file
+  --daemonize            run in the background; the parent exits once start-up
+                         is complete
+  --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
+           [,writable=on|off]
+                         export a block node over NBD (requires --nbd-server)
+  --monitor [chardev=]<name>[,mode=control][,pretty[=on|off]]
+                         serve QMP on a character device
+  --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>
+               [,max-connections=<n>]
+  --nbd-server addr.type=unix,addr.path=<path>[,max-connections=<n>]
+                         start the NBD server
+  --object <type>,id=<id>[,<property>=<value>...]
+                         create an object
+  --pidfile <path>       write the process id to a file after start-up
+
+Options are worked off in their order.
+`

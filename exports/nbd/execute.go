@@ -1,0 +1,89 @@
+package nbd
+
+import (
+	"blockd/blockgraph"
+	"blockd/ioengine"
+	"blockd/nbdproto"
+)
+
+// cachePiece is how much of a CmdCache is read at a time.
+const cachePiece = 1 << 20
+
+// execute does an admitted request and sets its reply.
+func (c *conn) execute(r *request) {
+	b := c.export.backend
+	off, n := int64(r.Offset), int64(r.Length)
+	var err error
+	var msg string
+	switch r.Type {
+	case nbdproto.CmdRead:
+		c.executeRead(r)
+		return
+	case nbdproto.CmdBlockStatus:
+		c.executeStatus(r)
+		return
+	case nbdproto.CmdWrite:
+		if n > 0 {
+			err = b.WriteV(c.ctx, off, &r.vec, c.writeFlags(r))
+		}
+		msg = "writing to file failed"
+	case nbdproto.CmdWriteZeroes:
+		flags := c.writeFlags(r)
+		if r.Flags&nbdproto.FlagNoHole == 0 {
+			flags |= blockgraph.MayUnmap
+		}
+		if r.Flags&nbdproto.FlagFastZero != 0 {
+			flags |= blockgraph.NoFallback
+		}
+		if n > 0 {
+			err = b.WriteZeroes(c.ctx, off, n, flags)
+		}
+		msg = "writing to file failed"
+	case nbdproto.CmdTrim:
+		if n > 0 {
+			err = b.Discard(c.ctx, off, n)
+		}
+		if err == nil && r.Flags&nbdproto.FlagFUA != 0 {
+			err = b.Flush(c.ctx)
+		}
+		msg = "discard failed"
+	case nbdproto.CmdFlush:
+		err = b.Flush(c.ctx)
+		msg = "flush failed"
+	case nbdproto.CmdCache:
+		err = c.cache(off, n)
+		msg = "caching data failed"
+	}
+	if err != nil {
+		r.fail(err, msg)
+		return
+	}
+	r.succeed()
+}
+
+func (c *conn) writeFlags(r *request) blockgraph.Flags {
+	if r.Flags&nbdproto.FlagFUA != 0 || c.export.writethrough {
+		return blockgraph.FUA
+	}
+	return 0
+}
+
+// cache reads a range for the sake of its side effects: a copy-on-read node
+// below fills up, the host's cache warms.
+func (c *conn) cache(off, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	buf := ioengine.Bounce(int(min(n, cachePiece)))
+	defer buf.Release()
+	var v blockgraph.IOVec
+	for n > 0 {
+		k := min(n, cachePiece)
+		v.SetBytes(buf.Bytes()[:k])
+		if err := c.export.backend.ReadV(c.ctx, off, &v, blockgraph.CopyOnRead|blockgraph.Prefetch); err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+	}
+	return nil
+}

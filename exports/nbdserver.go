@@ -1,0 +1,150 @@
+package exports
+
+import (
+	"context"
+	"time"
+
+	"blockd/blockgraph"
+	"blockd/exports/nbd"
+	"blockd/qapi"
+)
+
+// The NBD server's life: one per daemon.
+
+// errStopped is the field's text for commands that need the server.
+var errStopped = qapi.Errorf("NBD server not running")
+
+func errNotRunning() error { return errStopped }
+
+// Running tells whether there is an NBD server. It does not wait.
+func (r *Registry) Running() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.server != nil
+}
+
+// StartNBD is --nbd-server. It may wait for a name to resolve. On a worker.
+func (r *Registry) StartNBD(ctx context.Context, o *qapi.NbdServerOptions) error {
+	r.mu.Lock()
+	if r.server != nil || r.starting {
+		r.mu.Unlock()
+		return qapi.Errorf("NBD server already running")
+	}
+	r.starting = true
+	r.mu.Unlock()
+	server, err := r.newServer(ctx, o)
+	r.mu.Lock()
+	r.starting = false
+	r.server = server
+	r.mu.Unlock()
+	return err
+}
+
+// StartNBDLegacy is the command nbd-server-start, whose address is nested. On
+// a worker.
+func (r *Registry) StartNBDLegacy(ctx context.Context, o *qapi.NbdServerStartArg) error {
+	return r.StartNBD(ctx, &qapi.NbdServerOptions{NbdServerOptionsBase: o.NbdServerOptionsBase, Addr: qapi.SocketAddress(o.Addr)})
+}
+
+func (r *Registry) newServer(ctx context.Context, o *qapi.NbdServerOptions) (*nbd.Server, error) {
+	takeFD := func(name string) (int, error) {
+		if r.TakeFD == nil {
+			return -1, qapi.Errorf("File descriptor named '%s' has not been found", name)
+		}
+		return r.TakeFD(ctx, name)
+	}
+	ls, err := nbd.Listen(ctx, &o.Addr, takeFD)
+	if err != nil {
+		return nil, err
+	}
+	if o.TLSCreds != nil {
+		for _, l := range ls {
+			l.Close()
+		}
+		return nil, qapi.Errorf("No TLS credentials with id '%s'", *o.TLSCreds)
+	}
+	cfg := nbd.Config{Clock: r.Clock, Ready: r.Ready, MaxConnections: nbd.DefaultMaxConnections, HandshakeMax: nbd.DefaultHandshakeSeconds * time.Second}
+	if o.MaxConnections != nil {
+		cfg.MaxConnections = *o.MaxConnections
+	}
+	if o.HandshakeMaxSeconds != nil {
+		cfg.HandshakeMax = time.Duration(*o.HandshakeMaxSeconds) * time.Second
+	}
+	return nbd.NewServer(cfg, ls...), nil
+}
+
+// StopNBD is the command nbd-server-stop: it ends all NBD exports, clients or
+// not, and returns when they are gone. On a worker.
+func (r *Registry) StopNBD(ctx context.Context) error {
+	var server *nbd.Server
+	var ending []*export
+	err := r.Graph.Update(ctx, blockgraph.Cause{Command: "nbd-server-stop"}, func(tx *blockgraph.Tx) error {
+		if !r.Running() {
+			return errStopped
+		}
+		tx.OnCommit(func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			server, r.server = r.server, nil
+			for _, e := range r.exports {
+				if e.typ == qapi.BlockExportTypeNBD {
+					ending = append(ending, e)
+					r.shutDown(e)
+				}
+			}
+		})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	server.Close()
+	for _, e := range ending {
+		<-e.gone
+	}
+	return nil
+}
+
+// NBDAdd is the argument of nbd-server-add.
+type NBDAdd struct {
+	Device            string
+	Name, Description *string
+	Writable          *bool
+	Bitmap            *string
+}
+
+// AddNBD is the command nbd-server-add: an export whose id is its name. A
+// read-only node is quietly exported read-only. On a worker.
+func (r *Registry) AddNBD(ctx context.Context, a *NBDAdd) error {
+	var n *blockgraph.Node
+	r.Graph.Loop().Do(func() { n = r.Graph.Node(a.Device) })
+	if n == nil {
+		return qapi.Errorf("Cannot find device='%s' nor node-name='%s'", a.Device, a.Device)
+	}
+	name := a.Device
+	if a.Name != nil {
+		name = *a.Name
+	}
+	o := &qapi.BlockExportOptions{
+		Type: qapi.BlockExportTypeNBD, ID: name, NodeName: a.Device, Writable: a.Writable,
+		NBD: &qapi.BlockExportOptionsNbd{Name: &name, Description: a.Description},
+	}
+	if a.Bitmap != nil {
+		o.NBD.Bitmaps = []qapi.BlockDirtyBitmapOrStr{{Local: a.Bitmap}}
+	}
+	if n.ReadOnly() {
+		o.Writable = nil
+	}
+	return r.add(ctx, "nbd-server-add", o)
+}
+
+// RemoveNBD is the command nbd-server-remove. On a worker.
+func (r *Registry) RemoveNBD(ctx context.Context, name string, mode *qapi.BlockExportRemoveMode) error {
+	r.mu.Lock()
+	e := r.find(name)
+	r.mu.Unlock()
+	if e != nil && e.typ != qapi.BlockExportTypeNBD {
+		return qapi.Errorf("Block export '%s' is not an NBD export", name)
+	}
+	return r.Del(ctx, name, mode)
+}

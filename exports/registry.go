@@ -1,0 +1,272 @@
+package exports
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"sync"
+
+	"blockd/blockgraph"
+	"blockd/clock"
+	"blockd/exports/nbd"
+	"blockd/qapi"
+)
+
+// Options are a registry's ties to the rest of the daemon.
+type Options struct {
+	Graph *blockgraph.Graph
+	// Ready is closed when the NBD server may take clients: whoever comes while
+	// the program still makes its exports is to find them. nil: at once.
+	Ready <-chan struct{}
+	// Clock is the real clock.
+	Clock clock.Clock
+	// Deleted is told of an export that is gone (BLOCK_EXPORT_DELETED). It runs
+	// on the loop and must not wait.
+	Deleted func(id string)
+	// HasIothread tells whether an iothread of that id exists; nil: none does.
+	HasIothread func(id string) bool
+	// Bitmap returns the metadata context of a dirty bitmap for an export of
+	// n, within the change that adds the export; release undoes what keeps the
+	// bitmap. nil: there are no bitmaps.
+	Bitmap func(tx *blockgraph.Tx, n *blockgraph.Node, ref *qapi.BlockDirtyBitmapOrStr, writable bool) (c nbd.StatusContext, release func(tx *blockgraph.Tx), err error)
+	// TakeFD hands over a descriptor by number or by the name that getfd gave
+	// it, for addresses of type fd. ctx is that of the command; nil: there are
+	// none.
+	TakeFD func(ctx context.Context, name string) (int, error)
+}
+
+// Registry is all exports of a daemon, and its NBD server.
+type Registry struct {
+	Options
+
+	mu       sync.Mutex
+	exports  []*export // the newest first, as the field lists them
+	server   *nbd.Server
+	starting bool
+	removals sync.WaitGroup
+}
+
+// export is one export of any type; nbd is the only one so far.
+type export struct {
+	id       string
+	typ      qapi.BlockExportType
+	root     *blockgraph.Root
+	nbd      *nbd.Export
+	releases []func(tx *blockgraph.Tx)
+
+	shuttingDown bool          // guarded by Registry.mu
+	gone         chan struct{} // closed when it is off the list
+}
+
+// New returns an empty registry.
+func New(o Options) *Registry { return &Registry{Options: o} }
+
+// find is called with mu held.
+func (r *Registry) find(id string) *export {
+	for _, e := range r.exports {
+		if e.id == id {
+			return e
+		}
+	}
+	return nil
+}
+
+// Add is the command block-export-add, and --export. On a worker.
+func (r *Registry) Add(ctx context.Context, o *qapi.BlockExportOptions) error {
+	return r.add(ctx, "block-export-add", o)
+}
+
+func (r *Registry) add(ctx context.Context, command string, o *qapi.BlockExportOptions) error {
+	if !qapi.WellFormedID(o.ID) {
+		return qapi.Errorf("Invalid block export id")
+	}
+	return r.Graph.Update(ctx, blockgraph.Cause{Command: command}, func(tx *blockgraph.Tx) error {
+		r.mu.Lock()
+		taken := r.find(o.ID) != nil
+		r.mu.Unlock()
+		if taken {
+			return qapi.Errorf("Block export id '%s' is already in use", o.ID)
+		}
+		n := tx.Find(o.NodeName)
+		if n == nil {
+			return qapi.Errorf("Cannot find device='' nor node-name='%s'", o.NodeName)
+		}
+		if isOn(o.Writable) && tx.State(n).ReadOnly {
+			return qapi.Errorf("Cannot export read-only node as writable")
+		}
+		if o.Iothread != nil && (r.HasIothread == nil || !r.HasIothread(*o.Iothread)) {
+			return qapi.Errorf("iothread \"%s\" not found", *o.Iothread)
+		}
+		return r.addNBD(tx, n, o)
+	})
+}
+
+// addNBD makes the root and the export, which clients can see from the commit
+// on.
+func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockExportOptions) error {
+	writable := isOn(o.Writable)
+	perm := blockgraph.PermConsistentRead
+	if writable {
+		perm |= blockgraph.PermWrite
+	}
+	// Clients are told the size once.
+	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	server := r.server
+	r.mu.Unlock()
+	if server == nil {
+		return errNotRunning()
+	}
+	limits := n.Limits()
+	cfg := &nbd.ExportConfig{
+		Name: o.NodeName, Backend: root, Size: n.Size(), Writable: writable, Writethrough: isOn(o.Writethrough),
+		Alignment: uint32(min(max(limits.RequestAlignment, 1), math.MaxUint32)), MaxTransfer: uint32(min(limits.MaxTransfer, math.MaxUint32)),
+	}
+	e := &export{id: o.ID, typ: o.Type, root: root, gone: make(chan struct{})}
+	if o.NBD != nil {
+		if o.NBD.Name != nil {
+			cfg.Name = *o.NBD.Name
+		}
+		cfg.Description = o.NBD.Description
+		cfg.AllocationDepth = isOn(o.NBD.AllocationDepth)
+	}
+	if err := cfg.CheckNames(); err != nil {
+		return err
+	}
+	if server.HasExport(cfg.Name) {
+		return qapi.Errorf("NBD server already has export named '%s'", cfg.Name)
+	}
+	if o.NBD != nil {
+		for i := range o.NBD.Bitmaps {
+			c, release, err := r.bitmap(tx, n, &o.NBD.Bitmaps[i], writable)
+			if err != nil {
+				return err
+			}
+			cfg.Contexts = append(cfg.Contexts, c)
+			e.releases = append(e.releases, release)
+		}
+	}
+	tx.OnCommit(func() {
+		var err error
+		if e.nbd, err = server.AddExport(cfg); err != nil {
+			// Names and server were checked under the token.
+			panic("exports: " + err.Error())
+		}
+		r.mu.Lock()
+		r.exports = slices.Insert(r.exports, 0, e)
+		r.mu.Unlock()
+	})
+	return nil
+}
+
+func (r *Registry) bitmap(tx *blockgraph.Tx, n *blockgraph.Node, ref *qapi.BlockDirtyBitmapOrStr, writable bool) (nbd.StatusContext, func(*blockgraph.Tx), error) {
+	if r.Bitmap != nil {
+		return r.Bitmap(tx, n, ref, writable)
+	}
+	if ref.External == nil {
+		return nil, nil, qapi.Errorf("Bitmap '%s' is not found", *ref.Local)
+	}
+	if tx.Find(ref.External.Node) == nil {
+		return nil, nil, qapi.Errorf("Node '%s' not found", ref.External.Node)
+	}
+	return nil, nil, qapi.Errorf("Dirty bitmap '%s' not found", ref.External.Name)
+}
+
+// Del is the command block-export-del. An export without clients is gone when
+// it returns; one with clients, under mode hard, soon after; see
+// Options.Deleted. On a worker.
+func (r *Registry) Del(ctx context.Context, id string, mode *qapi.BlockExportRemoveMode) error {
+	hard := mode != nil && *mode == qapi.BlockExportRemoveModeHard
+	r.mu.Lock()
+	e := r.find(id)
+	if e == nil {
+		r.mu.Unlock()
+		return qapi.Errorf("Export '%s' is not found", id)
+	}
+	if e.shuttingDown {
+		r.mu.Unlock()
+		return qapi.Errorf("Export '%s' is already shutting down", id)
+	}
+	if !hard && !e.nbd.CloseIfUnused() {
+		r.mu.Unlock()
+		return qapi.Errorf("export '%s' still in use", id)
+	}
+	unused := e.nbd.Clients() == 0
+	r.shutDown(e)
+	r.mu.Unlock()
+	if unused {
+		select {
+		case <-e.gone:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// shutDown begins the end of an export. Called with mu held.
+func (r *Registry) shutDown(e *export) {
+	if e.shuttingDown {
+		return
+	}
+	e.shuttingDown = true
+	r.removals.Go(func() {
+		e.nbd.Close()
+		<-e.nbd.Done()
+		err := r.Graph.Update(context.Background(), blockgraph.Cause{Command: "block-export-del"}, func(tx *blockgraph.Tx) error {
+			for _, f := range e.releases {
+				f(tx)
+			}
+			tx.OnCommit(func() {
+				r.forget(e)
+				if r.Deleted != nil {
+					r.Deleted(e.id)
+				}
+				close(e.gone)
+			})
+			return tx.CloseRoot(e.root)
+		})
+		if err != nil {
+			// The daemon is past graph changes; nobody is left to tell.
+			r.forget(e)
+			close(e.gone)
+		}
+	})
+}
+
+// forget takes an export off the list.
+func (r *Registry) forget(e *export) {
+	r.mu.Lock()
+	r.exports = slices.DeleteFunc(r.exports, func(x *export) bool { return x == e })
+	r.mu.Unlock()
+}
+
+// Query is the command query-block-exports. It does not wait.
+func (r *Registry) Query() []qapi.BlockExportInfo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]qapi.BlockExportInfo, 0, len(r.exports))
+	for _, e := range r.exports {
+		info := qapi.BlockExportInfo{ID: e.id, Type: e.typ, ShuttingDown: e.shuttingDown}
+		if n := e.root.Node(); n != nil {
+			info.NodeName = n.Name()
+		}
+		list = append(list, info)
+	}
+	return list
+}
+
+// Close ends every export and the server, disconnecting all clients. On a
+// worker; the loop must still run.
+func (r *Registry) Close(ctx context.Context) error {
+	if err := r.StopNBD(ctx); err != nil && !errors.Is(err, errStopped) {
+		return err
+	}
+	r.removals.Wait()
+	return nil
+}
+
+func isOn(b *bool) bool { return b != nil && *b }

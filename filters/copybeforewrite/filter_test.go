@@ -1,0 +1,560 @@
+package copybeforewrite_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"blockd/blockgraph"
+	"blockd/clock"
+	"blockd/filters/copybeforewrite"
+	"blockd/ioengine"
+	"blockd/jobs/copy"
+	"blockd/qapi"
+)
+
+const cluster = 64 << 10
+
+func fill(d *memDriver, r *rand.Rand) {
+	for i := 0; i < len(d.b); i += 4096 {
+		_ = append(d.b[i:i], noise[r.IntN(4096):][:min(4096, len(d.b)-i)]...)
+	}
+	d.mark(0, int64(len(d.b)), true)
+}
+
+func engine(budget *ioengine.Budget) copy.Options {
+	return copy.Options{Clock: clock.Real(), Scheduler: copy.NewScheduler(clock.Real(), 4, copy.DefaultShare), Budget: budget}
+}
+
+var noise = func() []byte {
+	b := make([]byte, 1<<20)
+	for i := range b {
+		b[i] = byte(rand.Uint32())
+	}
+	return b
+}()
+
+// writer does random writes, zero writes and discards through the guest's root
+// until stop.
+func writer(t *testing.T, guest *blockgraph.Root, budget *ioengine.Budget, seed uint64, stop *atomic.Bool, count *atomic.Int64) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	size := guest.Size()
+	for !stop.Load() {
+		b, err := budget.Acquire(context.Background(), 4096*(1+r.IntN(1+r.IntN(32))))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		n := int64(len(b.Bytes()))
+		off := r.Int64N(size - n)
+		switch r.IntN(8) {
+		case 0:
+			err = guest.WriteZeroes(context.Background(), off, n, 0)
+		case 1:
+			err = guest.Discard(context.Background(), off, n)
+		default:
+			_ = append(b.Bytes()[:0], noise[r.IntN(4096):][:n]...)
+			err = guest.WriteV(context.Background(), off, vec(b.Bytes()), 0)
+		}
+		b.Release()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		count.Add(1)
+	}
+}
+
+// pointInTime lets writers run over a source, inserts a filter in their midst and
+// backs up; the target must be what the source was at the insertion.
+func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	w := newWorld(t)
+	const size = 8<<20 + 20480
+	source, src := w.mem("src", size)
+	target, dst := w.mem("dst", size)
+	fill(src, rand.New(rand.NewPCG(seed, 0)))
+	clear(src.b[1<<20 : 3<<20])
+	src.mark(1<<20, 2<<20, false)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	var stop atomic.Bool
+	var writes atomic.Int64
+	var writers sync.WaitGroup
+	for i := range 4 {
+		writers.Go(func() { writer(t, guest, budget, seed+uint64(i), &stop, &writes) })
+	}
+	for round := range 4 {
+		var snapshot []byte
+		var done, remaining atomic.Int64
+		var total int64
+		f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) {
+			snapshot = bytes.Clone(src.b)
+			f.Clusters().SetProgress(func(d, r int64) { done.Add(d); remaining.Add(r) })
+			total = f.Clusters().Remaining()
+		})
+		o := engine(budget)
+		o.Speed = speed
+		j := copy.NewJob(f.Work(job), o)
+		before := writes.Load()
+		if err := j.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if speed == 0 && round == 0 {
+			for writes.Load() < before+2000 && !t.Failed() {
+				_ = clock.Real().Sleep(t.Context(), time.Millisecond)
+			}
+		}
+		w.remove(source, n, job)
+		if !bytes.Equal(snapshot, dst.b) {
+			for i := range snapshot {
+				if snapshot[i] != dst.b[i] {
+					t.Fatalf("round %d: the target differs at %d", round, i)
+				}
+			}
+		}
+		if done.Load() != total || remaining.Load() != -total || f.Clusters().Remaining() != 0 {
+			t.Errorf("progress %d %d of %d, remaining %d", done.Load(), remaining.Load(), total, f.Clusters().Remaining())
+		}
+	}
+	stop.Store(true)
+	writers.Wait()
+	t.Logf("%d writes", writes.Load())
+}
+
+func TestTargetIsTheSourceAtTheMomentOfInsertion(t *testing.T) {
+	pointInTime(t, ioengine.NewBudget(64<<20), 0)
+}
+
+func TestTargetIsTheSourceAtInsertionUnderASpeedLimit(t *testing.T) {
+	pointInTime(t, ioengine.NewBudget(64<<20), 32<<20)
+}
+
+func TestExhaustedBudgetDelaysAndDoesNotDeadlock(t *testing.T) {
+	pointInTime(t, ioengine.NewBudget(128<<10), 0)
+}
+
+func TestWriteWaitsForOverlappingCopyOnly(t *testing.T) {
+	w := newWorld(t)
+	source, _ := w.mem("src", 8<<20)
+	target, dst := w.mem("dst", 8<<20)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	if err := guest.WriteV(t.Context(), 0, vec(bytes.Repeat([]byte{7}, 1<<20)), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, n, job := w.insert(source, target, nil, nil)
+	stuck, entered := make(chan struct{}), make(chan struct{}, 8)
+	dst.set(func(write bool, off, _ int64) error {
+		if write && off < cluster {
+			entered <- struct{}{}
+			<-stuck
+		}
+		return nil
+	})
+	first := make(chan error, 2)
+	for range 2 {
+		go func() { first <- guest.WriteV(context.Background(), 4096, vec(make([]byte, 4096)), 0) }()
+	}
+	<-entered
+	for _, off := range []int64{cluster, 3 * cluster, 2 << 20} {
+		if err := guest.WriteV(t.Context(), off, vec(make([]byte, 4096)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-first:
+		t.Fatal("a write passed the copy of its cluster", err)
+	default:
+	}
+	close(stuck)
+	for range 2 {
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+	}
+	if len(entered) != 0 {
+		t.Error("the cluster was copied twice")
+	}
+	if !bytes.Equal(dst.b[:2*cluster], bytes.Repeat([]byte{7}, 2*cluster)) {
+		t.Error("the target does not have the old content")
+	}
+	w.remove(source, n, job)
+}
+
+func failing(d *memDriver, err error) {
+	d.set(func(write bool, _, _ int64) error {
+		if write {
+			return err
+		}
+		return nil
+	})
+}
+
+func TestBreakGuestWriteFailsTheWriteAndKeepsTheSnapshot(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 1<<20)
+	target, dst := w.mem("dst", 1<<20)
+	fill(src, rand.New(rand.NewPCG(1, 1)))
+	old := bytes.Clone(src.b)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	f, n, job := w.insert(source, target, nil, nil)
+	failing(dst, syscall.ENOSPC)
+	if err := guest.WriteV(t.Context(), 0, vec(make([]byte, 4096)), 0); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(src.b, old) {
+		t.Error("the failed write reached the source")
+	}
+	dst.set(nil)
+	if err := guest.WriteV(t.Context(), 0, vec(make([]byte, 4096)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(dst.b, old) || f.SnapshotError() != nil {
+		t.Error("the target is not the source's old content", f.SnapshotError())
+	}
+	w.remove(source, n, job)
+}
+
+func TestBreakSnapshotLetsTheWriteThroughAndEndsTheJob(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 4<<20)
+	target, dst := w.mem("dst", 4<<20)
+	fill(src, rand.New(rand.NewPCG(1, 1)))
+	guest := w.root(source, rw, blockgraph.PermAll)
+	mode := qapi.OnCbwErrorBreakSnapshot
+	f, n, job := w.insert(source, target, func(o *qapi.BlockdevOptionsCbw) { o.OnCBWError = &mode }, nil)
+	failing(dst, syscall.EIO)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := guest.WriteV(ctx, 0, vec(make([]byte, 4096)), 0); err == nil || f.SnapshotError() != nil && ctx.Err() == nil {
+		t.Error("a vanished guest broke the snapshot", err)
+	}
+	if err := guest.WriteV(t.Context(), 0, vec(bytes.Repeat([]byte{9}, 4096)), 0); err != nil {
+		t.Fatal(err)
+	}
+	<-f.Broken()
+	if !errors.Is(f.SnapshotError(), syscall.EIO) || src.b[0] != 9 {
+		t.Error(f.SnapshotError(), src.b[0])
+	}
+	dst.set(nil)
+	writes := dst.writes.Load()
+	if err := guest.WriteV(t.Context(), 1<<20, vec(make([]byte, 4096)), 0); err != nil || dst.writes.Load() != writes {
+		t.Error("a broken snapshot is still written", err)
+	}
+	o := engine(ioengine.Process)
+	o.OnError = func(context.Context, *copy.Fault) copy.Action { t.Error("the policy was asked"); return copy.Abort }
+	if err := copy.NewJob(f.Work(job), o).Run(t.Context()); !errors.Is(err, syscall.EIO) {
+		t.Error(err)
+	}
+	w.remove(source, n, job)
+}
+
+func TestTimeoutEndsTheWaitForAStuckTarget(t *testing.T) {
+	for _, mode := range []qapi.OnCbwError{qapi.OnCbwErrorBreakGuestWrite, qapi.OnCbwErrorBreakSnapshot} {
+		t.Run(string(mode), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.g.Loop().Stop()
+				source, src := w.mem("src", 1<<20)
+				target, dst := w.mem("dst", 1<<20)
+				fill(src, rand.New(rand.NewPCG(1, 1)))
+				guest := w.root(source, rw, blockgraph.PermAll)
+				seconds := uint32(3)
+				f, n, job := w.insert(source, target, func(o *qapi.BlockdevOptionsCbw) { o.OnCBWError, o.CBWTimeout = &mode, &seconds }, nil)
+				stuck := make(chan struct{})
+				dst.set(func(write bool, _, _ int64) error {
+					if write {
+						<-stuck
+					}
+					return nil
+				})
+				start := time.Now()
+				err := guest.WriteV(t.Context(), 0, vec(make([]byte, 4096)), 0)
+				if took := time.Since(start); took != 3*time.Second {
+					t.Errorf("took %v", took)
+				}
+				if mode == qapi.OnCbwErrorBreakGuestWrite && (!errors.Is(err, syscall.ETIMEDOUT) || f.SnapshotError() != nil) {
+					t.Error(err, f.SnapshotError())
+				}
+				if mode == qapi.OnCbwErrorBreakSnapshot && (err != nil || !errors.Is(f.SnapshotError(), syscall.ETIMEDOUT)) {
+					t.Error(err, f.SnapshotError())
+				}
+				// The node rests only when the stuck request has returned.
+				rested := make(chan struct{})
+				go func() { w.remove(source, n, job); close(rested) }()
+				synctest.Wait()
+				select {
+				case <-rested:
+					t.Error("the filter was closed under a copy")
+				default:
+				}
+				close(stuck)
+				<-rested
+			})
+		})
+	}
+}
+
+func TestWriteBesideTheFilterIsRefused(t *testing.T) {
+	w := newWorld(t)
+	source, _ := w.mem("src", 1<<20)
+	target, _ := w.mem("dst", 1<<20)
+	_, n, job := w.insert(source, target, nil, nil)
+	try := func(n *blockgraph.Node, perm blockgraph.Perm) error {
+		return w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+			_, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll})
+			return err
+		})
+	}
+	err := try(source, rw)
+	if err == nil || !strings.Contains(err.Error(), "Permission conflict on node 'src': permissions 'write' are both required by an unnamed block device (uses node 'src' as 'root' child) and unshared by node '") {
+		t.Errorf("got %v", err)
+	}
+	if err := try(source, blockgraph.PermConsistentRead); err != nil {
+		t.Error(err)
+	}
+	if err := try(n, rw); err != nil {
+		t.Error("a guest above the filter:", err)
+	}
+	if err := try(target, blockgraph.PermResize); err == nil {
+		t.Error("the target may be resized")
+	}
+	w.remove(source, n, job)
+}
+
+func TestFilterWithoutUsersLeavesTheSourceToOthers(t *testing.T) {
+	w := newWorld(t)
+	source, _ := w.mem("src", 1<<20)
+	w.mem("dst", 1<<20)
+	w.root(source, rw, blockgraph.PermAll)
+	w.add(cbwOptions("src", "dst", nil))
+}
+
+func TestClusterSizeFollowsTheTarget(t *testing.T) {
+	w := newWorld(t)
+	w.mem("src", 1<<20)
+	w.mem("plain", 1<<20)
+	w.mem("file", 1<<20)
+	w.cow("cow", "file", "")
+	for _, c := range []struct {
+		target string
+		least  uint64
+		want   int64
+		err    string
+	}{
+		{"plain", 0, 64 << 10, ""},
+		{"plain", 4096, 64 << 10, ""},
+		{"plain", 1 << 20, 1 << 20, ""},
+		{"cow", 0, 128 << 10, ""},
+		{"plain", 12345, 0, "Cannot create block-copy-state: min-cluster-size needs to be a power of 2"},
+		{"plain", 1 << 63, 0, "min-cluster-size too large: 9223372036854775808 > 9223372036854775807"},
+		{"plain", 1 << 40, 0, "Cannot create block-copy-state: min-cluster-size too large: 1099511627776 > 67108864"},
+	} {
+		err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+			n, err := tx.Open(cbwOptions("src", c.target, func(o *qapi.BlockdevOptionsCbw) { o.MinClusterSize = &c.least }))
+			if err != nil {
+				return err
+			}
+			if got := n.Driver().(*copybeforewrite.Filter).Clusters().Size(); got != c.want {
+				t.Errorf("%s %d: %d", c.target, c.least, got)
+			}
+			return errors.New("")
+		})
+		if err.Error() != c.err {
+			t.Errorf("%s %d: %q", c.target, c.least, err)
+		}
+	}
+}
+
+func TestTopLeavesOutWhatTheOverlayLacks(t *testing.T) {
+	w := newWorld(t)
+	_, base := w.mem("base", 4<<20)
+	fill(base, rand.New(rand.NewPCG(1, 1)))
+	w.mem("file", 4<<20)
+	source, _ := w.cow("top", "file", "base")
+	target, dst := w.mem("dst", 4<<20)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	mine := bytes.Repeat([]byte{5}, 2*cluster)
+	if err := guest.WriteV(t.Context(), 10*cluster, vec(mine), 0); err != nil {
+		t.Fatal(err)
+	}
+	var done, remaining atomic.Int64
+	f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) {
+		f.SetTop(true)
+		f.Clusters().SetProgress(func(d, r int64) { done.Add(d); remaining.Add(r) })
+	})
+	if err := guest.WriteV(t.Context(), 20*cluster, vec(mine[:4096]), 0); err != nil {
+		t.Fatal(err)
+	}
+	if done.Load() != 0 || remaining.Load() != -cluster {
+		t.Errorf("a write where the overlay has nothing: %d %d", done.Load(), remaining.Load())
+	}
+	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 4<<20)
+	copyAt(want[10*cluster:], mine)
+	if !bytes.Equal(dst.b, want) || done.Load() != 2*cluster || remaining.Load() != -4<<20 {
+		t.Errorf("equal %v, progress %d %d", bytes.Equal(dst.b, want), done.Load(), remaining.Load())
+	}
+	w.remove(source, n, job)
+}
+
+func copyAt(dst, src []byte) { _ = append(dst[:0], src...) }
+
+func TestHolesAreNeitherReadNorWrittenAsData(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 64<<20)
+	target, dst := w.mem("dst", 64<<20)
+	fill1 := bytes.Repeat([]byte{3}, cluster)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	if err := guest.WriteV(t.Context(), 32<<20, vec(fill1), 0); err != nil {
+		t.Fatal(err)
+	}
+	src.reads.Store(0)
+	f, n, job := w.insert(source, target, nil, nil)
+	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if src.reads.Load() != 1 || dst.writes.Load() != 1 || dst.zeroed.Load() != 64<<20-cluster {
+		t.Errorf("%d reads, %d writes, %d zeroed", src.reads.Load(), dst.writes.Load(), dst.zeroed.Load())
+	}
+	if !bytes.Equal(src.b, dst.b) {
+		t.Error("the copy differs")
+	}
+	w.remove(source, n, job)
+}
+
+func TestBitmapIsRefusedWithItsName(t *testing.T) {
+	w := newWorld(t)
+	w.mem("src", 1<<20)
+	w.mem("dst", 1<<20)
+	err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+		_, err := tx.Open(cbwOptions("src", "dst", func(o *qapi.BlockdevOptionsCbw) {
+			o.Bitmap = &qapi.BlockDirtyBitmap{Node: "src", Name: "b0"}
+		}))
+		return err
+	})
+	if err == nil || err.Error() != "Dirty bitmap 'b0' not found" {
+		t.Error(err)
+	}
+}
+
+// TestTransientTargetErrorsLeaveACompleteBackup has a target that fails now
+// and then; the job retries and the guest's writes fail meanwhile.
+func TestTransientTargetErrorsLeaveACompleteBackup(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 8<<20)
+	target, dst := w.mem("dst", 8<<20)
+	fill(src, rand.New(rand.NewPCG(2, 2)))
+	old := bytes.Clone(src.b)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	var k atomic.Int64
+	f, n, job := w.insert(source, target, nil, nil)
+	dst.set(func(write bool, _, _ int64) error {
+		if write && k.Add(1)%3 != 0 {
+			return syscall.EIO
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		r := rand.New(rand.NewPCG(3, 3))
+		for range 500 {
+			off := r.Int64N(8<<20-4096) &^ 4095
+			if err := guest.WriteV(t.Context(), off, vec(make([]byte, 4096)), 0); err != nil && !errors.Is(err, syscall.EIO) {
+				t.Error(err)
+			}
+		}
+	})
+	o := engine(ioengine.Process)
+	o.OnError = func(context.Context, *copy.Fault) copy.Action { return copy.Retry }
+	if err := copy.NewJob(f.Work(job), o).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if !bytes.Equal(old, dst.b) {
+		t.Error("the target differs from the source's old content")
+	}
+	w.remove(source, n, job)
+}
+
+func TestAbandonLetsWaitingWritesGoOnPastAStuckTarget(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 1<<20)
+	target, dst := w.mem("dst", 1<<20)
+	fill(src, rand.New(rand.NewPCG(1, 1)))
+	guest := w.root(source, rw, blockgraph.PermAll)
+	f, n, job := w.insert(source, target, nil, nil)
+	stuck, entered := make(chan struct{}), make(chan struct{}, 64)
+	dst.set(func(write bool, _, _ int64) error {
+		if write {
+			entered <- struct{}{}
+			<-stuck
+		}
+		return nil
+	})
+	written := make(chan error, 2)
+	for range 2 { // one copies, the other waits for it
+		go func() { written <- guest.WriteV(context.Background(), 0, vec(make([]byte, 4096)), 0) }()
+	}
+	<-entered
+	f.Abandon()
+	for range 2 {
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); !errors.Is(err, copybeforewrite.ErrAbandoned) {
+		t.Error(err)
+	}
+	close(stuck)
+	w.remove(source, n, job)
+}
+
+func TestLongWriteSavesAllItTouches(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 16<<20)
+	target, dst := w.mem("dst", 16<<20)
+	fill(src, rand.New(rand.NewPCG(1, 1)))
+	old := bytes.Clone(src.b)
+	guest := w.root(source, rw, blockgraph.PermAll)
+	f, n, job := w.insert(source, target, nil, nil)
+	const off, length = 3*cluster + 512, 9<<20 + 4096
+	if err := guest.WriteV(t.Context(), off, vec(make([]byte, length)), 0); err != nil {
+		t.Fatal(err)
+	}
+	first, end := int64(3*cluster), int64(off+length+cluster-1)/cluster*cluster
+	want := make([]byte, 16<<20)
+	copyAt(want[first:], old[first:end])
+	if !bytes.Equal(dst.b, want) || f.Clusters().Remaining() != 16<<20-(end-first) {
+		t.Error("not exactly the touched clusters were saved", f.Clusters().Remaining())
+	}
+	w.remove(source, n, job)
+}
+
+func TestCompressedDataIsWrittenClusterByCluster(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.mem("src", 4<<20)
+	target, dst := w.mem("dst", 4<<20)
+	fill(src, rand.New(rand.NewPCG(1, 1)))
+	f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) { f.SetCompressed(true) })
+	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if dst.compressed.Load() != 64 || !bytes.Equal(src.b, dst.b) {
+		t.Errorf("%d compressed clusters", dst.compressed.Load())
+	}
+	w.remove(source, n, job)
+}

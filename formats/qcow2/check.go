@@ -1,0 +1,337 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"blockd/ioengine"
+)
+
+// The checker counts references to every cluster, as they are on disk, and
+// compares them with the refcounts (the field: qemu-img check). It reads only
+// and needs an image that nobody writes to.
+
+// checkResult is what a check found.
+type checkResult struct {
+	corruptions int64
+	leaks       int64
+	// messages are the first findings, for people.
+	messages []string
+}
+
+const maxMessages = 32
+
+type checker struct {
+	ctx      context.Context
+	f        storage
+	h        *header
+	ext      *extensions
+	res      checkResult
+	counts   map[int64]*countPage
+	limit    int64 // first cluster that is out of bounds
+	table    []uint64
+	l1       []uint64
+	stored   map[int64][]byte // refcount blocks as on disk, by index
+	brokenRC bool             // the refcount structures themselves are unsound
+}
+
+// countPage holds the references to a run of clusters.
+type countPage [4096]uint32
+
+// check reads the image in f and checks it.
+func check(ctx context.Context, f storage) (*checker, error) {
+	h, ext, _, err := readHeader(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	c := &checker{ctx: ctx, f: f, h: h, ext: ext, counts: map[int64]*countPage{}, stored: map[int64][]byte{}}
+	c.limit = h.clusters(f.Size()) + 1
+	return c, c.run()
+}
+
+func (c *checker) run() error {
+	h := c.h
+	c.ref(0, h.clusterSize, "header")
+	l1, err := c.words(int64(h.l1Offset), int64(h.l1Size))
+	if err != nil {
+		return err
+	}
+	c.l1 = l1
+	c.ref(int64(h.l1Offset), int64(h.l1Size)*l1EntrySize, "active L1 table")
+	if err := c.walkL1(l1); err != nil {
+		return err
+	}
+	list, tableSize, err := readSnapshots(c.ctx, c.f, h)
+	if err != nil {
+		return err
+	}
+	c.ref(int64(h.snapshotsOffset), tableSize, "snapshot table")
+	for _, s := range list {
+		if h.checkTable(s.l1Offset, uint64(s.l1Size), l1EntrySize, maxL1Size, "") != nil || s.l1Offset >= maxHostOffset {
+			c.corruption("snapshot '%s' has an L1 table out of bounds", s.name)
+			continue
+		}
+		words, err := c.words(int64(s.l1Offset), int64(s.l1Size))
+		if err != nil {
+			return err
+		}
+		c.ref(int64(s.l1Offset), int64(s.l1Size)*l1EntrySize, "snapshot L1 table")
+		if err := c.walkL1(words); err != nil {
+			return err
+		}
+	}
+	if err := c.walkBitmaps(); err != nil {
+		return err
+	}
+	if err := c.walkRefcounts(); err != nil {
+		return err
+	}
+	c.compare()
+	return c.checkCopied()
+}
+
+func (c *checker) corruption(format string, args ...any) {
+	c.res.corruptions++
+	if len(c.res.messages) < maxMessages {
+		c.res.messages = append(c.res.messages, fmt.Sprintf("ERROR "+format, args...))
+	}
+}
+
+func (c *checker) leak(format string, args ...any) {
+	c.res.leaks++
+	if len(c.res.messages) < maxMessages {
+		c.res.messages = append(c.res.messages, fmt.Sprintf("Leaked "+format, args...))
+	}
+}
+
+// ref counts a reference to all clusters of bytes [off, off+n).
+func (c *checker) ref(off, n int64, what string) {
+	if n <= 0 {
+		return
+	}
+	cb := c.h.clusterBits
+	for cl := off >> cb; cl<<cb < off+n; cl++ {
+		if cl >= c.limit {
+			c.corruption("%s at %#x lies past the end of the file", what, off)
+			return
+		}
+		page := c.counts[cl/4096]
+		if page == nil {
+			page = new(countPage)
+			c.counts[cl/4096] = page
+		}
+		page[cl%4096]++
+	}
+}
+
+func (c *checker) count(cluster int64) uint64 {
+	if page := c.counts[cluster/4096]; page != nil {
+		return uint64(page[cluster%4096])
+	}
+	return 0
+}
+
+// words reads n big-endian words.
+func (c *checker) words(off, n int64) ([]uint64, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	b := ioengine.Bounce(int(n * 8))
+	defer b.Release()
+	if err := readAt(c.ctx, c.f, off, b.Bytes()); err != nil {
+		return nil, err
+	}
+	w := make([]uint64, n)
+	for i := range w {
+		w[i] = binary.BigEndian.Uint64(b.Bytes()[i*8:])
+	}
+	return w, nil
+}
+
+func (c *checker) walkL1(l1 []uint64) error {
+	for i, e := range l1 {
+		off := int64(e & l1OffsetMask)
+		if off == 0 {
+			continue
+		}
+		c.ref(off, c.h.clusterSize, "L2 table")
+		if off&(c.h.clusterSize-1) != 0 {
+			c.corruption("L2 table at %#x is not aligned (L1 index %d)", off, i)
+			continue
+		}
+		if off>>c.h.clusterBits >= c.limit {
+			continue
+		}
+		l2, err := c.words(off, 1<<c.h.l2Bits)
+		if err != nil {
+			return err
+		}
+		for j, e := range l2 {
+			switch kindOf(e) {
+			case compressed:
+				off, n := c.h.compressedExtent(e)
+				if e&flagCopied != 0 {
+					c.corruption("compressed cluster at %#x has the copied flag", off)
+				}
+				c.ref(off, n, "compressed cluster")
+			case zeroAlloc, data:
+				off := int64(e & l2OffsetMask)
+				if off&(c.h.clusterSize-1) != 0 {
+					c.corruption("data cluster at %#x is not aligned (L2 index %d)", off, j)
+				}
+				c.ref(off, c.h.clusterSize, "data cluster")
+			}
+		}
+	}
+	return nil
+}
+
+// walkBitmaps counts what the bitmaps that are in force use.
+func (c *checker) walkBitmaps() error {
+	b := c.ext.bitmaps
+	if !b.present || b.size == 0 {
+		return nil
+	}
+	c.ref(int64(b.offset), int64(b.size), "bitmap directory")
+	if int64(b.offset+b.size)>>c.h.clusterBits >= c.limit {
+		return nil
+	}
+	dir := ioengine.Bounce(int(b.size))
+	defer dir.Release()
+	if err := readAt(c.ctx, c.f, int64(b.offset), dir.Bytes()); err != nil {
+		return err
+	}
+	be := binary.BigEndian
+	for p := dir.Bytes(); len(p) >= 24; {
+		table, n := int64(be.Uint64(p)), int64(be.Uint32(p[8:]))
+		size := (24 + int64(be.Uint16(p[18:])) + int64(be.Uint32(p[20:])) + 7) &^ 7
+		if size > int64(len(p)) || n > maxL1Size/8 || table < 0 || table >= maxHostOffset || (table+n*8)>>c.h.clusterBits > c.limit {
+			c.corruption("bitmap directory is invalid")
+			return nil
+		}
+		p = p[size:]
+		c.ref(table, n*8, "bitmap table")
+		words, err := c.words(table, n)
+		if err != nil {
+			return err
+		}
+		for _, w := range words {
+			if off := int64(w & l2OffsetMask); off != 0 {
+				c.ref(off, c.h.clusterSize, "bitmap data")
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) walkRefcounts() error {
+	h := c.h
+	c.ref(int64(h.refTableOffset), int64(h.refTableClusters)<<h.clusterBits, "refcount table")
+	if int64(h.refTableOffset)>>h.clusterBits+int64(h.refTableClusters) > c.limit {
+		c.brokenRC = true
+	}
+	words, err := c.words(int64(h.refTableOffset), int64(h.refTableClusters)<<h.clusterBits/8)
+	if err != nil {
+		return err
+	}
+	c.table = words
+	for i, e := range words {
+		off := int64(e & refTableMask)
+		if off == 0 {
+			continue
+		}
+		if off&(h.clusterSize-1) != 0 || off < 0 || off>>h.clusterBits >= c.limit {
+			c.corruption("refcount block %d is at an invalid place: %#x", i, off)
+			c.brokenRC = true
+			continue
+		}
+		c.ref(off, h.clusterSize, "refcount block")
+		if c.count(off>>h.clusterBits) != 1 {
+			c.corruption("refcount block %d at %#x is used for something else, too", i, off)
+			c.brokenRC = true
+		}
+		b := make([]byte, h.clusterSize)
+		if err := readAt(c.ctx, c.f, off, b); err != nil {
+			return err
+		}
+		c.stored[int64(i)] = b
+	}
+	return nil
+}
+
+// storedCount returns the refcount on disk.
+func (c *checker) storedCount(cluster int64) uint64 {
+	b := c.stored[cluster>>c.h.refBlockBits]
+	if b == nil {
+		return 0
+	}
+	return refAt(b, c.h.refcountOrder, cluster&(1<<c.h.refBlockBits-1))
+}
+
+func (c *checker) compare() {
+	c.mismatches(func(cluster int64, stored, counted uint64) {
+		if stored < counted {
+			c.corruption("cluster %d refcount=%d reference=%d", cluster, stored, counted)
+		} else {
+			c.leak("cluster %d refcount=%d reference=%d", cluster, stored, counted)
+		}
+	})
+}
+
+// mismatches calls f for every cluster whose refcount on disk is not the
+// number of references.
+func (c *checker) mismatches(f func(cluster int64, stored, counted uint64)) {
+	bits := c.h.refBlockBits
+	for i := range c.stored {
+		for k := range int64(1) << bits {
+			cl := i<<bits + k
+			if s, n := c.storedCount(cl), c.count(cl); s != n {
+				f(cl, s, n)
+			}
+		}
+	}
+	for p, page := range c.counts {
+		for k, n := range page {
+			if cl := p*4096 + int64(k); n != 0 && c.stored[cl>>bits] == nil {
+				f(cl, 0, uint64(n))
+			}
+		}
+	}
+}
+
+// checkCopied compares the copied flags of the active tables with the
+// refcounts on disk.
+func (c *checker) checkCopied() error {
+	return c.wrongFlags(func(table, entry int64, old uint64) {
+		c.corruption("copied flag is wrong: L1 index %d, L2 index %d, entry %#x", table, entry, old)
+	}, c.storedCount)
+}
+
+// wrongFlags calls f for each entry of the active tables whose copied flag
+// does not fit the count; entry is -1 for the L1 entry itself.
+func (c *checker) wrongFlags(f func(table, entry int64, old uint64), count func(cluster int64) uint64) error {
+	cb := c.h.clusterBits
+	wrong := func(e uint64) bool {
+		return (count(int64(e&l2OffsetMask)>>cb) == 1) != (e&flagCopied != 0)
+	}
+	for i, e := range c.l1 {
+		off := int64(e & l1OffsetMask)
+		if off == 0 || off&(c.h.clusterSize-1) != 0 || off>>cb >= c.limit {
+			continue
+		}
+		if wrong(e) {
+			f(int64(i), -1, e)
+		}
+		l2, err := c.words(off, 1<<c.h.l2Bits)
+		if err != nil {
+			return err
+		}
+		for j, e := range l2 {
+			if k := kindOf(e); (k == data || k == zeroAlloc) && wrong(e) {
+				f(int64(i), int64(j), e)
+			}
+		}
+	}
+	return nil
+}

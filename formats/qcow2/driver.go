@@ -1,0 +1,122 @@
+package qcow2
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"blockd/blockgraph"
+)
+
+// Driver is one opened image.
+type Driver struct {
+	ch children
+	h  *header // geometry, and the other fields as they were at open
+
+	size      atomic.Int64 // of the disk in bytes
+	readOnly  atomic.Bool
+	broken    atomic.Bool // found corrupt: writing has ended
+	signaled  atomic.Bool // a corruption was reported
+	sliceBits uint32      // log2 of the entries of a slice
+	snapshots []snapshot  // as in the image
+
+	onCorruption atomic.Pointer[CorruptionFunc]
+	opts         atomic.Pointer[options]
+	overlap      atomic.Uint32 // metadataKind
+	meta         *metadataMap
+	epochs       epochs
+	l1           atomic.Pointer[l1Table]
+	background   background
+
+	headerTurn chan struct{} // capacity 1
+	// Guarded by headerTurn: the first cluster as far as it is in use, as on
+	// disk, and its extensions.
+	head []byte
+	ext  *extensions
+	// names is what BackingFile tells.
+	names atomic.Pointer[[2]string]
+
+	flushMu   sync.Mutex
+	flushing  bool
+	nextBatch *batch
+
+	mu         sync.Mutex
+	cache      sliceCache
+	newTables  map[int64]struct{} // L2 tables that no L1 entry on disk knows
+	unsharing  map[int64]struct{} // L2 tables of which a copy is to be made
+	dirtyL1    pieces
+	l1Moved    bool // the L1 table has a place that the header does not know
+	claims     []*claim
+	writing    *copied // what the write-back that runs has copied
+	refs       refcounts
+	frees      freeLists
+	packAt     int64        // where the next compressed data may go; 0: nowhere
+	nextSize   int64        // size for the header
+	diskFields headerFields // as in the header on disk
+}
+
+func (d *Driver) file() storage     { return d.ch.file() }
+func (d *Driver) options() *options { return d.opts.Load() }
+
+// Size returns the length of the disk in bytes.
+func (d *Driver) Size(context.Context) (int64, error) { return d.size.Load(), nil }
+
+// Limits returns the request limits.
+func (d *Driver) Limits() blockgraph.Limits {
+	return blockgraph.Limits{ZeroAlignment: d.h.clusterSize, DiscardAlignment: d.h.clusterSize}
+}
+
+// Caps returns what the driver does itself.
+func (d *Driver) Caps() blockgraph.Caps {
+	c := blockgraph.Caps{
+		FUA:             blockgraph.CapEmulate,
+		ZeroFUA:         blockgraph.CapEmulate,
+		WriteZeroes:     blockgraph.CapNative,
+		Discard:         blockgraph.CapNative,
+		Compressed:      blockgraph.CapNative,
+		WriteUnchanged:  blockgraph.CapNative,
+		OnlyUnallocated: blockgraph.CapNative,
+		Backing:         true,
+	}
+	if d.h.version >= 3 {
+		c.MayUnmap, c.NoFallback = blockgraph.CapNative, blockgraph.CapNative
+	}
+	return c
+}
+
+// settle brings everything that has changed to disk and drops the counts of
+// freed clusters. With no request in flight nothing is left.
+func (d *Driver) settle(ctx context.Context) error {
+	for last := int64(-1); ; {
+		if err := d.writeBack(ctx); err != nil {
+			return err
+		}
+		if err := d.reclaim(ctx); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		frees, dirty := d.frees.count, len(d.refs.dirty)
+		d.mu.Unlock()
+		if dirty == 0 && (frees == 0 || frees == last) {
+			return nil
+		}
+		last = frees
+	}
+}
+
+// Close writes back and gives everything up. No request is in flight.
+func (d *Driver) Close(ctx context.Context) error {
+	d.background.wait(ctx)
+	var err error
+	if !d.readOnly.Load() && !d.broken.Load() {
+		err = d.settle(ctx)
+	}
+	d.background.wait(context.WithoutCancel(ctx))
+	return err
+}
+
+// QuiesceBegin waits until nothing runs that no request waits for.
+func (d *Driver) QuiesceBegin(ctx context.Context) { d.background.wait(ctx) }
+
+// QuiesceEnd does nothing: background work begins with a request only.
+func (d *Driver) QuiesceEnd() {}

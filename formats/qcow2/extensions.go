@@ -1,0 +1,183 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+)
+
+// The header extensions (specification: "Header extensions"). They lie between
+// the fixed fields and the backing file's name, in the first cluster. What we
+// do not know is kept byte for byte when the area is rewritten.
+
+const (
+	extEnd           = 0x00000000
+	extBackingFormat = 0xe2792aca
+	extFeatureNames  = 0x6803f857
+	extBitmaps       = 0x23852875
+	extCrypto        = 0x0537be77
+	extDataFile      = 0x44415441
+
+	featureRecord = 48 // type, bit, 46 bytes of name
+	bitmapsExtLen = 24
+
+	maxBackingFormat = 15 // bytes
+	maxBitmaps       = 65535
+	maxBitmapDir     = 64 << 20
+)
+
+// extension is one that is kept as it is.
+type extension struct {
+	magic uint32
+	data  []byte
+}
+
+type extensions struct {
+	backingFormat string
+	features      []byte // feature name table
+	others        []extension
+	bitmaps       bitmapsExt
+	// end is the offset after the end marker, in bytes.
+	end int64
+}
+
+// bitmapsExt points to the bitmap directory, when the image has one.
+type bitmapsExt struct {
+	present bool
+	offset  uint64 // bytes
+	size    uint64 // bytes
+}
+
+// parseExtensions reads the extensions in b, the first cluster, from byte
+// start up to limit.
+func parseExtensions(h *header, b []byte, start, limit int64) (*extensions, error) {
+	e := &extensions{}
+	be := binary.BigEndian
+	off := start
+	for off < limit {
+		if off+8 > limit {
+			return nil, errHeader("Header extension too large")
+		}
+		id, n := be.Uint32(b[off:]), int64(be.Uint32(b[off+4:]))
+		off += 8
+		if n > limit-off {
+			return nil, errHeader("Header extension too large")
+		}
+		data := b[off : off+n : off+n]
+		switch id {
+		case extEnd:
+			e.end = off
+			return e, nil
+		case extBackingFormat:
+			if n > maxBackingFormat {
+				return nil, errHeader("ERROR: ext_backing_format: len=%d too large (>=%d)", n, maxBackingFormat+1)
+			}
+			e.backingFormat = strings.TrimRight(string(data), "\x00")
+		case extFeatureNames:
+			e.features = append([]byte(nil), data...)
+		case extBitmaps:
+			if err := e.parseBitmaps(h, data); err != nil {
+				return nil, err
+			}
+			e.keep(id, data)
+		default:
+			e.keep(id, data)
+		}
+		off += (n + 7) &^ 7
+	}
+	e.end = min(off, limit)
+	return e, nil
+}
+
+func (e *extensions) keep(id uint32, data []byte) {
+	e.others = append(e.others, extension{id, append([]byte(nil), data...)})
+}
+
+func (e *extensions) parseBitmaps(h *header, data []byte) error {
+	if len(data) != bitmapsExtLen {
+		return errHeader("bitmaps_ext: Invalid extension length")
+	}
+	if h.autoclear&autoclearBitmaps == 0 {
+		return nil // outdated; whoever knows bitmaps drops it
+	}
+	be := binary.BigEndian
+	n := be.Uint32(data)
+	size, offset := be.Uint64(data[8:]), be.Uint64(data[16:])
+	switch {
+	case be.Uint32(data[4:]) != 0:
+		return errHeader("bitmaps_ext: Reserved field is not zero")
+	case n > maxBitmaps:
+		return errHeader("bitmaps_ext: Image has %d bitmaps, exceeding the QEMU supported maximum of %d", n, maxBitmaps)
+	case n == 0:
+		return errHeader("found bitmaps extension with zero bitmaps")
+	case offset&uint64(h.clusterSize-1) != 0 || offset > maxHostOffset:
+		return errHeader("bitmaps_ext: invalid bitmap directory offset")
+	case size > maxBitmapDir:
+		return errHeader("bitmaps_ext: bitmap directory size (%d) exceeds the maximum supported size (%d)", size, maxBitmapDir)
+	}
+	e.bitmaps = bitmapsExt{present: true, offset: offset, size: size}
+	return nil
+}
+
+// featureNames lists the incompatible features in mask by the image's own
+// names for them.
+func (e *extensions) featureNames(mask uint64) string {
+	var names []string
+	if e != nil {
+		for t := e.features; len(t) >= featureRecord && t[2] != 0; t = t[featureRecord:] {
+			if bit := uint64(1) << (t[1] & 63); t[0] == 0 && t[1] < 64 && mask&bit != 0 {
+				name, _, _ := strings.Cut(string(t[2:featureRecord]), "\x00")
+				names = append(names, name)
+				mask &^= bit
+			}
+		}
+	}
+	if mask != 0 {
+		names = append(names, fmt.Sprintf("Unknown incompatible feature: %x", mask))
+	}
+	return strings.Join(names, ", ")
+}
+
+// encode returns the extensions as they stand in a header, with their end
+// marker; the feature names are left out when names is false.
+func (e *extensions) encode(names bool) []byte {
+	var b []byte
+	add := func(id uint32, data []byte) {
+		b = binary.BigEndian.AppendUint32(b, id)
+		b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
+		b = append(b, data...)
+		for len(b)%8 != 0 {
+			b = append(b, 0)
+		}
+	}
+	if e.backingFormat != "" {
+		add(extBackingFormat, []byte(e.backingFormat))
+	}
+	for _, x := range e.others {
+		add(x.magic, x.data)
+	}
+	if names && len(e.features) > 0 {
+		add(extFeatureNames, e.features)
+	}
+	add(extEnd, nil)
+	return b
+}
+
+// ourFeatures is the feature name table of images that we create.
+func ourFeatures() []byte {
+	var b []byte
+	for _, f := range []struct {
+		kind, bit byte
+		name      string
+	}{
+		{0, 0, "dirty bit"}, {0, 1, "corrupt bit"}, {0, 2, "external data file"},
+		{0, 3, "compression type"}, {0, 4, "extended L2 entries"},
+		{1, 0, "lazy refcounts"}, {2, 0, "bitmaps"}, {2, 1, "raw external data"},
+	} {
+		rec := make([]byte, featureRecord)
+		rec[0], rec[1] = f.kind, f.bit
+		copy(rec[2:], f.name)
+		b = append(b, rec...)
+	}
+	return b
+}

@@ -1,0 +1,208 @@
+package qcow2
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// mixed returns data of which some compresses and some does not.
+func mixed(n int) []byte {
+	rnd := rand.New(rand.NewPCG(1, 1))
+	b := make([]byte, n)
+	for i := 0; i < n; i += 32 << 10 {
+		end := min(i+32<<10, n)
+		switch i >> 15 % 4 {
+		case 0:
+			copy(b[i:end], randomBytes(rnd, int64(end-i)))
+		case 1:
+			copy(b[i:end], bytes.Repeat([]byte("compressible "), (end-i)/13+1))
+		case 2:
+			for k := i; k < end; k++ {
+				b[k] = byte(k >> 4)
+			}
+		}
+	}
+	return b
+}
+
+func TestReadsCompressedImagesOfTheField(t *testing.T) {
+	img := tool(t, "qemu-img")
+	want := mixed(3 << 20)
+	for _, opts := range []string{"cluster_size=64k", "cluster_size=512", "cluster_size=2M", "compression_type=zstd", "compat=0.10"} {
+		dir := t.TempDir()
+		raw, q := filepath.Join(dir, "raw"), filepath.Join(dir, "q")
+		if err := os.WriteFile(raw, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run(t, img, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", opts, raw, q)
+		f := load(t, q)
+		d := openImage(t, f, nil)
+		if got := get(t, d, 0, int64(len(want))); !bytes.Equal(got, want) {
+			t.Fatalf("%s: differs at %#x", opts, firstDiff(got, want))
+		}
+		// Overwriting part of a compressed cluster copies the rest.
+		w := bytes.Clone(want)
+		for _, off := range []int64{100, 70000, 1 << 20, 3<<20 - 600} {
+			put(t, d, off, fill(0xab, 600))
+			copy(w[off:], fill(0xab, 600))
+		}
+		closeImage(t, d)
+		mustCheck(t, f, true)
+		fieldCheck(t, f)
+		compareWithField(t, f, nil, w)
+	}
+}
+
+func TestFieldReadsOurCompressedClusters(t *testing.T) {
+	want := mixed(3 << 20)
+	for _, zstd := range []bool{false, true} {
+		for _, cs := range []uint64{512, 4096, 65536, 2 << 20} {
+			opts := []imageOption{clusterSize(cs)}
+			if zstd {
+				opts = append(opts, func(o *qapi.BlockdevCreateOptionsQcow2) { o.CompressionType = ptr(qapi.Qcow2CompressionTypeZstd) })
+			}
+			f := newImage(t, int64(len(want)), opts...)
+			d := openImage(t, f, nil)
+			for off := 0; off < len(want); off += 1 << 20 {
+				n := min(1<<20, len(want)-off)
+				if cs > 1<<20 {
+					n = len(want)
+				}
+				if err := d.WriteV(ctxb, int64(off), blockgraph.MakeIOVec(want[off:off+n]), blockgraph.Compressed); err != nil {
+					t.Fatal(err)
+				}
+				if n == len(want) {
+					break
+				}
+			}
+			if got := get(t, d, 0, int64(len(want))); !bytes.Equal(got, want) {
+				t.Fatalf("differs at %#x", firstDiff(got, want))
+			}
+			flush(t, d)
+			// Compressed clusters are given up, too, and their space is used
+			// again.
+			w := bytes.Clone(want)
+			if err := d.Discard(ctxb, 0, 2<<20); err != nil {
+				t.Fatal(err)
+			}
+			clear(w[:2<<20])
+			flush(t, d)
+			put(t, d, 1000, fill(5, 100000))
+			copy(w[1000:], fill(5, 100000))
+			closeImage(t, d)
+			mustCheck(t, f, true)
+			fieldCheck(t, f)
+			compareWithField(t, f, nil, w)
+		}
+	}
+}
+
+func TestWritingLeavesInternalSnapshotsAlone(t *testing.T) {
+	img, io := tool(t, "qemu-img"), tool(t, "qemu-io")
+	for _, opts := range []string{"cluster_size=64k", "cluster_size=512", "compat=0.10,cluster_size=4k"} {
+		q := filepath.Join(t.TempDir(), "q")
+		run(t, img, "create", "-q", "-f", "qcow2", "-o", opts, q, "4M")
+		run(t, io, "-c", "write -P 1 0 3M", q)
+		run(t, img, "snapshot", "-c", "s1", q)
+		run(t, io, "-c", "write -P 2 1M 1M", q)
+		run(t, img, "snapshot", "-c", "s2", q)
+		f := load(t, q)
+		d := openWith(t, f, nil, &qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(1)), L2CacheEntrySize: ptr(int64(512))})
+		put(t, d, 100, fill(3, 200000))
+		put(t, d, 2<<20, fill(4, 512))
+		if err := d.WriteZeroes(ctxb, 1<<20, 256<<10, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Discard(ctxb, 3<<19, 256<<10); err != nil {
+			t.Fatal(err)
+		}
+		flush(t, d)
+		put(t, d, 1<<20+512, fill(5, 3000))
+		var info qapi.ImageInfo
+		if err := d.ImageInfo(ctxb, &info); err != nil || len(info.Snapshots) != 2 || info.Snapshots[1].Name != "s2" || info.Snapshots[0].ID != "1" {
+			t.Fatalf("%+v %v", info, err)
+		}
+		now := get(t, d, 0, 4<<20)
+		closeImage(t, d)
+		mustCheck(t, f, true)
+		fieldCheck(t, f)
+		compareWithField(t, f, nil, now)
+		p := save(t, f, "after")
+		run(t, img, "snapshot", "-a", "s1", p)
+		run(t, io, "-c", "read -P 1 0 3M", "-c", "read -P 0 3M 1M", p)
+		run(t, img, "snapshot", "-a", "s2", p)
+		run(t, io, "-c", "read -P 1 0 1M", "-c", "read -P 2 1M 1M", "-c", "read -P 1 2M 1M", p)
+		run(t, img, "check", "-q", p)
+	}
+}
+
+func TestDirtyImageIsRepairedAtOpen(t *testing.T) {
+	img, io := tool(t, "qemu-img"), tool(t, "qemu-io")
+	q := filepath.Join(t.TempDir(), "q")
+	run(t, img, "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on,cluster_size=4k", q, "4M")
+	// The image is killed in the middle, with its refcounts in memory only.
+	run(t, "sh", "-c", io+" -c 'write -P 7 0 1M' -c 'flush' -c 'sigraise 9' "+q+" >/dev/null 2>&1; true")
+	f := load(t, q)
+	if binary.BigEndian.Uint64(f.b[fieldIncompatible:])&incompatDirty == 0 {
+		t.Fatal("the image is not dirty: the test tests nothing")
+	}
+	d := openImage(t, f, nil)
+	if got := get(t, d, 0, 1<<20); !bytes.Equal(got, fill(7, 1<<20)) {
+		t.Fatal("content")
+	}
+	put(t, d, 2<<20, fill(1, 5000))
+	closeImage(t, d)
+	mustCheck(t, f, true)
+	fieldCheck(t, f)
+	if binary.BigEndian.Uint64(f.b[fieldIncompatible:])&incompatDirty != 0 {
+		t.Fatal("still dirty")
+	}
+}
+
+func TestUnsupportedFeaturesAreNamed(t *testing.T) {
+	img := tool(t, "qemu-img")
+	for opts, want := range map[string]string{
+		"extended_l2=on,cluster_size=16k": "Unsupported qcow2 feature(s): extended L2 entries",
+		"data_file=DATA":                  "Unsupported qcow2 feature(s): external data file",
+	} {
+		dir := t.TempDir()
+		q := filepath.Join(dir, "q")
+		run(t, img, "create", "-q", "-f", "qcow2", "-o", strings.Replace(opts, "DATA", filepath.Join(dir, "data"), 1), q, "1M")
+		_, err := open(ctxb, testChildren{load(t, q), nil}, &qapi.BlockdevOptions{}, false)
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: %v", opts, err)
+		}
+	}
+}
+
+func TestOutdatedBitmapsAreVisibleAsSuch(t *testing.T) {
+	img := tool(t, "qemu-img")
+	q := filepath.Join(t.TempDir(), "q")
+	run(t, img, "create", "-q", "-f", "qcow2", q, "1M")
+	run(t, img, "bitmap", "--add", q, "b0")
+	f := load(t, q)
+	mustCheck(t, f, true)
+	if f.b[fieldAutoclear+7] != 1 {
+		t.Fatal("no bitmap in the image")
+	}
+	d := openImage(t, f, nil)
+	put(t, d, 0, fill(1, 100))
+	if err := d.ChangeBackingFile(ctxb, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	closeImage(t, d)
+	if f.b[fieldAutoclear+7] != 0 {
+		t.Fatal("the image claims that its bitmaps are up to date")
+	}
+	if !bytes.Contains(f.b[:65536], []byte{0x23, 0x85, 0x28, 0x75, 0, 0, 0, 24}) {
+		t.Fatal("the extension is gone")
+	}
+}

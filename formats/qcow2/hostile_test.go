@@ -1,0 +1,129 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+func TestHostileHeaders(t *testing.T) {
+	be := binary.BigEndian
+	for _, c := range []struct {
+		name   string
+		change func(b []byte)
+		want   string
+	}{
+		{"magic", func(b []byte) { b[0] = 0 }, "Image is not in qcow2 format"},
+		{"version", func(b []byte) { be.PutUint32(b[4:], 4) }, "Unsupported qcow2 version 4"},
+		{"cluster bits", func(b []byte) { be.PutUint32(b[20:], 8) }, "Unsupported cluster size: 2^8"},
+		{"large cluster bits", func(b []byte) { be.PutUint32(b[20:], 1<<31) }, "Unsupported cluster size: 2^2147483648"},
+		{"short header", func(b []byte) { be.PutUint32(b[100:], 96) }, "qcow2 header too short"},
+		{"long header", func(b []byte) { be.PutUint32(b[100:], 1<<20) }, "qcow2 header exceeds cluster size"},
+		{"backing offset", func(b []byte) { be.PutUint64(b[8:], 1<<40) }, "Invalid backing file offset"},
+		{"backing size", func(b []byte) { be.PutUint64(b[8:], 1000); be.PutUint32(b[16:], 1<<30) }, "Backing file name too long"},
+		{"encryption", func(b []byte) { be.PutUint32(b[32:], 2) }, "Unsupported encryption method 2"},
+		{"feature", func(b []byte) { be.PutUint64(b[72:], 1<<40) }, "Unsupported qcow2 feature(s): Unknown incompatible feature: 10000000000"},
+		{"corrupt", func(b []byte) { b[79] = 2 }, "qcow2: Image is corrupt; cannot be opened read/write"},
+		{"compression", func(b []byte) { b[104] = 7; b[79] = 8 }, "qcow2: unknown compression type: 7"},
+		{"compression bit", func(b []byte) { b[79] = 8 }, "qcow2: Compression type incompatible feature bit must not be set"},
+		{"no compression bit", func(b []byte) { b[104] = 1 }, "qcow2: Compression type incompatible feature bit must be set"},
+		{"refcount order", func(b []byte) { be.PutUint32(b[96:], 7) }, "Reference count entry width too large; may not exceed 64 bits"},
+		{"no refcount table", func(b []byte) { be.PutUint32(b[56:], 0) }, "Image does not contain a reference count table"},
+		{"refcount table size", func(b []byte) { be.PutUint32(b[56:], 1<<20) }, "Reference count table too large"},
+		{"refcount table place", func(b []byte) { b[55] = 1 }, "Reference count table offset invalid"},
+		{"far refcount table", func(b []byte) { b[48] = 0xff }, "Reference count table offset invalid"},
+		{"L1 size", func(b []byte) { be.PutUint32(b[36:], 1<<31) }, "Active L1 table too large"},
+		{"L1 place", func(b []byte) { b[47] = 1 }, "Active L1 table offset invalid"},
+		{"L1 too small", func(b []byte) { be.PutUint32(b[36:], 0) }, "L1 table is too small"},
+		{"size", func(b []byte) { be.PutUint64(b[24:], 1<<63) }, "Image is too big"},
+		{"snapshots", func(b []byte) { be.PutUint32(b[60:], 70000) }, "Snapshot table too large"},
+		{"snapshot place", func(b []byte) { be.PutUint32(b[60:], 1); b[71] = 1 }, "Snapshot table offset invalid"},
+		{"extension", func(b []byte) { be.PutUint32(b[116:], 1<<31) }, "Header extension too large"},
+		{"format name", func(b []byte) { be.PutUint32(b[112:], extBackingFormat); be.PutUint32(b[116:], 100) }, "ERROR: ext_backing_format: len=100 too large (>=16)"},
+	} {
+		f := newImage(t, 1<<20)
+		c.change(f.b)
+		_, err := open(ctxb, testChildren{f, nil}, &qapi.BlockdevOptions{}, false)
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%s: %v, not %q", c.name, err, c.want)
+		}
+	}
+}
+
+func TestCacheOptionErrors(t *testing.T) {
+	type opts = qapi.BlockdevOptionsQcow2
+	n := func(v int64) *int64 { return &v }
+	for _, c := range []struct {
+		o    opts
+		want string
+	}{
+		{opts{CacheSize: n(1), L2CacheSize: n(1), RefcountCacheSize: n(1)}, "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time"},
+		{opts{CacheSize: n(1), L2CacheSize: n(2)}, "l2-cache-size may not exceed cache-size"},
+		{opts{CacheSize: n(1), RefcountCacheSize: n(2)}, "refcount-cache-size may not exceed cache-size"},
+		{opts{L2CacheEntrySize: n(1000)}, "L2 cache entry size must be a power of two between 512 and the cluster size (65536)"},
+		{opts{L2CacheEntrySize: n(1 << 17)}, "L2 cache entry size must be a power of two between 512 and the cluster size (65536)"},
+		{opts{RefcountCacheSize: n(1 << 60)}, "Refcount cache size too big"},
+	} {
+		_, err := open(ctxb, testChildren{newImage(t, 1<<20), nil}, &qapi.BlockdevOptions{Qcow2: &c.o}, true)
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%v, not %q", err, c.want)
+		}
+	}
+}
+
+// FuzzImage opens, reads, writes and checks images that somebody has tampered
+// with. Nothing may crash, hang or take memory out of proportion.
+func FuzzImage(f *testing.F) {
+	seed := func(opts ...imageOption) []byte {
+		img := newImage(f, 64<<10, opts...)
+		d := openImage(f, img, nil)
+		put(f, d, 0, fill(1, 2000))
+		if err := d.WriteV(ctxb, 8192, blockgraph.MakeIOVec(make([]byte, 512)), blockgraph.Compressed); err != nil {
+			f.Fatal(err)
+		}
+		closeImage(f, d)
+		return img.b
+	}
+	f.Add(seed(clusterSize(512)))
+	f.Add(seed(clusterSize(512), v2))
+	f.Add(seed(clusterSize(512), refcountBits(1)))
+	f.Fuzz(func(_ *testing.T, b []byte) { fuzzOne(b) })
+}
+
+// fuzzOne uses an image in every way.
+func fuzzOne(b []byte) {
+
+	img := &memFile{b: append([]byte(nil), b...)}
+	if d, err := open(ctxb, testChildren{img, nil}, &qapi.BlockdevOptions{}, true); err == nil {
+		size := min(d.size.Load(), 1<<20)
+		if size > 0 {
+			_ = d.ReadV(ctxb, 0, blockgraph.MakeIOVec(make([]byte, size)), 0)
+			_, _ = d.BlockStatus(ctxb, 0, size, blockgraph.StatusPrecise)
+		}
+		_ = d.Close(ctxb)
+	}
+	if len(img.b) >= 112 && binary.BigEndian.Uint32(img.b[36:]) < 1<<12 {
+		_, _ = check(ctxb, img)
+	}
+	img.fault = func(op string, off, n int64) error {
+		if op == "write" && off+n > 64<<20 {
+			return blockgraph.ErrNotSupported
+		}
+		return nil
+	}
+	d, err := open(ctxb, testChildren{img, nil}, &qapi.BlockdevOptions{}, false)
+	if err != nil {
+		return
+	}
+	if size := min(d.size.Load(), 1<<20); size >= 4096 {
+		_ = d.WriteV(ctxb, size/2, blockgraph.MakeIOVec(make([]byte, 3000)), 0)
+		if d.h.clusterSize <= size {
+			_ = d.WriteZeroes(ctxb, 0, d.h.clusterSize, 0)
+		}
+		_ = d.Discard(ctxb, 0, min(d.h.clusterSize, d.size.Load()))
+		_ = d.Flush(ctxb)
+	}
+	_ = d.Close(ctxb)
+}

@@ -1,0 +1,39 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/binary"
+
+	"blockd/qapi"
+)
+
+// ImageInfo fills in the format's part of what queries tell. Any goroutine.
+func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
+	select {
+	case d.headerTurn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var incompatible, compatible uint64
+	if d.h.version >= 3 {
+		incompatible = binary.BigEndian.Uint64(d.head[fieldIncompatible:])
+		compatible = d.h.compatible
+	}
+	<-d.headerTurn
+	cs := d.h.clusterSize
+	info.ClusterSize = &cs
+	dirty := incompatible&incompatDirty != 0
+	info.DirtyFlag = &dirty
+	info.Snapshots = snapshotInfo(d.snapshots)
+	q := &qapi.ImageInfoSpecificQCow2{Compat: "0.10", RefcountBits: 1 << d.h.refcountOrder, CompressionType: qapi.Qcow2CompressionTypeZlib}
+	if d.h.version >= 3 {
+		q.Compat = "1.1"
+		lazy, corrupt, extended := compatible&compatLazyRefcounts != 0, incompatible&incompatCorrupt != 0 || d.broken.Load(), false
+		q.LazyRefcounts, q.Corrupt, q.ExtendedL2 = &lazy, &corrupt, &extended
+		if d.h.compression == compressionZstd {
+			q.CompressionType = qapi.Qcow2CompressionTypeZstd
+		}
+	}
+	info.FormatSpecific = &qapi.ImageInfoSpecific{Type: qapi.ImageInfoSpecificKindQcow2, Qcow2: q}
+	return nil
+}

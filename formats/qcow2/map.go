@@ -1,0 +1,237 @@
+package qcow2
+
+import (
+	"context"
+	"syscall"
+)
+
+// Mappings (specification: "L1 table", "L2 table entry").
+
+const (
+	flagCompressed = 1 << 62
+	flagZero       = 1 << 0
+	l2OffsetMask   = 0x00fffffffffffe00
+)
+
+// kind is what an L2 entry says about a cluster.
+type kind uint8
+
+const (
+	unallocated kind = iota
+	zeroPlain        // reads as zeroes, no place in the file
+	zeroAlloc        // reads as zeroes, has a place
+	data
+	compressed
+)
+
+func kindOf(entry uint64) kind {
+	switch {
+	case entry&flagCompressed != 0:
+		return compressed
+	case entry&flagZero != 0 && entry&l2OffsetMask != 0:
+		return zeroAlloc
+	case entry&flagZero != 0:
+		return zeroPlain
+	case entry&l2OffsetMask == 0:
+		return unallocated
+	default:
+		return data
+	}
+}
+
+// mapping describes a run of guest bytes.
+type mapping struct {
+	kind  kind
+	entry uint64 // of the first cluster
+	host  int64  // of the first byte, in bytes; for data and zeroAlloc
+	n     int64  // bytes
+}
+
+// position is where the entry of a guest offset lies.
+type position struct {
+	table int64 // L1 index
+	index int64 // of the slice in the table
+	entry int64 // in the slice
+}
+
+func (d *Driver) position(off int64) position {
+	cluster := off >> d.h.clusterBits
+	entry := cluster & (1<<d.h.l2Bits - 1)
+	return position{cluster >> d.h.l2Bits, entry >> d.sliceBits, entry & (1<<d.sliceBits - 1)}
+}
+
+// lookup returns the mapping of a run of at most n bytes from off on, within
+// one slice. Runs of data and zeroAlloc are contiguous in the file; a
+// compressed run is one cluster. With copied, a run of data ends where the
+// copied flag changes. It does I/O only if the slice is not in memory.
+//
+// The caller has pinned its epoch, or excludes changes.
+func (d *Driver) lookup(ctx context.Context, off, n int64, copied bool) (mapping, error) {
+	p := d.position(off)
+	t := d.l1.Load()
+	inCluster := off & (d.h.clusterSize - 1)
+	if p.table >= int64(len(t.entries)) || t.entries[p.table].Load()&l1OffsetMask == 0 {
+		rest := d.h.clusterSize<<d.h.l2Bits - off&(d.h.clusterSize<<d.h.l2Bits-1)
+		return mapping{kind: unallocated, n: min(n, rest)}, nil
+	}
+	s := t.cached(p.table, p.index)
+	if s == nil {
+		var err error
+		if s, err = d.loadSlice(ctx, p.table, p.index); err != nil {
+			return mapping{}, err
+		}
+		if s == nil {
+			return mapping{kind: unallocated, n: min(n, d.h.clusterSize-inCluster)}, nil
+		}
+	}
+	m := mapping{entry: s.entries[p.entry].Load()}
+	m.kind = kindOf(m.entry)
+	if err := d.checkEntry(m.entry, s, p.entry); err != nil {
+		return mapping{}, err
+	}
+	have := d.h.clusterSize - inCluster
+	switch m.kind {
+	case compressed:
+		m.n = min(n, have)
+		return m, nil
+	case data, zeroAlloc:
+		m.host = int64(m.entry&l2OffsetMask) + inCluster
+	}
+	mask := ^uint64(0)
+	if !copied {
+		mask &^= flagCopied
+	}
+	want := m.entry & mask
+	for i := p.entry + 1; have < n && i < int64(len(s.entries)); i++ {
+		if m.kind == data || m.kind == zeroAlloc {
+			want += uint64(d.h.clusterSize)
+		}
+		if s.entries[i].Load()&mask != want {
+			break
+		}
+		have += d.h.clusterSize
+	}
+	m.n = min(n, have)
+	return m, nil
+}
+
+// checkEntry holds that an entry makes sense.
+func (d *Driver) checkEntry(entry uint64, s *slice, i int64) error {
+	k := kindOf(entry)
+	if k == data || k == unallocated {
+		if entry&l2OffsetMask&uint64(d.h.clusterSize-1) == 0 {
+			return nil
+		}
+	}
+	return d.checkOddEntry(entry, k, s, i)
+}
+
+func (d *Driver) checkOddEntry(entry uint64, k kind, s *slice, i int64) error {
+	if k == compressed {
+		return nil
+	}
+	l2 := int64(d.l1.Load().entries[s.table].Load() & l1OffsetMask)
+	index := s.index<<d.sliceBits + i
+	if entry&flagZero != 0 && d.h.version < 3 {
+		return d.corrupt(true, -1, -1, "Zero cluster entry found in pre-v3 image (L2 offset: %#x, L2 index: %#x)", l2, index)
+	}
+	if host := entry & l2OffsetMask; host&uint64(d.h.clusterSize-1) != 0 {
+		return d.corrupt(true, -1, -1, "Cluster allocation offset %#x unaligned (L2 offset: %#x, L2 index: %#x)", host, l2, index)
+	}
+	return nil
+}
+
+// writable returns the slice that maps off, ready to be changed: its table
+// exists and belongs to the active L1 table alone. It is called with Driver.mu
+// held, and holds it on return too; on an error nothing has changed, and what
+// was missing may be fetched.
+func (d *Driver) writable(p position) (*slice, error) {
+	if d.broken.Load() {
+		return nil, syscall.EIO
+	}
+	t := d.l1.Load()
+	entry := t.entries[p.table].Load()
+	switch {
+	case entry&l1OffsetMask == 0:
+		if err := d.newTable(t, p.table); err != nil {
+			return nil, err
+		}
+	case entry&flagCopied == 0:
+		if err := d.unshareTable(t, p.table); err != nil {
+			return nil, err
+		}
+	}
+	s := t.cached(p.table, p.index)
+	if s == nil {
+		return nil, missingSlice{p.table, p.index}
+	}
+	return s, nil
+}
+
+// slicesPerTable returns the number of slices of an L2 table.
+func (d *Driver) slicesPerTable() int64 { return 1 << (d.h.l2Bits - d.sliceBits) }
+
+// newTable makes an empty L2 table in memory. Driver.mu is held.
+func (d *Driver) newTable(t *l1Table, table int64) error {
+	cluster, _, err := d.allocate(1, false)
+	if err != nil {
+		return err
+	}
+	for i := range d.slicesPerTable() {
+		s := d.newSlice(table, i)
+		d.dirtyWhole(s)
+		d.insert(t, s)
+	}
+	d.hookTable(t, table, cluster)
+	return nil
+}
+
+// unshareTable gives the active L1 table its own copy of an L2 table that
+// snapshots use, too. Driver.mu is held.
+func (d *Driver) unshareTable(t *l1Table, table int64) error {
+	old := int64(t.entries[table].Load() & l1OffsetMask)
+	if old&(d.h.clusterSize-1) != 0 {
+		return d.corrupt(true, -1, -1, "L2 table offset %#x unaligned (L1 index: %#x)", old, table)
+	}
+	for i := range d.slicesPerTable() {
+		if t.cached(table, i) == nil {
+			d.unsharing[table] = struct{}{} // what is loaded so far stays
+			return missingSlice{table, i}
+		}
+	}
+	cluster, _, err := d.allocate(1, false)
+	if err != nil {
+		return err
+	}
+	delete(d.unsharing, table)
+	for i := range d.slicesPerTable() {
+		d.dirtyWhole(t.cached(table, i))
+	}
+	d.hookTable(t, table, cluster)
+	d.meta.remove(old >> d.h.clusterBits)
+	d.free(old>>d.h.clusterBits, 1, discardAlways)
+	return nil
+}
+
+func (d *Driver) dirtyWhole(s *slice) {
+	s.dirty.add(0, int64(len(s.entries))*l2EntrySize)
+	d.cache.dirty[s] = struct{}{}
+}
+
+// hookTable makes a cluster the L2 table of an L1 entry. Driver.mu is held.
+func (d *Driver) hookTable(t *l1Table, table, cluster int64) {
+	d.meta.add(cluster, kindActiveL2)
+	t.entries[table].Store(uint64(cluster)<<d.h.clusterBits | flagCopied)
+	d.dirtyL1.add(table*l1EntrySize, (table+1)*l1EntrySize)
+	d.newTables[table] = struct{}{}
+}
+
+// keepsTable tells whether the slices of an L2 table have to stay in memory:
+// nothing on disk refers to it yet, or it is being copied. Driver.mu is held.
+func (d *Driver) keepsTable(table int64) bool {
+	if _, ok := d.newTables[table]; ok {
+		return true
+	}
+	_, ok := d.unsharing[table]
+	return ok
+}

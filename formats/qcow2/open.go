@@ -1,0 +1,217 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/bits"
+	"syscall"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// Type is the driver's entry in the registry.
+var Type = &blockgraph.DriverType{
+	Name:  "qcow2",
+	Probe: probe,
+	Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
+		return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
+	},
+	Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
+		ch := nodeChildren{r.Node}
+		d, err := open(ctx, ch, r.Options, r.ReadOnly)
+		if err != nil && r.AutoReadOnly && !r.ReadOnly && errors.Is(err, syscall.EACCES) {
+			r.Node.FallBackReadOnly()
+			d, err = open(ctx, ch, r.Options, true)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
+	},
+	WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
+		return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverQcow2, Qcow2: &qapi.BlockdevOptionsQcow2{File: file}}
+	},
+	BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },
+}
+
+func probe(head []byte) int {
+	if len(head) >= 8 && binary.BigEndian.Uint32(head) == magic && binary.BigEndian.Uint32(head[4:]) >= 2 {
+		return 100
+	}
+	return 0
+}
+
+// open opens an image. Nothing is left open on an error.
+func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bool) (*Driver, error) {
+	f := ch.file()
+	h, ext, head, err := readHeader(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	if h.incompatible&incompatCorrupt != 0 && !readOnly {
+		return nil, blockgraph.Errorf(syscall.EACCES, "qcow2: Image is corrupt; cannot be opened read/write")
+	}
+	opts, err := parseOptions(h, o)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{
+		ch: ch, h: h, head: head, ext: ext, headerTurn: make(chan struct{}, 1),
+		sliceBits: uint32(bits.TrailingZeros64(uint64(opts.l2Entry))) - 3,
+		meta:      newMetadataMap(h.clusterBits),
+		newTables: map[int64]struct{}{}, unsharing: map[int64]struct{}{},
+		cache: sliceCache{loads: map[missingSlice]*loading{}, dirty: map[*slice]struct{}{}},
+		refs: refcounts{
+			order: h.refcountOrder, blockBits: h.refBlockBits, tableOffset: int64(h.refTableOffset),
+			blocks: map[int64]*refBlock{}, loading: map[int64]*loading{}, dirty: map[*refBlock]struct{}{},
+			untouched: h.clusters(f.Size()),
+		},
+		nextSize: int64(h.size),
+	}
+	d.readOnly.Store(readOnly)
+	d.size.Store(int64(h.size))
+	d.diskFields = headerFields{int64(h.refTableOffset), h.refTableClusters, int64(h.l1Offset), h.l1Size, int64(h.size)}
+	if err := d.readTables(ctx, f); err != nil {
+		return nil, err
+	}
+	d.apply(opts)
+	if err := d.readBackingName(); err != nil {
+		return nil, err
+	}
+	if !readOnly {
+		if err := d.startWriting(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// readHeader reads and checks the first cluster as far as it is in use.
+func readHeader(ctx context.Context, f storage) (*header, *extensions, []byte, error) {
+	first := make([]byte, sector)
+	if err := readAt(ctx, f, 0, first); err != nil {
+		return nil, nil, nil, blockgraph.Errorf(blockgraph.Errno(err), "Could not read qcow2 header: %s", blockgraph.Strerror(err))
+	}
+	h, err := parseHeader(first)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	head := make([]byte, h.clusterSize)
+	if err := readAt(ctx, f, 0, head); err != nil {
+		return nil, nil, nil, blockgraph.Errorf(blockgraph.Errno(err), "Could not read qcow2 header: %s", blockgraph.Strerror(err))
+	}
+	limit := h.clusterSize
+	if h.backingOffset != 0 {
+		limit = int64(h.backingOffset)
+	}
+	ext, extErr := parseExtensions(h, head, int64(h.length), limit)
+	if err := h.checkFeatures(ext); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := h.checkTables(); err != nil {
+		return nil, nil, nil, err
+	}
+	if extErr != nil {
+		return nil, nil, nil, extErr
+	}
+	end := ext.end
+	if h.backingOffset != 0 {
+		end = int64(h.backingOffset)
+		if n := int64(h.backingSize); n <= maxBackingName && end+n <= h.clusterSize {
+			end += n
+		}
+	}
+	used := min((max(end, sector)+sector-1)&^(sector-1), h.clusterSize)
+	return h, ext, append([]byte(nil), head[:used]...), nil
+}
+
+func (d *Driver) readBackingName() error {
+	h := d.h
+	names := [2]string{"", d.ext.backingFormat}
+	if h.backingOffset != 0 {
+		if n := int64(h.backingSize); n > min(maxBackingName, h.clusterSize-int64(h.backingOffset)) {
+			return errHeader("Backing file name too long")
+		}
+		names[0] = string(d.head[h.backingOffset : h.backingOffset+uint64(h.backingSize)])
+	}
+	d.names.Store(&names)
+	return nil
+}
+
+// readTables reads what is always in memory: the L1 table, the refcount table
+// and the list of snapshots.
+func (d *Driver) readTables(ctx context.Context, f storage) error {
+	h := d.h
+	l1 := newL1Table(int64(h.l1Offset), int64(h.l1Size))
+	raw := make([]byte, int64(h.l1Size)*l1EntrySize)
+	if len(raw) > 0 {
+		if err := readAt(ctx, f, l1.offset, raw); err != nil {
+			return blockgraph.Errorf(blockgraph.Errno(err), "Could not read L1 table: %s", blockgraph.Strerror(err))
+		}
+	}
+	for i := range l1.entries {
+		e := binary.BigEndian.Uint64(raw[i*l1EntrySize:])
+		l1.entries[i].Store(e)
+		if off := e & l1OffsetMask; off != 0 {
+			d.meta.add(int64(off)>>h.clusterBits, kindActiveL2)
+		}
+	}
+	d.l1.Store(l1)
+
+	f.DebugEvent("reftable_load")
+	raw = make([]byte, int64(h.refTableClusters)<<h.clusterBits)
+	if err := readAt(ctx, f, d.refs.tableOffset, raw); err != nil {
+		return blockgraph.Errorf(blockgraph.Errno(err), "Could not initialize refcount handling: %s", blockgraph.Strerror(err))
+	}
+	d.refs.table = make([]uint64, len(raw)/8)
+	for i := range d.refs.table {
+		e := binary.BigEndian.Uint64(raw[i*8:]) & refTableMask
+		d.refs.table[i] = e
+		if e != 0 && e < maxHostOffset {
+			d.meta.add(int64(e)>>h.clusterBits, kindRefBlock)
+		}
+	}
+
+	list, tableSize, err := readSnapshots(ctx, f, h)
+	if err != nil {
+		return err
+	}
+	d.snapshots = list
+	d.meta.setPlaces(kindHeader, place{0, h.clusterSize, kindHeader})
+	d.meta.setPlaces(kindActiveL1, place{l1.offset, l1.offset + int64(h.l1Size)*l1EntrySize, kindActiveL1})
+	d.meta.setPlaces(kindRefTable, place{d.refs.tableOffset, d.refs.tableOffset + int64(len(raw)), kindRefTable})
+	d.meta.setPlaces(kindSnapshotTable, place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable})
+	d.meta.setPlaces(kindInactiveL1, l1Places(list)...)
+	if b := d.ext.bitmaps; b.present {
+		d.meta.setPlaces(kindBitmapDir, place{int64(b.offset), int64(b.offset + b.size), kindBitmapDir})
+	}
+	return nil
+}
+
+// startWriting makes an image ready to be changed: counts that a crash under
+// lazy refcounts left wrong are repaired, and the autoclear bits of what we do
+// not maintain are cleared.
+func (d *Driver) startWriting(ctx context.Context) error {
+	be := binary.BigEndian
+	if d.h.version < 3 {
+		return nil
+	}
+	if be.Uint64(d.head[fieldAutoclear:]) != 0 {
+		err := d.updateHeader(ctx, func(b []byte) { be.PutUint64(b[fieldAutoclear:], 0) })
+		if err == nil {
+			err = d.file().Flush(ctx)
+		}
+		if err != nil {
+			return blockgraph.Errorf(blockgraph.Errno(err), "Could not update qcow2 header: %s", blockgraph.Strerror(err))
+		}
+	}
+	if be.Uint64(d.head[fieldIncompatible:])&incompatDirty == 0 {
+		return nil
+	}
+	if err := d.repairDirty(ctx); err != nil {
+		return blockgraph.Errorf(blockgraph.Errno(err), "Could not repair dirty image: %s", blockgraph.Strerror(err))
+	}
+	return nil
+}

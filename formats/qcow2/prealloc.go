@@ -1,0 +1,95 @@
+package qcow2
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// preallocate maps all clusters of bytes [from, to), which read as zeroes, to
+// places at the end of the file (the field's modes metadata, falloc, full).
+// What is allocated already stays.
+func (d *Driver) preallocate(ctx context.Context, from, to int64, mode qapi.PreallocMode) error {
+	cb := d.h.clusterBits
+	first, end := from>>cb, d.h.clusters(to)
+	for first < end {
+		var a *allocation
+		d.mu.Lock()
+		done, err := int64(0), error(nil)
+		a, done, err = d.tryPreallocate(first, end)
+		d.mu.Unlock()
+		if err != nil {
+			if err := d.fetch(ctx, err); err != nil {
+				return blockgraph.Errorf(blockgraph.Errno(err), "Failed to allocate data clusters: %s", blockgraph.Strerror(err))
+			}
+			continue
+		}
+		first += done
+		if a == nil {
+			continue
+		}
+		err = d.extend(ctx, a, mode)
+		crowded := d.endAllocation(a, err)
+		if err != nil {
+			return blockgraph.Errorf(blockgraph.Errno(err), "Failed to resize underlying file: %s", blockgraph.Strerror(err))
+		}
+		if crowded {
+			if err := d.writeBack(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tryPreallocate allocates for the front of clusters [first, end), at the end
+// of the file, and returns how many clusters are dealt with. Driver.mu is
+// held; nobody else maps these clusters, except the last one of the old size.
+func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
+	p := d.position(first << d.h.clusterBits)
+	s, err := d.writable(p)
+	if err != nil {
+		return nil, 0, err
+	}
+	end = min(end, first+int64(len(s.entries))-p.entry)
+	if kindOf(s.entries[p.entry].Load()) != unallocated || d.claimed(first, first+1) != nil {
+		return nil, 1, nil
+	}
+	a := &allocation{slice: s, entry: p.entry, n: 1}
+	for first+a.n < end && kindOf(s.entries[p.entry+a.n].Load()) == unallocated {
+		a.n++
+	}
+	r := &d.refs
+	if d.file().Grows() {
+		r.hint[1] = max(r.hint[1], r.untouched)
+		if a.n == 1 {
+			r.hint[0] = max(r.hint[0], r.untouched)
+		}
+	}
+	untouched := r.untouched
+	if a.host, a.n, err = d.allocate(a.n, true); err != nil {
+		return nil, 0, err
+	}
+	a.fresh = a.host >= untouched
+	a.old = make([]uint64, a.n)
+	a.claim = d.claim(first, first+a.n)
+	s.pins++
+	return a, a.n, nil
+}
+
+// extend makes the file long enough for an allocation and its content zeroes.
+func (d *Driver) extend(ctx context.Context, a *allocation, mode qapi.PreallocMode) error {
+	f := d.file()
+	off, n := a.host<<d.h.clusterBits, a.n<<d.h.clusterBits
+	if !a.fresh {
+		return f.WriteZeroes(ctx, off, n, 0)
+	}
+	if f.Size() >= off+n {
+		return nil
+	}
+	if mode == qapi.PreallocModeMetadata {
+		mode = qapi.PreallocModeOff
+	}
+	return f.Truncate(ctx, off+n, false, mode, false)
+}

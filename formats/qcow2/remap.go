@@ -1,0 +1,183 @@
+package qcow2
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+)
+
+// Changes of mappings that write no data: zero writes, discards, truncation.
+
+// remap replaces the entries of guest clusters [from, to) by what next says;
+// next may be called several times for an entry. Places that are given up are
+// freed for the reason why. An error of next ends it; what is done stays.
+func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, next func(entry uint64) (uint64, error)) error {
+	for from < to {
+		d.mu.Lock()
+		end, wait, err := d.tryRemap(from, to, why, next)
+		crowded := err == nil && wait == nil && d.pressed()
+		d.mu.Unlock()
+		switch {
+		case wait != nil:
+			err = wait.wait(ctx)
+		case err != nil:
+			err = d.fetch(ctx, err)
+		default:
+			from = end
+		}
+		if err != nil {
+			return err
+		}
+		if crowded {
+			// A failure is the next flush's to report; nothing is lost by it.
+			_ = d.writeBack(ctx)
+		}
+	}
+	return nil
+}
+
+// tryRemap does the front of remap, within one slice, and returns where it
+// ended. Driver.mu is held.
+func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint64) (uint64, error)) (end int64, wait *claim, err error) {
+	p := d.position(from << d.h.clusterBits)
+	t := d.l1.Load()
+	if p.table >= int64(len(t.entries)) {
+		return to, nil, nil
+	}
+	end = min(to, from+1<<d.sliceBits-p.entry)
+	if c := d.claimed(from, end); c != nil {
+		if c.from <= from {
+			return 0, c, nil
+		}
+		end = c.from
+	}
+	if d.hasNoTable(p) {
+		e, err := next(0)
+		if err != nil {
+			return 0, nil, err
+		}
+		if e == 0 {
+			return min(to, (p.table+1)<<d.h.l2Bits), nil, nil
+		}
+	} else {
+		s := t.cached(p.table, p.index)
+		if s == nil {
+			return 0, nil, missingSlice{p.table, p.index}
+		}
+		same := true
+		for i := p.entry; i < p.entry+end-from && same; i++ {
+			e := s.entries[i].Load()
+			if err := d.checkEntry(e, s, i); err != nil {
+				return 0, nil, err
+			}
+			n, err := next(e)
+			if err != nil {
+				return 0, nil, err
+			}
+			same = n == e
+		}
+		if same {
+			return end, nil, nil
+		}
+	}
+	s, err := d.writable(p)
+	if err != nil {
+		return 0, nil, err
+	}
+	for i := p.entry; i < p.entry+end-from; i++ {
+		e := s.entries[i].Load()
+		if err := d.checkEntry(e, s, i); err != nil {
+			return 0, nil, err
+		}
+		n, err := next(e)
+		if err != nil {
+			return 0, nil, err
+		}
+		if n == e {
+			continue
+		}
+		d.setEntry(s, i, n)
+		if kindOf(e) == compressed || n&l2OffsetMask != e&l2OffsetMask {
+			d.freeEntry(e, why)
+		}
+	}
+	return end, nil, nil
+}
+
+// WriteZeroes makes bytes [off, off+n) read as zeroes. Data plane.
+func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph.Flags) error {
+	cs := d.h.clusterSize
+	size := d.size.Load()
+	backed := d.ch.backing() != nil
+	if d.h.version < 3 && backed {
+		return blockgraph.ErrNotSupported
+	}
+	end := off + n
+	aligned := off&(cs-1) == 0 && (end&(cs-1) == 0 || end == size)
+	if !aligned && !d.restReadsZero(ctx, off, n) {
+		return blockgraph.ErrNotSupported
+	}
+	from, to := off>>d.h.clusterBits, d.h.clusters(end)
+	flagged := uint64(flagZero)
+	if d.h.version < 3 {
+		flagged = 0
+	}
+	return d.remap(ctx, from, to, discardRequest, func(e uint64) (uint64, error) {
+		k := kindOf(e)
+		switch {
+		case flags&blockgraph.OnlyUnallocated != 0 && k != unallocated:
+			return e, nil
+		case !aligned && (k == data || k == compressed):
+			return 0, blockgraph.ErrNotSupported
+		case k == unallocated || k == compressed || d.h.version < 3:
+			return flagged, nil
+		case flags&blockgraph.MayUnmap != 0 && k != zeroPlain:
+			return flagged, nil
+		default:
+			return e | flagZero, nil
+		}
+	})
+}
+
+// restReadsZero tells whether the parts of the request's first and last
+// cluster that it leaves out read as zeroes as long as they are unallocated
+// here.
+func (d *Driver) restReadsZero(ctx context.Context, off, n int64) bool {
+	b := d.ch.backing()
+	if b == nil {
+		return true
+	}
+	cs := d.h.clusterSize
+	start := off &^ (cs - 1)
+	end := min((off+n+cs-1)&^(cs-1), d.size.Load())
+	return b.ReadsZero(ctx, start, off-start) && b.ReadsZero(ctx, off+n, end-(off+n))
+}
+
+// Discard gives up bytes [off, off+n): whole clusters, or up to the end of the
+// disk. In version 3 they read as zeroes afterwards. Version 2 cannot keep the
+// backing file's old data from showing, and does nothing with one. Data plane.
+func (d *Driver) Discard(ctx context.Context, off, n int64) error {
+	backed := d.ch.backing() != nil
+	if d.h.version < 3 && backed {
+		return blockgraph.ErrNotSupported
+	}
+	cs := d.h.clusterSize
+	end := off + n
+	if off&(cs-1) != 0 || end&(cs-1) != 0 && end != d.size.Load() {
+		return blockgraph.ErrNotSupported
+	}
+	keep := d.options().discardNoUnref
+	return d.remap(ctx, off>>d.h.clusterBits, d.h.clusters(end), discardRequest, func(e uint64) (uint64, error) {
+		k := kindOf(e)
+		switch {
+		case d.h.version < 3:
+			return 0, nil
+		case keep && (k == data || k == zeroAlloc):
+			return e | flagZero, nil
+		case backed || k == data || k == zeroAlloc || k == compressed:
+			return flagZero, nil
+		default:
+			return e, nil
+		}
+	})
+}

@@ -1,0 +1,134 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/binary"
+	"syscall"
+)
+
+// Repair of an image with the dirty bit: whoever wrote it last kept refcounts
+// in memory (lazy refcounts) and was cut off. The mappings are right; counts
+// and copied flags are made to fit them.
+
+// repairDirty repairs and clears the dirty bit. Nothing else uses the driver
+// yet.
+func (d *Driver) repairDirty(ctx context.Context) error {
+	c, err := check(ctx, d.file())
+	if err != nil {
+		return err
+	}
+	if c.brokenRC {
+		return syscall.EIO
+	}
+	final := map[int64]uint64{}
+	c.mismatches(func(cluster int64, stored, counted uint64) { final[cluster] = counted })
+	// Without knowing bitmaps that are out of force, their clusters look
+	// leaked: they keep their counts.
+	keepLeaks := false
+	for _, x := range d.ext.others {
+		keepLeaks = keepLeaks || x.magic == extBitmaps
+	}
+	for cluster, n := range final {
+		if n > maxRef(d.refs.order) {
+			return syscall.EIO
+		}
+		if keepLeaks && n < c.storedCount(cluster) {
+			delete(final, cluster)
+		}
+	}
+	for cluster, n := range final {
+		if err := d.repairCount(ctx, c, cluster, n); err != nil {
+			return err
+		}
+	}
+	count := func(cluster int64) uint64 {
+		if n, ok := final[cluster]; ok {
+			return n
+		}
+		return c.storedCount(cluster)
+	}
+	var flagErr error
+	err = c.wrongFlags(func(table, entry int64, old uint64) {
+		if flagErr == nil {
+			flagErr = d.repairFlag(ctx, table, entry)
+		}
+	}, count)
+	if err == nil {
+		err = flagErr
+	}
+	if err == nil {
+		err = d.settle(ctx)
+	}
+	if err == nil {
+		err = d.updateHeader(ctx, func(b []byte) {
+			be := binary.BigEndian
+			be.PutUint64(b[fieldIncompatible:], be.Uint64(b[fieldIncompatible:])&^incompatDirty)
+		})
+	}
+	if err == nil {
+		err = d.file().Flush(ctx)
+	}
+	return err
+}
+
+// repairCount sets the count of one cluster. A block that is missing is made
+// at a cluster of its own range that nothing refers to.
+func (d *Driver) repairCount(ctx context.Context, c *checker, cluster int64, n uint64) error {
+	r := &d.refs
+	index := cluster >> r.blockBits
+	if index >= int64(len(r.table)) {
+		return syscall.EIO
+	}
+	for {
+		d.mu.Lock()
+		b, err := d.refBlockAt(index)
+		if err == nil && b == nil {
+			at := index << r.blockBits
+			for at>>r.blockBits == index && c.count(at) != 0 {
+				at++
+			}
+			if at>>r.blockBits != index {
+				d.mu.Unlock()
+				return syscall.EIO
+			}
+			b = d.newRefBlock(index, at)
+			d.setRef(b, at&(1<<r.blockBits-1), 1)
+		}
+		if err == nil {
+			d.setRef(b, cluster&(1<<r.blockBits-1), n)
+		}
+		d.mu.Unlock()
+		if err == nil {
+			return nil
+		}
+		if err := d.fetch(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// repairFlag inverts the copied flag of an entry.
+func (d *Driver) repairFlag(ctx context.Context, table, entry int64) error {
+	t := d.l1.Load()
+	if entry < 0 {
+		d.mu.Lock()
+		t.entries[table].Store(t.entries[table].Load() ^ flagCopied)
+		d.dirtyL1.add(table*l1EntrySize, (table+1)*l1EntrySize)
+		d.mu.Unlock()
+		return nil
+	}
+	index := entry >> d.sliceBits
+	i := entry & (1<<d.sliceBits - 1)
+	for {
+		d.mu.Lock()
+		if s := t.cached(table, index); s != nil {
+			d.setEntry(s, i, s.entries[i].Load()^flagCopied)
+			d.mu.Unlock()
+			return nil
+		}
+		d.mu.Unlock()
+		if _, err := d.loadSlice(ctx, table, index); err != nil {
+			return err
+		}
+	}
+}

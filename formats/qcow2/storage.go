@@ -1,0 +1,84 @@
+package qcow2
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// storage is what the driver uses of a child: its file, or a backing file.
+// Offsets and lengths are bytes.
+type storage interface {
+	ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
+	WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
+	WriteZeroes(ctx context.Context, off, n int64, flags blockgraph.Flags) error
+	Discard(ctx context.Context, off, n int64) error
+	Flush(ctx context.Context) error
+	Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error
+	DebugEvent(event string)
+	// Size is the present length in bytes.
+	Size() int64
+	// Grows tells whether a write past the end makes it longer.
+	Grows() bool
+	// ReadsZero tells whether a range is known to read as zeroes through the
+	// whole chain below.
+	ReadsZero(ctx context.Context, off, n int64) bool
+	// Node is the node for Status.File.
+	Node() *blockgraph.Node
+}
+
+// children gives the present children of a node; both may change while no
+// request is in flight.
+type children interface {
+	file() storage
+	// backing returns nil without a backing file.
+	backing() storage
+}
+
+// edge is a child of a node in a graph.
+type edge struct{ *blockgraph.Edge }
+
+func (e edge) Size() int64            { return e.Child().Size() }
+func (e edge) Grows() bool            { return e.Child().Caps().Grow }
+func (e edge) Node() *blockgraph.Node { return e.Child() }
+
+func (e edge) ReadsZero(ctx context.Context, off, n int64) bool {
+	for n > 0 {
+		if off >= e.Size() {
+			return true
+		}
+		st, _, err := e.Child().StatusAbove(ctx, nil, off, n, blockgraph.StatusPrecise)
+		if err != nil || st.Flags&blockgraph.StatusZero == 0 || st.N <= 0 {
+			return false
+		}
+		off += st.N
+		n -= st.N
+	}
+	return true
+}
+
+type nodeChildren struct{ n *blockgraph.Node }
+
+func (c nodeChildren) file() storage { return edge{c.n.File()} }
+
+func (c nodeChildren) backing() storage {
+	if b := c.n.Backing(); b != nil {
+		return edge{b}
+	}
+	return nil
+}
+
+// readAt reads all of p.
+func readAt(ctx context.Context, s storage, off int64, p []byte) error {
+	var v blockgraph.IOVec
+	v.SetBytes(p)
+	return s.ReadV(ctx, off, &v, 0)
+}
+
+// writeAt writes all of p.
+func writeAt(ctx context.Context, s storage, off int64, p []byte) error {
+	var v blockgraph.IOVec
+	v.SetBytes(p)
+	return s.WriteV(ctx, off, &v, 0)
+}

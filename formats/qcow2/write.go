@@ -1,0 +1,305 @@
+package qcow2
+
+import (
+	"context"
+	"syscall"
+
+	"blockd/blockgraph"
+)
+
+// WriteV writes v at byte off. Data plane.
+func (d *Driver) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	if d.broken.Load() {
+		return syscall.EIO
+	}
+	if flags&blockgraph.Compressed != 0 {
+		return d.writeCompressed(ctx, off, v, flags)
+	}
+	onlyUnallocated := flags&blockgraph.OnlyUnallocated != 0
+	n := v.Len()
+	for pos := int64(0); pos < n; {
+		done := int64(0)
+		var err error
+		if !onlyUnallocated {
+			done, err = d.writeMapped(ctx, off+pos, v, pos)
+		}
+		if err == nil && done == 0 {
+			done, err = d.writeUnmapped(ctx, off+pos, v, pos, onlyUnallocated)
+		}
+		if err != nil {
+			return err
+		}
+		pos += done
+	}
+	return nil
+}
+
+// writeMapped writes the front of v's bytes from pos on as far as they are
+// mapped to clusters that may be overwritten, and returns how many they were.
+func (d *Driver) writeMapped(ctx context.Context, off int64, v *blockgraph.IOVec, pos int64) (int64, error) {
+	p := d.epochs.pin()
+	defer p.unpin()
+	m, err := d.lookup(ctx, off, v.Len()-pos, true)
+	if err != nil || m.kind != data || m.entry&flagCopied == 0 {
+		return 0, err
+	}
+	if err := d.checkOverlap(m.host, m.n, 0); err != nil {
+		return 0, err
+	}
+	f := d.file()
+	f.DebugEvent("write_aio")
+	if err := f.WriteV(ctx, m.host, v.Slice(pos, m.n), 0); err != nil {
+		return 0, err
+	}
+	return m.n, nil
+}
+
+// allocation is a run of guest clusters that get (or already have) contiguous
+// places in the file.
+type allocation struct {
+	claim *claim
+	slice *slice
+	entry int64 // index of the first in the slice
+	n     int64 // clusters
+	host  int64 // first cluster in the file
+	fresh bool  // nobody ever wrote there: reads as zeroes
+	reuse bool  // zeroAlloc: the places are the guest clusters' own already
+	old   []uint64
+}
+
+// writeUnmapped does the front of the bytes of v from pos on: it allocates
+// clusters for a run of them, or finds that there is nothing to allocate. It
+// returns how many bytes are done; 0 tells to look again.
+func (d *Driver) writeUnmapped(ctx context.Context, off int64, v *blockgraph.IOVec, pos int64, onlyUnallocated bool) (int64, error) {
+	d.file().DebugEvent("cluster_alloc")
+	a, skip, err := d.beginAllocation(ctx, off, v.Len()-pos, onlyUnallocated)
+	if err != nil || a == nil {
+		return skip, err
+	}
+	end := (off>>d.h.clusterBits + a.n) << d.h.clusterBits
+	n := min(end-off, v.Len()-pos)
+	err = d.fill(ctx, a, off, v, pos, n)
+	crowded := d.endAllocation(a, err)
+	if err != nil {
+		return 0, err
+	}
+	if crowded {
+		// A failure is the next flush's to report; nothing is lost by it.
+		_ = d.writeBack(ctx)
+	}
+	return n, nil
+}
+
+// beginAllocation allocates for the front of bytes [off, off+n) and claims the
+// clusters. Without an allocation it returns how many bytes need none.
+func (d *Driver) beginAllocation(ctx context.Context, off, n int64, onlyUnallocated bool) (*allocation, int64, error) {
+	retried := false
+	for {
+		d.mu.Lock()
+		a, skip, wait, err := d.tryAllocation(off, n, onlyUnallocated)
+		d.mu.Unlock()
+		if wait != nil {
+			if err := wait.wait(ctx); err != nil {
+				return nil, 0, err
+			}
+			if !onlyUnallocated {
+				return nil, 0, nil // most likely it is mapped now
+			}
+			continue
+		}
+		if err == nil {
+			return a, skip, nil
+		}
+		if noSpace(err) && !retried && d.pendingFrees() {
+			retried = true
+			if d.writeBack(ctx) == nil && d.reclaim(ctx) == nil {
+				continue
+			}
+		}
+		if err := d.fetch(ctx, err); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+func (d *Driver) pendingFrees() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.frees.count > 0
+}
+
+// tryAllocation is beginAllocation with Driver.mu held.
+func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocation, skip int64, wait *claim, err error) {
+	cb := d.h.clusterBits
+	first, end := off>>cb, (off+n-1)>>cb+1
+	if c := d.claimed(first, end); c != nil {
+		if c.from <= first {
+			return nil, 0, c, nil
+		}
+		end = c.from
+	}
+	p := d.position(off)
+	if onlyUnallocated && !d.hasNoTable(p) {
+		// The table is there and belongs to nobody else, or must be read to
+		// tell; do not copy one for nothing.
+		s := d.l1.Load().cached(p.table, p.index)
+		if s == nil {
+			return nil, 0, nil, missingSlice{p.table, p.index}
+		}
+		if k := kindOf(s.entries[p.entry].Load()); k != unallocated {
+			run := int64(1)
+			for p.entry+run < int64(len(s.entries)) && first+run < end && kindOf(s.entries[p.entry+run].Load()) != unallocated {
+				run++
+			}
+			return nil, min((first+run)<<cb-off, n), nil, nil
+		}
+	}
+	s, err := d.writable(p)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	end = min(end, first+int64(len(s.entries))-p.entry)
+	e := s.entries[p.entry].Load()
+	if err := d.checkEntry(e, s, p.entry); err != nil {
+		return nil, 0, nil, err
+	}
+	a = &allocation{slice: s, entry: p.entry}
+	k := kindOf(e)
+	switch {
+	case k == data && e&flagCopied != 0:
+		return nil, 0, nil, nil // mapped meanwhile
+	case k == zeroAlloc && e&flagCopied != 0:
+		a.reuse = true
+		a.host = int64(e&l2OffsetMask) >> cb
+		want := e
+		for a.n = 1; first+a.n < end; a.n++ {
+			want += uint64(d.h.clusterSize)
+			if s.entries[p.entry+a.n].Load() != want {
+				break
+			}
+		}
+		if err := d.checkOverlap(a.host<<cb, a.n<<cb, 0); err != nil {
+			return nil, 0, nil, err
+		}
+	default:
+		for a.n = 1; first+a.n < end && d.needsPlace(s.entries[p.entry+a.n].Load(), onlyUnallocated); a.n++ {
+		}
+		untouched := d.refs.untouched
+		a.host, a.n, err = d.allocate(a.n, true)
+		if err != nil {
+			return nil, 0, nil, err
+		}
+		a.fresh = a.host >= untouched
+	}
+	a.old = make([]uint64, a.n)
+	for i := range a.old {
+		a.old[i] = s.entries[p.entry+int64(i)].Load()
+	}
+	a.claim = d.claim(first, first+a.n)
+	s.pins++
+	return a, 0, nil, nil
+}
+
+// hasNoTable tells whether a position has no L2 table. Driver.mu is
+// held.
+func (d *Driver) hasNoTable(p position) bool {
+	return d.l1.Load().entries[p.table].Load()&l1OffsetMask == 0
+}
+
+// needsPlace tells whether writing to a cluster with this entry needs a new
+// place in the file.
+func (d *Driver) needsPlace(e uint64, onlyUnallocated bool) bool {
+	switch kindOf(e) {
+	case unallocated:
+		return true
+	case data, zeroAlloc:
+		return !onlyUnallocated && e&flagCopied == 0 && e&l2OffsetMask&uint64(d.h.clusterSize-1) == 0
+	default:
+		return !onlyUnallocated && (e&flagZero == 0 || d.h.version >= 3)
+	}
+}
+
+// endAllocation maps the clusters, or gives them back after an error. It tells
+// whether so much has changed in memory that a write-back is due.
+func (d *Driver) endAllocation(a *allocation, err error) (crowded bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		cs := uint64(d.h.clusterSize)
+		entry := uint64(a.host)<<d.h.clusterBits | flagCopied
+		for i, old := range a.old {
+			d.setEntry(a.slice, a.entry+int64(i), entry)
+			entry += cs
+			if !a.reuse {
+				d.freeEntry(old, discardOther)
+			}
+		}
+	} else if !a.reuse {
+		d.release(a.host, a.n)
+	}
+	a.slice.pins--
+	d.unclaim(a.claim)
+	return d.pressed()
+}
+
+// maxDirtyCounts is how many bytes of changed refcount blocks may be in memory.
+const maxDirtyCounts = 16 << 20
+
+// pressed tells whether a write-back is due to bound what is held in memory.
+// Driver.mu is held.
+func (d *Driver) pressed() bool {
+	over := len(d.cache.ring) > d.cache.capacity && d.evictSlices()
+	if int64(len(d.refs.ring)) > int64(d.refs.capacity) {
+		d.evictRefBlocks()
+		over = over || int64(len(d.refs.dirty))<<d.h.clusterBits > maxDirtyCounts
+	}
+	return over || d.frees.count > maxPendingFrees && len(d.frees.unmapped) > 0
+}
+
+// freeEntry drops the references that an L2 entry held. Driver.mu is held.
+func (d *Driver) freeEntry(entry uint64, why discardKind) {
+	switch kindOf(entry) {
+	case data, zeroAlloc:
+		host := int64(entry & l2OffsetMask)
+		if host&(d.h.clusterSize-1) == 0 {
+			d.free(host>>d.h.clusterBits, 1, why)
+		}
+	case compressed:
+		off, n := d.h.compressedExtent(entry)
+		first := off >> d.h.clusterBits
+		last := (off + n - 1) >> d.h.clusterBits
+		for c := first; c <= last; c++ {
+			d.free(c, 1, why)
+		}
+	}
+}
+
+// fill writes the new content of an allocation: the request's n bytes at off
+// and, of the first and last cluster, what lies around them.
+func (d *Driver) fill(ctx context.Context, a *allocation, off int64, v *blockgraph.IOVec, pos, n int64) error {
+	cs := d.h.clusterSize
+	start := off &^ (cs - 1)
+	end := start + a.n<<d.h.clusterBits
+	host := a.host << d.h.clusterBits
+	f := d.file()
+	if off == start && off+n == end {
+		if err := d.checkOverlap(host, n, 0); err != nil {
+			return err
+		}
+		f.DebugEvent("write_aio")
+		return f.WriteV(ctx, host, v.Slice(pos, n), 0)
+	}
+	w, err := d.around(ctx, a, off, v, pos, n)
+	if err != nil {
+		return err
+	}
+	defer w.release()
+	if err := d.checkOverlap(host+w.off-start, w.v.Len(), 0); err != nil {
+		return err
+	}
+	if w.copied {
+		f.DebugEvent("cow_write")
+	}
+	f.DebugEvent("write_aio")
+	return f.WriteV(ctx, host+w.off-start, &w.v, 0)
+}

@@ -1,0 +1,178 @@
+package qcow2
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"syscall"
+
+	"blockd/blockgraph"
+	"blockd/ioengine"
+)
+
+// Writing of compressed clusters. Their data is packed: it begins where the
+// last one ended, so that several share a cluster of the file, each with a
+// reference to it.
+
+// maxCompressing is how many clusters of a request are compressed at a time.
+const maxCompressing = 4
+
+// writeCompressed stores v, whole clusters of guest data, compressed.
+func (d *Driver) writeCompressed(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	cs := d.h.clusterSize
+	n := v.Len()
+	if off&(cs-1) != 0 || (off+n)&(cs-1) != 0 && off+n != d.size.Load() {
+		return syscall.EINVAL
+	}
+	var (
+		wg    sync.WaitGroup
+		slots = make(chan struct{}, maxCompressing)
+		mu    sync.Mutex
+		first error
+	)
+	for pos := int64(0); pos < n; pos += cs {
+		slots <- struct{}{}
+		wg.Go(func() {
+			err := d.compressCluster(ctx, off+pos, v.Slice(pos, min(cs, n-pos)), flags)
+			if err != nil {
+				mu.Lock()
+				if first == nil {
+					first = err
+				}
+				mu.Unlock()
+			}
+			<-slots
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	cs := int(d.h.clusterSize)
+	in, out := ioengine.Bounce(cs), ioengine.Bounce(cs)
+	defer in.Release()
+	defer out.Release()
+	v.CopyOut(0, in.Bytes()[:v.Len()])
+	clear(in.Bytes()[v.Len():])
+	n, err := compress(d.h.compression, out.Bytes(), in.Bytes())
+	if errors.Is(err, errIncompressible) {
+		return d.WriteV(ctx, off, v, flags&^blockgraph.Compressed)
+	}
+	if err != nil {
+		return syscall.EIO
+	}
+	cluster := off >> d.h.clusterBits
+	for {
+		d.mu.Lock()
+		s, c, host, wait, err := d.beginCompressed(cluster, int64(n), flags)
+		d.mu.Unlock()
+		if wait != nil {
+			if err := wait.wait(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			if err := d.fetch(ctx, err); err != nil {
+				return err
+			}
+			continue
+		}
+		if c == nil {
+			return nil // OnlyUnallocated, and it has data
+		}
+		err = d.checkOverlap(host, int64(n), 0)
+		if err == nil {
+			f := d.file()
+			f.DebugEvent("write_compressed")
+			err = writeAt(ctx, f, host, out.Bytes()[:n])
+		}
+		return d.endCompressed(ctx, s, c, cluster, host, int64(n), err)
+	}
+}
+
+// beginCompressed finds a place of n bytes for a guest cluster. Driver.mu is
+// held.
+func (d *Driver) beginCompressed(cluster, n int64, flags blockgraph.Flags) (*slice, *claim, int64, *claim, error) {
+	if c := d.claimed(cluster, cluster+1); c != nil {
+		return nil, nil, 0, c, nil
+	}
+	p := d.position(cluster << d.h.clusterBits)
+	s, err := d.writable(p)
+	if err != nil {
+		return nil, nil, 0, nil, err
+	}
+	if flags&blockgraph.OnlyUnallocated != 0 && kindOf(s.entries[p.entry].Load()) != unallocated {
+		return nil, nil, 0, nil, nil
+	}
+	host, err := d.allocateBytes(n)
+	if err != nil {
+		return nil, nil, 0, nil, err
+	}
+	s.pins++
+	return s, d.claim(cluster, cluster+1), host, nil, nil
+}
+
+// endCompressed maps a guest cluster to its compressed data.
+func (d *Driver) endCompressed(ctx context.Context, s *slice, c *claim, cluster, host, n int64, err error) error {
+	d.mu.Lock()
+	p := d.position(cluster << d.h.clusterBits)
+	entry := uint64(host) | flagCompressed | uint64((host+n-1)/sector-host/sector)<<d.h.compressedShift
+	if err == nil {
+		old := s.entries[p.entry].Load()
+		d.setEntry(s, p.entry, entry)
+		d.freeEntry(old, discardOther)
+	} else {
+		d.freeEntry(entry, discardNever)
+	}
+	s.pins--
+	d.unclaim(c)
+	crowded := d.pressed()
+	d.mu.Unlock()
+	if crowded {
+		_ = d.writeBack(ctx)
+	}
+	return err
+}
+
+// allocateBytes finds n bytes, at most a cluster, for compressed data, and
+// counts a reference for each cluster that they touch. Driver.mu is held.
+func (d *Driver) allocateBytes(n int64) (int64, error) {
+	cs, cb := d.h.clusterSize, d.h.clusterBits
+	host := d.packAt
+	in := host & (cs - 1)
+	var count uint64
+	var err error
+	if host != 0 {
+		if count, err = d.refcount(host >> cb); err != nil {
+			return 0, err
+		}
+	}
+	if host == 0 || in == 0 || count == 0 || count >= maxRef(d.refs.order) {
+		host, in = 0, 0
+	}
+	if host == 0 || in+n > cs {
+		first, _, err := d.allocate(1, false)
+		if err != nil {
+			return 0, err
+		}
+		if host == 0 || first != host>>cb+1 {
+			host, in = first<<cb, 0
+		}
+	}
+	if uint64(host+n) > 1<<d.h.compressedShift {
+		d.release((host+n-1)>>cb, 1)
+		return 0, syscall.EFBIG
+	}
+	if in > 0 {
+		b, err := d.refBlockAt(host >> cb >> d.refs.blockBits)
+		if err != nil {
+			// It was in memory just now; only a load evicts.
+			panic("qcow2: refcount block vanished under the lock")
+		}
+		d.setRef(b, host>>cb&(1<<d.refs.blockBits-1), count+1)
+	}
+	d.packAt = host + n
+	return host, nil
+}

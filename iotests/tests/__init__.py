@@ -1,0 +1,1 @@
+"""One module per theme; each test names the behaviour that it holds."""

@@ -1,0 +1,254 @@
+// Package backup is the backup job: a copy of a node as it was at one point in
+// time, while guests go on writing.
+//
+// The point in time is the commit of the graph change that puts a
+// copy-before-write filter over the source: the gates of all that could write
+// are closed then. Any number of backups prepared in one change share it. From
+// then on a guest's write first has the old content copied; the job copies the
+// rest. Both share one set of clusters, so each is copied once and counted
+// once.
+//
+// Prepare is called on a worker with the graph token held. The job's end runs
+// in a change of its own (see package jobs). It must not import formats,
+// exports or qmp.
+package backup
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/filters/copybeforewrite"
+	"blockd/jobs"
+	"blockd/jobs/copy"
+	"blockd/jobs/transfer"
+	"blockd/qapi"
+)
+
+// Request is one backup to be made.
+type Request struct {
+	Jobs *jobs.Set
+	// Txn is the transaction that the job joins; nil: one of its own.
+	Txn            *jobs.Txn
+	Source, Target *blockgraph.Node
+	Args           *qapi.BackupCommon
+	// HasBitmap tells whether the source has a usable bitmap of that name; nil:
+	// there are none.
+	HasBitmap func(name string) bool
+}
+
+// Prepare sets a backup up within a graph change: it checks the arguments, puts
+// the filter over the source, and creates the job, which starts with the
+// change's commit. It fails with the field's texts; the change is then to be
+// undone.
+func Prepare(tx *blockgraph.Tx, r Request) (*jobs.Job, error) {
+	a := r.Args
+	if err := check(a, r.HasBitmap); err != nil {
+		return nil, err
+	}
+	if a.DiscardSource != nil && *a.DiscardSource {
+		return nil, qapi.Errorf("Parameter 'discard-source' is not supported by this backup job")
+	}
+	p := defaults(a)
+	if err := p.allowed(tx, r); err != nil {
+		return nil, err
+	}
+	b := &backup{params: p, blocker: jobs.Blocker(qapi.JobTypeBackup, blockgraph.OpDataplane)}
+	if err := b.insertFilter(tx, r); err != nil {
+		return nil, err
+	}
+	if size := b.clusters.Size(); p.maxChunk != 0 && p.maxChunk < size {
+		return nil, qapi.Errorf("Required max-chunk (%d) is less than backup cluster size (%d)", p.maxChunk, size)
+	}
+	j, err := r.Jobs.Create(jobs.Options{
+		ID:             or(a.JobID, ""),
+		Type:           qapi.JobTypeBackup,
+		Block:          true,
+		Speed:          or(a.Speed, 0),
+		ManualFinalize: !or(a.AutoFinalize, true),
+		ManualDismiss:  !or(a.AutoDismiss, true),
+		Txn:            r.Txn,
+	}, b)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.attach(tx, r, j); err != nil {
+		j.Fail()
+		return nil, err
+	}
+	j.StartIn(tx, true)
+	return j, nil
+}
+
+// allowed makes the field's checks, in its order.
+func (p *params) allowed(tx *blockgraph.Tx, r Request) error {
+	if r.Source == r.Target {
+		return qapi.Errorf("Source and target cannot be the same")
+	}
+	if p.compress && r.Target.Caps().Compressed == blockgraph.CapNone {
+		return qapi.Errorf("Compression is not supported for this drive ")
+	}
+	if err := tx.CheckBlocked(r.Source, blockgraph.OpBackupSource); err != nil {
+		return err
+	}
+	if err := tx.CheckBlocked(r.Target, blockgraph.OpBackupTarget); err != nil {
+		return err
+	}
+	if err := p.perf(r.Args.XPerf); err != nil {
+		return err
+	}
+	if r.Source.Size() != r.Target.Size() {
+		return qapi.Errorf("Source and target image have different sizes")
+	}
+	return nil
+}
+
+// backup is the driver of the job.
+type backup struct {
+	params
+	transfer.Body
+
+	node     *blockgraph.Node // the filter's
+	filter   *copybeforewrite.Filter
+	clusters *copy.Clusters
+	target   *blockgraph.Node
+	blocker  *blockgraph.Blocker
+
+	root       *blockgraph.Root // over the filter: reads the source, writes the target
+	targetRoot *blockgraph.Root
+}
+
+// insertFilter puts a copy-before-write filter over the source.
+func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
+	source, target := r.Source.Name(), r.Target.Name()
+	discard := qapi.BlockdevDiscardOptionsUnmap // guests' discards go on as before
+	o := &qapi.BlockdevOptions{
+		Driver:   qapi.BlockdevDriverCopyBeforeWrite,
+		Discard:  &discard,
+		NodeName: r.Args.FilterNodeName,
+		CopyBeforeWrite: &qapi.BlockdevOptionsCbw{
+			File:       qapi.BlockdevRef{Reference: &source},
+			Target:     qapi.BlockdevRef{Reference: &target},
+			OnCBWError: &b.onCBW,
+		},
+	}
+	if b.minCluster != 0 {
+		o.CopyBeforeWrite.MinClusterSize = &b.minCluster
+	}
+	n, err := tx.Open(o)
+	if err != nil {
+		return qapi.Errorf("Could not create node: %s", err)
+	}
+	b.node, b.target = n, r.Target
+	b.filter = n.Driver().(*copybeforewrite.Filter)
+	b.filter.SetTop(b.top)
+	b.filter.SetCompressed(b.compress)
+	b.clusters = b.filter.Clusters()
+	if err := tx.ReplaceNode(r.Source, n); err != nil {
+		return qapi.Errorf("Could not replace node: %s", err)
+	}
+	return nil
+}
+
+// attach makes the job a user of its nodes.
+func (b *backup) attach(tx *blockgraph.Tx, r Request, j *jobs.Job) error {
+	desc := "backup job '" + j.ID() + "'"
+	var err error
+	b.root, err = tx.NewRoot(b.node, blockgraph.RootOptions{
+		Name: "main node", Desc: desc, Perm: blockgraph.PermConsistentRead, Shared: blockgraph.PermAll, StayAtNode: true, Job: j.ID(),
+	})
+	if err != nil {
+		return err
+	}
+	b.targetRoot, err = tx.NewRoot(b.target, blockgraph.RootOptions{
+		Name: "target", Desc: desc, Shared: blockgraph.PermAll, StayAtNode: true, Job: j.ID(),
+	})
+	if err != nil {
+		return err
+	}
+	tx.Block(b.node, b.blocker)
+	tx.Block(b.target, b.blocker)
+	j.Progress().SetRemaining(b.clusters.Remaining())
+	b.clusters.SetProgress(j.Progress().Report)
+	return nil
+}
+
+// Run copies what guests' writes have not had copied. With sync=none it only
+// waits for the cancel.
+func (b *backup) Run(ctx context.Context, j *jobs.Job) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer b.watch(ctx, stop)()
+	err := b.copy(ctx, j)
+	if err != nil {
+		b.filter.Abandon() // nobody wants the old content any more
+	}
+	if broken := b.filter.SnapshotError(); broken != nil {
+		return transfer.Error(broken)
+	}
+	return err
+}
+
+// watch ends the copying when the filter gives the point in time up, under
+// on-cbw-error=break-snapshot. The result ends the watch.
+func (b *backup) watch(ctx context.Context, stop context.CancelFunc) func() {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-b.filter.Broken():
+			stop()
+		case <-done:
+		case <-ctx.Done():
+		}
+	}()
+	return func() { close(done); <-ended }
+}
+
+func (b *backup) copy(ctx context.Context, j *jobs.Job) error {
+	if b.none {
+		for {
+			if err := j.PausePoint(ctx); err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+			case <-j.PauseRequested():
+			}
+		}
+	}
+	err := b.Body.Run(ctx, j, b.filter.Work(b.root), transfer.Options{
+		SpeedChunk: copy.MirrorChunk,
+		MaxWorkers: b.maxWorkers, MaxChunk: b.maxChunk,
+		OnRead: b.onRead, OnWrite: b.onCopy,
+	})
+	if err != nil {
+		return err
+	}
+	return b.Flush(ctx, j, b.targetRoot, b.onCopy)
+}
+
+// Busy implements jobs.Busier: the field's backup job leaves all work to
+// others and never is.
+func (b *backup) Busy() bool { return false }
+
+// Clean removes the filter and gives the nodes up.
+func (b *backup) Clean(tx *blockgraph.Tx) error {
+	if err := tx.CloseRoot(b.root); err != nil {
+		return err
+	}
+	if err := tx.CloseRoot(b.targetRoot); err != nil {
+		return err
+	}
+	tx.Unblock(b.node, b.blocker)
+	tx.Unblock(b.target, b.blocker)
+	for _, e := range tx.State(b.node).Edges {
+		if e.Name() != "file" {
+			continue
+		}
+		if err := tx.ReplaceNode(b.node, e.Child()); err != nil {
+			return err
+		}
+	}
+	// It would let nobody write to the source until it is closed.
+	return tx.SetChild(b.node, "file", 0, nil)
+}

@@ -1,0 +1,239 @@
+package copy
+
+import (
+	"context"
+	"sync"
+
+	"blockd/blockgraph"
+)
+
+// ClusterOptions say how a ClusterWork copies.
+type ClusterOptions struct {
+	// Enter admits a step and returns both ends, and the function that ends
+	// the admission: EnterRoots, or Enter of a copy-before-write filter.
+	Enter func(ctx context.Context) (Ends, func(), error)
+	// Top: clusters that the source's first non-filter node does not have
+	// allocated are not copied (sync=top).
+	Top bool
+	// WriteFlags go with every write of data; ZeroFlags with every write of
+	// zeroes (blockgraph.MayUnmap).
+	WriteFlags, ZeroFlags blockgraph.Flags
+	// Recheck: the source changes under the copy (mirror), so what a range is
+	// is asked after it was claimed, not only when it was planned. A
+	// copy-before-write filter needs none: what is dirty has not changed.
+	Recheck bool
+	// Check, if not nil, is asked under the claim before a copy and after it;
+	// its error ends the run and leaves the clusters dirty.
+	Check func() error
+	// Idle, if not nil, is Settle after all claims have ended: a mirror waits
+	// here for dirty clusters. Without it Settle says whether there are any.
+	Idle func(ctx context.Context) (more bool, err error)
+}
+
+// NewClusterWork returns the Work that copies the dirty clusters of c, in
+// ascending order (backup and, later, mirror). What the source says reads as
+// zeroes is not read; a failing block status counts as data, as in the field.
+// It reports progress through c.
+func NewClusterWork(c *Clusters, o ClusterOptions) Work { return &clusterWork{c: c, o: o} }
+
+// clusterWork plans along a cursor. It keeps the latest block status answer,
+// which may describe far more than one piece.
+type clusterWork struct {
+	c *Clusters
+	o ClusterOptions
+
+	// Of the planner.
+	cursor int64
+	extent Piece
+}
+
+// maxStatus is the longest range that one block status query asks for, in bytes.
+const maxStatus = 64 << 30
+
+// Unit implements Work.
+func (w *clusterWork) Unit() int64 { return w.c.size }
+
+// Next implements Work.
+func (w *clusterWork) Next(ctx context.Context, l Limit) (Piece, error) {
+	c := w.c
+	if w.cursor >= c.length {
+		return Piece{}, nil
+	}
+	off, n, ok := c.next(w.cursor, c.length-w.cursor, max(l.Data, l.Zero))
+	if !ok {
+		w.cursor = c.length
+		return Piece{}, nil
+	}
+	if off < w.extent.Off || off >= w.extent.Off+w.extent.N {
+		ends, leave, err := w.o.Enter(ctx)
+		if err != nil {
+			return Piece{}, err
+		}
+		w.extent, err = w.status(ctx, ends, off, maxStatus)
+		leave()
+		if err != nil {
+			return Piece{}, err
+		}
+	}
+	p := Piece{Off: off, N: min(n, w.extent.Off+w.extent.N-off), Kind: w.extent.Kind}
+	switch p.Kind {
+	case Data:
+		p.N = min(p.N, l.Data)
+	case Zero:
+		p.N = min(p.N, max(l.Zero, c.size)&^(c.size-1))
+	}
+	w.cursor = off + p.N
+	return p, nil
+}
+
+// status describes the clusters from off on, for at most n bytes, in whole
+// clusters. Its only error is the context's.
+func (w *clusterWork) status(ctx context.Context, ends Ends, off, n int64) (Piece, error) {
+	c := w.c
+	src := ends.Source.Child()
+	var base *blockgraph.Node
+	if w.o.Top {
+		base = src.BackingChain()
+	}
+	one := Piece{Off: off, N: c.size, Kind: Data}
+	st, _, err := src.StatusAbove(ctx, base, off, min(n, c.length-off), blockgraph.StatusPrecise)
+	if err != nil {
+		return one, ctx.Err()
+	}
+	p := Piece{Off: off, N: st.N &^ (c.size - 1), Kind: Data}
+	if off+st.N >= c.length {
+		p.N = (st.N + c.size - 1) &^ (c.size - 1)
+	}
+	if p.N == 0 {
+		return one, nil
+	}
+	switch {
+	case w.o.Top && st.Flags&blockgraph.StatusAllocated == 0:
+		p.Kind = Skip
+	case st.Flags&blockgraph.StatusZero != 0:
+		p.Kind = Zero
+	}
+	return p, nil
+}
+
+// Do implements Work.
+func (w *clusterWork) Do(ctx context.Context, p Piece, buf []byte) error {
+	ends, leave, err := w.o.Enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	for off, end := p.Off, p.Off+p.N; off < end; {
+		cl, ok := w.c.Claim(off, end-off, end-off)
+		if !ok {
+			return nil
+		}
+		off = cl.Off + cl.N
+		kind := p.Kind
+		if w.o.Recheck {
+			st, err := w.status(ctx, ends, cl.Off, cl.N)
+			if err != nil {
+				w.c.Done(cl, Failed)
+				return err
+			}
+			if kind = st.Kind; kind == Data && buf == nil {
+				// Planned as zeroes; the next round has a buffer for it.
+				w.c.Done(cl, Failed)
+				continue
+			}
+			w.c.Shrink(cl, st.N)
+			off = cl.Off + cl.N
+		}
+		if err := w.copyClaim(ctx, ends, cl, kind, buf, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyClaim copies what is claimed and ends the claim. whole is the piece that a
+// fault names.
+func (w *clusterWork) copyClaim(ctx context.Context, ends Ends, cl *Claim, kind Kind, buf []byte, whole Piece) error {
+	op, err := Read, w.check()
+	if err == nil {
+		off, n := cl.Off, min(cl.N, w.c.length-cl.Off)
+		op, err = CopyRange(ctx, ends, off, n, kind, buf, w.o.WriteFlags, w.o.ZeroFlags, w.c.size)
+		if err != nil {
+			err = &Fault{Op: op, Off: whole.Off, N: whole.N, Err: err}
+		} else {
+			err = w.check()
+		}
+	}
+	switch {
+	case err != nil:
+		w.c.Done(cl, Failed)
+	case kind == Skip:
+		w.c.Done(cl, Unneeded)
+	default:
+		w.c.Done(cl, Copied)
+	}
+	return err
+}
+
+func (w *clusterWork) check() error {
+	if w.o.Check == nil {
+		return nil
+	}
+	return w.o.Check()
+}
+
+// Skip implements Work.
+func (w *clusterWork) Skip(p Piece, failed bool) {
+	n := w.c.clear(p.Off, p.N)
+	if failed {
+		w.c.tell(n, -n)
+	} else {
+		w.c.tell(0, -n)
+	}
+}
+
+// Settle implements Work.
+func (w *clusterWork) Settle(ctx context.Context) (more bool, err error) {
+	if err := w.c.Wait(ctx, 0, w.c.length); err != nil {
+		return false, err
+	}
+	w.cursor, w.extent = 0, Piece{}
+	if w.o.Idle != nil {
+		return w.o.Idle(ctx)
+	}
+	if err := w.check(); err != nil {
+		return false, err
+	}
+	_, _, more = w.c.next(0, w.c.length, w.c.size)
+	return more, nil
+}
+
+var vectors = sync.Pool{New: func() any { return &blockgraph.IOVec{} }}
+
+// CopyRange copies bytes [off, off+n) by way of buf, which is nil for zeroes,
+// and tells which side failed. It is called under an admission; it blocks on
+// I/O only. With Compressed, writes are of one cluster each.
+func CopyRange(ctx context.Context, e Ends, off, n int64, kind Kind, buf []byte, writeFlags, zeroFlags blockgraph.Flags, cluster int64) (Op, error) {
+	switch kind {
+	case Skip:
+		return Read, nil
+	case Zero:
+		return Write, e.Target.WriteZeroes(ctx, off, n, zeroFlags)
+	}
+	v := vectors.Get().(*blockgraph.IOVec)
+	defer func() { v.SetBytes(nil); v.Reset(); vectors.Put(v) }()
+	v.SetBytes(buf[:n])
+	if err := e.Source.ReadV(ctx, off, v, 0); err != nil {
+		return Read, err
+	}
+	if writeFlags&blockgraph.Compressed == 0 {
+		return Write, e.Target.WriteV(ctx, off, v, writeFlags)
+	}
+	for done := int64(0); done < n; done += cluster {
+		v.SetBytes(buf[done:min(n, done+cluster)])
+		if err := e.Target.WriteV(ctx, off+done, v, writeFlags); err != nil {
+			return Write, err
+		}
+	}
+	return Write, nil
+}

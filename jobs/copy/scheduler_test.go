@@ -1,0 +1,138 @@
+package copy
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"blockd/clock"
+	"blockd/ioengine"
+)
+
+func TestTurnsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(clock.Real(), 3, DefaultShare)
+		var mu sync.Mutex
+		var now, most int
+		var wg sync.WaitGroup
+		for range 20 {
+			o := options()
+			o.Scheduler = s
+			w := &fakeWork{unit: 65536, length: 4 << 20, do: func(ctx context.Context, _ Piece, _ []byte) error {
+				mu.Lock()
+				now++
+				most = max(most, now)
+				mu.Unlock()
+				time.Sleep(lendAfter / 2)
+				mu.Lock()
+				now--
+				mu.Unlock()
+				return nil
+			}}
+			wg.Go(func() {
+				if err := NewJob(w, o).Run(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if most != 3 {
+			t.Errorf("%d steps at once", most)
+		}
+	})
+}
+
+func TestTurnsGoRoundOverJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(clock.Real(), 2, DefaultShare)
+		ctx, cancel := context.WithCancel(t.Context())
+		const jobs = 10
+		var works [jobs]*fakeWork
+		var wg sync.WaitGroup
+		for i := range jobs {
+			o := options()
+			o.Scheduler = s
+			o.MaxChunk = 64 << 10
+			if i == 0 {
+				o.Window = 64 << 20 // greedy
+			}
+			works[i] = &fakeWork{unit: 65536, length: 1 << 40, do: sleepFor(time.Millisecond)}
+			wg.Go(func() { NewJob(works[i], o).Run(ctx) })
+		}
+		time.Sleep(time.Second)
+		cancel()
+		wg.Wait()
+		least, most := len(works[0].copied), len(works[0].copied)
+		for _, w := range works {
+			least, most = min(least, len(w.copied)), max(most, len(w.copied))
+		}
+		if least < most*9/10 || least == 0 {
+			t.Errorf("steps per job: %d to %d", least, most)
+		}
+	})
+}
+
+func TestStuckJobsDoNotStopOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(clock.Real(), 2, 32<<20)
+		b := ioengine.NewBudget(64 << 20)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 5 { // together more than the share
+			o := options()
+			o.Scheduler, o.Budget = s, b
+			w := &fakeWork{unit: 65536, length: 1 << 40, do: func(ctx context.Context, _ Piece, _ []byte) error {
+				<-ctx.Done()
+				return ctx.Err()
+			}}
+			wg.Go(func() { NewJob(w, o).Run(ctx) })
+		}
+		time.Sleep(10 * time.Second)
+		o := options()
+		o.Scheduler, o.Budget = s, b
+		w := &fakeWork{unit: 65536, length: 16 << 20, do: sleepFor(time.Millisecond)}
+		start := time.Now()
+		if err := NewJob(w, o).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("took %v", time.Since(start))
+		if time.Since(start) > 5*time.Second {
+			t.Errorf("took %v", time.Since(start))
+		}
+		w.whole(t)
+		cancel()
+		wg.Wait()
+		if s.bytes != 0 || len(s.running) != 0 || len(s.queue) != 0 {
+			t.Errorf("left: %d bytes, %d running, %d queued", s.bytes, len(s.running), len(s.queue))
+		}
+	})
+}
+
+func TestCancelWhileWaitingForATurnGivesItBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(clock.Real(), 1, DefaultShare)
+		var hold turn
+		hold.of = &member{}
+		hold.ready = make(chan struct{}, 1)
+		if !s.request(&hold, 65536, 65536) {
+			t.Fatal("not granted")
+		}
+		hold.since = hold.since.Add(time.Hour) // never lent
+		o := options()
+		o.Scheduler = s
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- NewJob(&fakeWork{unit: 65536, length: 1 << 20}, o).Run(ctx) }()
+		synctest.Wait()
+		cancel()
+		if err := <-ended; err != context.Canceled {
+			t.Error(err)
+		}
+		s.release(&hold)
+		if s.bytes != 0 || len(s.running) != 0 || len(s.queue) != 0 {
+			t.Errorf("left: %d bytes, %d running, %d queued", s.bytes, len(s.running), len(s.queue))
+		}
+	})
+}

@@ -1,0 +1,138 @@
+package jobs
+
+import (
+	"slices"
+	"strings"
+
+	"blockd/qapi"
+)
+
+// This file is the rules of jobs, written down once more as a model that knows
+// no goroutines: what has become of every job once everything that could
+// happen after a step has happened.
+
+type modelJob struct {
+	id                     string
+	status                 qapi.JobStatus
+	group                  *modelGroup
+	manualFin, manualDis   bool
+	badPrepare, userPaused bool
+	outcome                string // "", "ok", "error", "cancelled"
+}
+
+type modelGroup struct{ jobs []*modelJob } // the last one created first
+
+// end ends a whole group: jobs named in failed with an error, the others
+// cancelled; nil failed and ok: all well.
+func (g *modelGroup) end(ok bool, failed *modelJob) {
+	for _, j := range g.jobs {
+		switch {
+		case ok:
+			j.outcome = "ok"
+		case j == failed:
+			j.outcome = "error"
+		default:
+			j.outcome = "cancelled"
+		}
+		j.status, j.userPaused = null, false
+		if j.manualDis {
+			j.status = concluded
+		}
+	}
+}
+
+// commit ends a pending group: the first in the order of the phases whose
+// prepare fails makes all fail.
+func (g *modelGroup) commit() {
+	for _, j := range g.jobs {
+		if j.badPrepare {
+			g.end(false, j)
+			return
+		}
+	}
+	g.end(true, nil)
+}
+
+func (j *modelJob) finish() {
+	j.status = waiting
+	if slices.ContainsFunc(j.group.jobs, func(x *modelJob) bool { return x.status != waiting }) {
+		return
+	}
+	manual := false
+	for _, x := range j.group.jobs {
+		x.status = pending
+		manual = manual || x.manualFin
+	}
+	if !manual {
+		j.group.commit()
+	}
+}
+
+// verb does what a client asks, and returns whether it is accepted.
+func (j *modelJob) verb(v Verb) bool {
+	live := j.status == running || j.status == paused
+	switch v {
+	case VerbCancel:
+		if !live && j.status != waiting && j.status != pending {
+			return false
+		}
+		j.group.end(false, nil)
+	case VerbPause:
+		if !live || j.userPaused {
+			return false
+		}
+		j.userPaused, j.status = true, paused
+	case VerbResume:
+		if !live || !j.userPaused {
+			return false
+		}
+		j.userPaused, j.status = false, running
+	case VerbFinalize:
+		if j.status != pending {
+			return false
+		}
+		j.group.commit()
+	case VerbDismiss:
+		if j.status != concluded {
+			return false
+		}
+		j.status = null
+	}
+	return true
+}
+
+// legalTrace holds one job's events against the state machine and says how it
+// ended.
+func legalTrace(events []string) (outcome string, problem string) {
+	next := map[string]string{
+		"":           "created",
+		"created":    "running aborting null",
+		"running":    "paused waiting aborting",
+		"paused":     "running",
+		"waiting":    "pending aborting",
+		"pending":    "PENDING aborting COMPLETED",
+		"PENDING":    "aborting COMPLETED",
+		"aborting":   "COMPLETED: CANCELLED concluded",
+		"COMPLETED":  "concluded",
+		"COMPLETED:": "concluded",
+		"CANCELLED":  "concluded",
+		"concluded":  "null",
+	}
+	at := ""
+	for _, e := range events {
+		word, _, _ := strings.Cut(e, " ")
+		if !slices.Contains(strings.Fields(next[at]), word) {
+			return "", at + " -> " + word
+		}
+		switch word {
+		case "COMPLETED":
+			outcome = "ok"
+		case "COMPLETED:":
+			outcome = "error"
+		case "CANCELLED":
+			outcome = "cancelled"
+		}
+		at = word
+	}
+	return outcome, ""
+}

@@ -1,0 +1,260 @@
+// Package stream is the stream job: it copies data from backing files into an
+// image until these are no longer needed, and then takes them out of the
+// chain, while guests go on using the image.
+//
+// A copy-on-read filter over the image does the copying: it writes only where
+// the image has nothing yet, decided under the image's own allocator, so a
+// newer write of a guest is never overwritten. The links from the filter down
+// to the lowest streamed image are frozen. What is below that one is not the
+// job's: another job may replace it meanwhile. So the new backing file is
+// whatever is there at the end, looked up within the graph change that makes
+// the new link, when nobody else can change it.
+//
+// Prepare is called on a worker with the graph token held. It must not import
+// formats, exports or qmp.
+package stream
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/jobs"
+	"blockd/jobs/copy"
+	"blockd/jobs/transfer"
+	"blockd/qapi"
+)
+
+// Prepare sets a stream up within a graph change: it checks the arguments, puts
+// the filter over top, and creates the job, which starts with the change's
+// commit. top is what a.Device names. It fails with the field's texts; the
+// change is then to be undone.
+func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.BlockStreamArg) (*jobs.Job, error) {
+	if err := Check(a); err != nil {
+		return nil, err
+	}
+	p, err := find(tx, top, a)
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{
+		part:    p,
+		onError: or(a.OnError, qapi.BlockdevOnErrorReport),
+		mask:    or(a.BackingMaskProtocol, false),
+		backing: a.BackingFile,
+		blocker: jobs.Blocker(qapi.JobTypeStream, blockgraph.OpDataplane),
+	}
+	if s.readOnly = tx.State(top).ReadOnly; s.readOnly {
+		if err := makeWritable(tx, top); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.insertFilter(tx, a.FilterNodeName); err != nil {
+		return nil, err
+	}
+	j, err := set.Create(jobs.Options{
+		ID:             or(a.JobID, ""),
+		Type:           qapi.JobTypeStream,
+		Block:          true,
+		Speed:          or(a.Speed, 0),
+		ManualFinalize: !or(a.AutoFinalize, true),
+		ManualDismiss:  !or(a.AutoDismiss, true),
+	}, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.attach(tx, j); err != nil {
+		j.Fail()
+		return nil, err
+	}
+	j.StartIn(tx, false)
+	return j, nil
+}
+
+// makeWritable reopens a read-only image, which an image below another one
+// mostly is. A driver that cannot be told of it must not be written to.
+func makeWritable(tx *blockgraph.Tx, n *blockgraph.Node) error {
+	if _, ok := n.Driver().(blockgraph.Reopener); !ok {
+		return qapi.Errorf("Block format '%s' used by node '%s' does not support reopening files", n.Type().Name, n.Name())
+	}
+	return tx.SetReadOnly(n, false)
+}
+
+// stream is the driver of the job.
+type stream struct {
+	part
+	transfer.Body
+
+	onError qapi.BlockdevOnError
+	mask    bool // name the format of a protocol node "raw"
+	// readOnly: the top was, and is to be again.
+	readOnly bool
+	backing  *string // what the header is to say, or nil
+	blocker  *blockgraph.Blocker
+
+	filter  *blockgraph.Node
+	thaw    func(tx *blockgraph.Tx)
+	root    *blockgraph.Root // over the filter
+	users   []*blockgraph.Root
+	blocked []*blockgraph.Node
+	// removed is the change that has taken the filter out.
+	removed *blockgraph.Tx
+}
+
+// insertFilter puts a copy-on-read filter over the top, and freezes the chain.
+func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
+	top, bottom := s.top.Name(), s.bottom.Name()
+	n, err := tx.Open(&qapi.BlockdevOptions{
+		Driver:   qapi.BlockdevDriverCopyOnRead,
+		NodeName: name,
+		CopyOnRead: &qapi.BlockdevOptionsCor{
+			File:   qapi.BlockdevRef{Reference: &top},
+			Bottom: &bottom,
+		},
+	})
+	if err != nil {
+		return qapi.Errorf("Could not create node: %s", err)
+	}
+	if name == nil {
+		tx.SetImplicit(n)
+	}
+	s.filter = n
+	if s.thaw, err = tx.FreezeChain(n, s.bottom); err != nil {
+		return qapi.Errorf("Could not create node: %s", err)
+	}
+	if err := tx.ReplaceNode(s.top, n); err != nil {
+		return qapi.Errorf("Could not replace node: %s", err)
+	}
+	return nil
+}
+
+// attach makes the job a user of its nodes: nobody may change what it reads
+// once.
+func (s *stream) attach(tx *blockgraph.Tx, j *jobs.Job) error {
+	const basic = blockgraph.PermConsistentRead | blockgraph.PermWriteUnchanged
+	use := func(n *blockgraph.Node, name string, shared blockgraph.Perm) error {
+		r, err := tx.NewRoot(n, blockgraph.RootOptions{Name: name, Desc: "stream job '" + j.ID() + "'", Shared: shared, StayAtNode: true, Job: j.ID()})
+		if err != nil {
+			return err
+		}
+		s.users = append(s.users, r)
+		s.blocked = append(s.blocked, n)
+		tx.Block(n, s.blocker)
+		return nil
+	}
+	if err := use(s.filter, "main node", blockgraph.PermAll); err != nil {
+		return err
+	}
+	var err error
+	s.root, err = tx.NewRoot(s.filter, blockgraph.RootOptions{Perm: basic, Shared: basic | blockgraph.PermWrite, StayAtNode: true})
+	if err != nil {
+		return err
+	}
+	s.users = append(s.users, s.root)
+	if err := use(s.top, "active node", basic|blockgraph.PermWrite); err != nil {
+		return err
+	}
+	end := below(tx, s.aboveBase)
+	for n := below(tx, s.top); n != end; n = below(tx, n) {
+		if err := use(n, "intermediate node", basic); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run copies up what the chain below the top has.
+func (s *stream) Run(ctx context.Context, j *jobs.Job) error {
+	if s.top.SkipFilters() == s.bottom {
+		return nil // nothing to stream
+	}
+	length := s.top.Size()
+	j.Progress().SetRemaining(length)
+	err := s.Body.Run(ctx, j, copy.NewPopulate(copy.PopulateOptions{
+		Root: s.root, Bottom: s.bottom, Length: length, Progress: j.Progress().Report,
+	}), transfer.Options{
+		SpeedChunk: copy.StreamChunk,
+		OnRead:     s.onError, ReadsOnly: true, LeaveIgnored: true,
+	})
+	if err != nil {
+		return err
+	}
+	// The header may name the new backing file only when the data is safe.
+	return s.Flush(ctx, j, s.root, s.onError)
+}
+
+// Busy implements jobs.Busier.
+func (s *stream) Busy() bool { return s.Usage().Steps > 0 }
+
+// Prepare takes the streamed images out of the chain and says so in the
+// header.
+func (s *stream) Prepare(tx *blockgraph.Tx) error {
+	if err := s.remove(tx); err != nil {
+		return err
+	}
+	image := skipFilters(tx, s.top)
+	if !hasBacking(tx, image) {
+		return nil
+	}
+	base := below(tx, s.aboveBase)
+	name, format := s.newBacking(tx, skipFilters(tx, base))
+	if err := tx.SetChild(image, "backing", blockgraph.RoleCOW, base); err != nil {
+		return err
+	}
+	return writeHeader(tx, image, name, format)
+}
+
+// newBacking returns what the header is to say about the new backing file, nil
+// for none.
+func (s *stream) newBacking(tx *blockgraph.Tx, base *blockgraph.Node) (name, format string) {
+	if base == nil {
+		return "", ""
+	}
+	name, format = tx.Filename(base), base.Type().Name
+	if s.backing != nil {
+		name = *s.backing
+	}
+	if s.mask && base.Type().Protocol {
+		format = "raw"
+	}
+	return name, format
+}
+
+// Clean gives up what the job holds.
+func (s *stream) Clean(tx *blockgraph.Tx) error {
+	if s.removed != tx {
+		if err := s.remove(tx); err != nil {
+			return err
+		}
+	}
+	const writes = blockgraph.PermWrite | blockgraph.PermWriteUnchanged | blockgraph.PermResize
+	if s.readOnly && tx.Used(s.top)&writes == 0 { // else somebody has come to write to it
+		return tx.SetReadOnly(s.top, true)
+	}
+	return nil
+}
+
+// remove takes the filter out, and ends the job's use of its nodes.
+func (s *stream) remove(tx *blockgraph.Tx) error {
+	s.removed = tx
+	s.thaw(tx)
+	for _, r := range s.users {
+		if err := tx.CloseRoot(r); err != nil {
+			return err
+		}
+	}
+	for _, n := range s.blocked {
+		tx.Unblock(n, s.blocker)
+	}
+	if err := tx.ReplaceNode(s.filter, below(tx, s.filter)); err != nil {
+		return err
+	}
+	// It would need to write to the image until it is closed.
+	return tx.SetChild(s.filter, "file", 0, nil)
+}
+
+func or[T any](p *T, d T) T {
+	if p == nil {
+		return d
+	}
+	return *p
+}

@@ -1,0 +1,24 @@
+package monitor
+
+import (
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+func (m *Monitor) registerExports(r *qmp.Registry) {
+	qmp.Register(r, "block-export-add", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.BlockExportOptions) (struct{}, error) {
+		return struct{}{}, m.exports.Add(c, a)
+	})
+	qmp.Register(r, "block-export-del", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.BlockExportDelArg) (struct{}, error) {
+		return struct{}{}, m.exports.Del(c, a.ID, a.Mode)
+	})
+	qmp.Register(r, "query-block-exports", qmp.CommandOptions{}, func(*qmp.Context, *struct{}) ([]qapi.BlockExportInfo, error) {
+		return m.exports.Query(), nil
+	})
+	qmp.Register(r, "nbd-server-start", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.NbdServerStartArg) (struct{}, error) {
+		return struct{}{}, m.exports.StartNBDLegacy(c, a)
+	})
+	qmp.Register(r, "nbd-server-stop", qmp.CommandOptions{}, func(c *qmp.Context, _ *struct{}) (struct{}, error) {
+		return struct{}{}, m.exports.StopNBD(c)
+	})
+}

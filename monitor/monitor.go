@@ -1,0 +1,104 @@
+// Package monitor ties the commands of QMP to what does them: it decodes
+// nothing and stores nothing, but holds each command's rules, its order of
+// checks and its error texts, as the field has them.
+//
+// Handlers run on their session's goroutine (package qmp), so they may wait.
+// What changes the graph goes through one graph change (blockgraph.Update);
+// what only looks takes a snapshot on the loop.
+//
+// Imports: everything below; nothing but cmd/blockd imports it.
+package monitor
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/exports"
+	"blockd/jobs"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+// Config is what the commands work with.
+type Config struct {
+	Graph   *blockgraph.Graph
+	Jobs    *jobs.Set
+	Exports *exports.Registry
+	// CreateFile makes files; Formats writes formats into them, by driver name.
+	CreateFile FileCreator
+	Formats    map[string]FormatCreator
+}
+
+// Monitor has the handlers of the block layer's commands.
+type Monitor struct {
+	Config
+	graph   *blockgraph.Graph
+	loop    *blockgraph.Loop
+	jobs    *jobs.Set
+	exports *exports.Registry
+}
+
+// New returns handlers over c.
+func New(c Config) *Monitor {
+	return &Monitor{Config: c, graph: c.Graph, loop: c.Graph.Loop(), jobs: c.Jobs, exports: c.Exports}
+}
+
+// Register adds the commands and events to a registry.
+func (m *Monitor) Register(r *qmp.Registry) {
+	m.registerNodes(r)
+	m.registerQueries(r)
+	m.registerCreate(r)
+	m.registerSnapshots(r)
+	m.registerBackup(r)
+	m.registerStream(r)
+	m.registerTransaction(r)
+	m.registerJobs(r)
+	m.registerExports(r)
+	registerEvents(r)
+}
+
+func registerEvents(r *qmp.Registry) {
+	qmp.RegisterEvent[qapi.JobStatusChange](r, "JOB_STATUS_CHANGE")
+	qmp.RegisterEvent[qapi.BlockJobCompleted](r, "BLOCK_JOB_COMPLETED")
+	qmp.RegisterEvent[qapi.BlockJobProgress](r, "BLOCK_JOB_CANCELLED")
+	qmp.RegisterEvent[qapi.BlockJobProgress](r, "BLOCK_JOB_READY")
+	qmp.RegisterEvent[qapi.BlockJobPending](r, "BLOCK_JOB_PENDING")
+	qmp.RegisterEvent[qapi.BlockJobError](r, "BLOCK_JOB_ERROR")
+	qmp.RegisterEvent[qapi.BlockImageCorrupted](r, "BLOCK_IMAGE_CORRUPTED")
+	qmp.RegisterEvent[qapi.BlockExportDeleted](r, "BLOCK_EXPORT_DELETED")
+}
+
+// AddNode opens a node and has the monitor own it: blockdev-add, and
+// --blockdev. On a worker.
+func (m *Monitor) AddNode(ctx context.Context, o *qapi.BlockdevOptions) error {
+	return m.update(ctx, "blockdev-add", func(tx *blockgraph.Tx) error {
+		if o.NodeName == nil {
+			return qapi.Errorf("'node-name' must be specified for the root node")
+		}
+		n, err := tx.Open(o)
+		if err != nil {
+			return err
+		}
+		tx.SetMonitorOwned(n, true)
+		return nil
+	})
+}
+
+// update makes a graph change in the name of a command.
+func (m *Monitor) update(ctx context.Context, command string, f func(tx *blockgraph.Tx) error) error {
+	return m.graph.Update(ctx, blockgraph.Cause{Command: command}, f)
+}
+
+// CloseNodes gives up every node that the monitor owns, so that images are
+// flushed and closed. For the end of the daemon, when no job and no export is
+// left. On a worker.
+func (m *Monitor) CloseNodes(ctx context.Context) error {
+	return m.update(ctx, "quit", func(tx *blockgraph.Tx) error {
+		for _, n := range m.nodes() {
+			if n.MonitorOwned() {
+				tx.SetMonitorOwned(n, false)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,80 @@
+package monitor
+
+import (
+	"blockd/blockgraph"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+func (m *Monitor) registerNodes(r *qmp.Registry) {
+	qmp.Register(r, "blockdev-add", qmp.CommandOptions{}, m.blockdevAdd)
+	qmp.Register(r, "blockdev-del", qmp.CommandOptions{}, m.blockdevDel)
+	qmp.Register(r, "block_resize", qmp.CommandOptions{}, m.blockResize)
+}
+
+func (m *Monitor) blockdevAdd(c *qmp.Context, o *qapi.BlockdevOptions) (struct{}, error) {
+	return struct{}{}, m.AddNode(c, o)
+}
+
+func (m *Monitor) blockdevDel(c *qmp.Context, a *qapi.BlockdevDelArg) (struct{}, error) {
+	return struct{}{}, m.update(c, "blockdev-del", func(tx *blockgraph.Tx) error {
+		n := tx.Find(a.NodeName)
+		if n == nil {
+			return qapi.Errorf("Failed to find node with node-name='%s'", a.NodeName)
+		}
+		users := tx.Parents(n)
+		for _, e := range users {
+			if r := e.Root(); r != nil && r.Job() == "" {
+				return qapi.Errorf("Node %s is in use", n.Name())
+			}
+		}
+		if err := tx.CheckBlocked(n, blockgraph.OpDriveDel); err != nil {
+			return err
+		}
+		if !n.MonitorOwned() {
+			return qapi.Errorf("Node %s is not owned by the monitor", n.Name())
+		}
+		if len(users) > 0 {
+			return qapi.Errorf("Block device %s is in use", n.Name())
+		}
+		tx.SetMonitorOwned(n, false)
+		return nil
+	})
+}
+
+func (m *Monitor) blockResize(c *qmp.Context, a *qapi.BlockResizeArg) (struct{}, error) {
+	return struct{}{}, m.update(c, "block_resize", func(tx *blockgraph.Tx) error {
+		n, err := find(tx, a.Device, a.NodeName)
+		if err != nil {
+			return err
+		}
+		if a.Size < 0 {
+			return qapi.Errorf("Parameter 'size' expects a >0 size")
+		}
+		if err := tx.CheckBlocked(n, blockgraph.OpResize); err != nil {
+			return err
+		}
+		return tx.Resize(n, a.Size, false, qapi.PreallocModeOff)
+	})
+}
+
+// find looks a node up as commands with both a device and a node-name do. A
+// storage daemon has no devices, so only a node-name finds anything.
+func find(tx *blockgraph.Tx, device, nodeName *string) (*blockgraph.Node, error) {
+	var d, name string
+	if device != nil {
+		d = *device
+	}
+	if nodeName != nil {
+		name = *nodeName
+		if n := tx.Find(name); n != nil {
+			return n, nil
+		}
+	}
+	return nil, qapi.Errorf("Cannot find device='%s' nor node-name='%s'", d, name)
+}
+
+// findNode looks a node up as commands with one name for both do.
+func findNode(tx *blockgraph.Tx, name string) (*blockgraph.Node, error) {
+	return find(tx, &name, &name)
+}

@@ -1,0 +1,240 @@
+package monitor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+func (m *Monitor) registerQueries(r *qmp.Registry) {
+	qmp.Register(r, "query-named-block-nodes", qmp.CommandOptions{}, m.queryNamedBlockNodes)
+	qmp.Register(r, "x-debug-query-block-graph", qmp.CommandOptions{Unstable: true}, m.queryBlockGraph)
+	qmp.Register(r, "query-block", qmp.CommandOptions{}, m.queryBlock)
+	qmp.Register(r, "query-blockstats", qmp.CommandOptions{}, m.queryBlockstats)
+}
+
+// nodes returns the published nodes, in the field's order.
+func (m *Monitor) nodes() []*blockgraph.Node {
+	var nodes []*blockgraph.Node
+	m.graph.Loop().Do(func() { nodes = m.graph.Nodes() })
+	return nodes
+}
+
+func (m *Monitor) queryNamedBlockNodes(c *qmp.Context, a *qapi.QueryNamedBlockNodesArg) ([]qapi.BlockDeviceInfo, error) {
+	return m.queryInfos(c, isTrue(a.Flat))
+}
+
+func (m *Monitor) queryInfos(ctx context.Context, flat bool) ([]qapi.BlockDeviceInfo, error) {
+	for {
+		infos, err := m.view().deviceInfos(ctx, flat)
+		// A node that was closed meanwhile is not in the next view.
+		if !errors.Is(err, errNodeClosed) {
+			return infos, err
+		}
+	}
+}
+
+// view is the graph as of one instant. What only drivers know is asked later,
+// off the loop, because it takes system calls.
+type view struct {
+	nodes  []*blockgraph.Node // in the field's order
+	states map[*blockgraph.Node]*blockgraph.NodeState
+	limits map[*blockgraph.Node]blockgraph.Limits
+	names  *blockgraph.Naming
+}
+
+func (m *Monitor) view() *view {
+	v := &view{states: map[*blockgraph.Node]*blockgraph.NodeState{}, limits: map[*blockgraph.Node]blockgraph.Limits{}}
+	m.loop.Do(func() {
+		v.nodes = m.graph.Nodes()
+		for _, n := range v.nodes {
+			v.states[n], v.limits[n] = n.State(), n.Limits()
+		}
+	})
+	v.names = blockgraph.NewNaming(v.states)
+	return v
+}
+
+// errNodeClosed: a node of the view is gone by now.
+var errNodeClosed = errors.New("node closed")
+
+func (v *view) deviceInfos(ctx context.Context, flat bool) ([]qapi.BlockDeviceInfo, error) {
+	infos := make([]qapi.BlockDeviceInfo, len(v.nodes))
+	for i, n := range v.nodes {
+		if err := v.deviceInfo(ctx, n, flat, &infos[i]); err != nil {
+			return nil, err
+		}
+	}
+	return infos, nil
+}
+
+// queryBlock lists named roots; a storage daemon has none.
+func (m *Monitor) queryBlock(*qmp.Context, *struct{}) ([]qapi.BlockInfo, error) {
+	return []qapi.BlockInfo{}, nil
+}
+
+// deviceInfo fills in what a query tells about one node.
+func (v *view) deviceInfo(ctx context.Context, n *blockgraph.Node, flat bool, info *qapi.BlockDeviceInfo) error {
+	s := v.states[n]
+	o := s.Options
+	*info = qapi.BlockDeviceInfo{
+		File: v.names.Filename(n), NodeName: n.Name(), RO: s.ReadOnly, Drv: n.Type().Name,
+		Active: true, DetectZeroes: s.DetectZeroes,
+		Cache:    qapi.BlockdevCacheInfo{Writeback: true, Direct: isTrue(o.Cache.Direct), NoFlush: isTrue(o.Cache.NoFlush)},
+		Children: children(s),
+	}
+	if b := s.Backing(); b != nil && !n.Type().Filter {
+		name := v.names.Filename(b.Child())
+		info.BackingFile = &name
+	}
+	image := &info.Image
+	for {
+		if err := v.imageInfo(ctx, n, image); err != nil {
+			return err
+		}
+		if info.NodeName == n.Name() {
+			info.Encrypted = isTrue(image.Encrypted)
+		}
+		next := n.FilterOrCOWIn(v.states[n])
+		if flat || next == nil {
+			return nil
+		}
+		info.BackingFileDepth++
+		n = next.Child()
+		image.BackingImage = &qapi.ImageInfo{}
+		image = image.BackingImage
+	}
+}
+
+func children(s *blockgraph.NodeState) []qapi.BlockdevChild {
+	list := make([]qapi.BlockdevChild, 0, len(s.Edges))
+	for _, e := range s.Edges {
+		list = append(list, qapi.BlockdevChild{Child: e.Name(), NodeName: e.Child().Name()})
+	}
+	// The field keeps the newest child first.
+	slices.Reverse(list)
+	return list
+}
+
+func (v *view) imageInfo(ctx context.Context, n *blockgraph.Node, info *qapi.ImageInfo) error {
+	s := v.states[n]
+	*info = qapi.ImageInfo{Filename: v.names.Filename(n), Format: n.Type().Name, VirtualSize: n.Size(), Limits: limitsInfo(v.limits[n])}
+	size, known, err := v.allocatedSize(ctx, n)
+	if err != nil {
+		return err
+	}
+	if known {
+		info.ActualSize = &size
+	}
+	if s.BackingName != "" {
+		name := s.BackingName
+		info.BackingFilename = &name
+		if full, err := n.ResolveName(name); err == nil {
+			info.FullBackingFilename = &full
+		}
+		if f := s.BackingFormat; f != "" {
+			info.BackingFilenameFormat = &f
+		}
+	}
+	return v.driverInfo(ctx, n, info)
+}
+
+// driverInfo adds what the driver knows; a filter that knows nothing has the
+// cluster size of what is below it.
+func (v *view) driverInfo(ctx context.Context, n *blockgraph.Node, info *qapi.ImageInfo) error {
+	var err error
+	silent := false
+	if !n.Inspect(func(drv blockgraph.Driver) {
+		d, ok := drv.(blockgraph.ImageInformer)
+		if silent = !ok; ok {
+			err = d.ImageInfo(ctx, info)
+		}
+	}) {
+		return errNodeClosed
+	}
+	if err != nil || !silent || !n.Type().Filter {
+		return err
+	}
+	var below qapi.ImageInfo
+	if e := n.FilterOrCOWIn(v.states[n]); e != nil {
+		err = v.driverInfo(ctx, e.Child(), &below)
+	}
+	info.ClusterSize, info.DirtyFlag = below.ClusterSize, below.DirtyFlag
+	return err
+}
+
+// allocatedSize returns what the node's own storage takes, in bytes: its
+// driver's answer, that of what a filter filters, or that of the children that
+// hold its data and metadata.
+func (v *view) allocatedSize(ctx context.Context, n *blockgraph.Node) (size int64, known bool, err error) {
+	if !n.Inspect(func(drv blockgraph.Driver) {
+		if d, ok := drv.(blockgraph.AllocatedSizer); ok {
+			var err error
+			size, err = d.AllocatedSize(ctx)
+			known = err == nil
+		}
+	}) {
+		return 0, false, errNodeClosed
+	}
+	if known || n.Type().Protocol {
+		return size, known, nil
+	}
+	size = 0
+	wanted := blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RoleFiltered
+	if n.Type().Filter {
+		wanted = blockgraph.RoleFiltered
+	}
+	for _, e := range v.states[n].Edges {
+		if e.Role()&wanted == 0 {
+			continue
+		}
+		k, known, err := v.allocatedSize(ctx, e.Child())
+		if !known {
+			return 0, false, err
+		}
+		size += k
+	}
+	return size, true, nil
+}
+
+func limitsInfo(l blockgraph.Limits) *qapi.BlockLimitsInfo {
+	info := &qapi.BlockLimitsInfo{
+		RequestAlignment: uint32(max(1, l.RequestAlignment)),
+		MaxIOV:           maxIOV,
+		MinMemAlignment:  uint64(cmp.Or(l.MemAlignment, 512)),
+		OptMemAlignment:  uint64(max(l.MemAlignment, pageSize)),
+	}
+	set64(&info.MaxDiscard, l.MaxDiscard)
+	set64(&info.MaxWriteZeroes, l.MaxZero)
+	set32(&info.DiscardAlignment, l.DiscardAlignment)
+	set32(&info.WriteZeroesAlignment, l.ZeroAlignment)
+	set32(&info.OptTransfer, l.OptTransfer)
+	set32(&info.MaxTransfer, l.MaxTransfer)
+	return info
+}
+
+const (
+	maxIOV   = 1024 // IOV_MAX
+	pageSize = 4096
+)
+
+func set64(p **uint64, v int64) {
+	if v != 0 {
+		u := uint64(v)
+		*p = &u
+	}
+}
+
+func set32(p **uint32, v int64) {
+	if v != 0 {
+		u := uint32(min(v, 1<<32-1))
+		*p = &u
+	}
+}
+
+func isTrue(p *bool) bool { return p != nil && *p }

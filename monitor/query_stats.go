@@ -1,0 +1,63 @@
+package monitor
+
+import (
+	"blockd/blockgraph"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+// queryBlockstats lists nodes with query-nodes, else named roots, of which a
+// storage daemon has none.
+func (m *Monitor) queryBlockstats(_ *qmp.Context, a *qapi.QueryBlockstatsArg) ([]qapi.BlockStats, error) {
+	list := []qapi.BlockStats{}
+	if !isTrue(a.QueryNodes) {
+		return list, nil
+	}
+	m.loop.Do(func() {
+		nodes := m.graph.Nodes()
+		for i := range nodes {
+			list = append(list, nodeStats(nodes[len(nodes)-1-i])) // the oldest first
+		}
+	})
+	return list, nil
+}
+
+// discardCounter is a driver of host files, which counts discards.
+type discardCounter interface {
+	DiscardStats() (ok, failed, bytes int64)
+}
+
+// nodeStats only looks at counters. Control plane.
+func nodeStats(n *blockgraph.Node) qapi.BlockStats {
+	name := n.Name()
+	s := qapi.BlockStats{NodeName: &name, Stats: qapi.BlockDeviceStats{WrHighestOffset: n.WriteHighest(), TimedStats: []qapi.BlockDeviceTimedStats{}}}
+	if d, counts := n.Driver().(discardCounter); counts {
+		ok, failed, bytes := d.DiscardStats()
+		s.DriverSpecific = &qapi.BlockStatsSpecific{
+			Driver: qapi.BlockdevDriver(n.Type().Name),
+			File:   &qapi.BlockStatsSpecificFile{DiscardNbOk: uint64(ok), DiscardNbFailed: uint64(failed), DiscardBytesOk: uint64(bytes)},
+		}
+	}
+	if e := storage(n); e != nil {
+		p := nodeStats(e.Child())
+		s.Parent = &p
+	}
+	return s
+}
+
+// storage returns the one child that stores the node's data, or nil.
+func storage(n *blockgraph.Node) *blockgraph.Edge {
+	var found *blockgraph.Edge
+	for _, e := range n.State().Edges {
+		if e.Role()&blockgraph.RolePrimary != 0 && e.Role()&(blockgraph.RoleData|blockgraph.RoleFiltered) != 0 {
+			return e
+		}
+		if e.Role()&blockgraph.RoleData != 0 {
+			if found != nil {
+				return nil
+			}
+			found = e
+		}
+	}
+	return found
+}

@@ -1,0 +1,102 @@
+package monitor
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/jobs"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+// action is one member of a transaction. A single command runs as a
+// transaction of one.
+type action interface {
+	kind() string
+	// source returns the node whose users the action concerns, or nil if it
+	// cannot be told yet.
+	source(tx *blockgraph.Tx) *blockgraph.Node
+	// prepare does everything that can fail. What it did is undone by the graph
+	// change that it is part of.
+	prepare(tx *blockgraph.Tx) error
+}
+
+// finisher is an action that does something when all are prepared, because it
+// depends on what the others make of its nodes.
+type finisher interface {
+	finish(tx *blockgraph.Tx) error
+}
+
+func (m *Monitor) registerTransaction(r *qmp.Registry) {
+	qmp.Register(r, "transaction", qmp.CommandOptions{}, m.transaction)
+}
+
+func (m *Monitor) transaction(c *qmp.Context, a *qapi.TransactionArg) (struct{}, error) {
+	grouped := a.Properties != nil && a.Properties.CompletionMode != nil && *a.Properties.CompletionMode == qapi.ActionCompletionModeGrouped
+	var txn *jobs.Txn
+	if grouped {
+		txn = m.jobs.NewTxn()
+	}
+	var actions []action
+	for i := range a.Actions {
+		act := m.newAction(&a.Actions[i], txn)
+		if grouped && a.Actions[i].BlockdevBackup == nil && a.Actions[i].DriveBackup == nil {
+			return struct{}{}, qapi.Errorf("Action '%s' does not support transaction property completion-mode = %s", act.kind(), qapi.ActionCompletionModeGrouped)
+		}
+		actions = append(actions, act)
+	}
+	return struct{}{}, m.runActions(c, "transaction", actions)
+}
+
+func (m *Monitor) newAction(a *qapi.TransactionAction, txn *jobs.Txn) action {
+	switch {
+	case a.BlockdevBackup != nil:
+		return &blockdevBackup{m: m, txn: txn, BlockdevBackup: *a.BlockdevBackup}
+	case a.DriveBackup != nil:
+		return &driveBackup{m: m, txn: txn, DriveBackup: *a.DriveBackup}
+	case a.BlockdevSnapshot != nil:
+		return &snapshot{m: m, node: a.BlockdevSnapshot.Node, overlay: a.BlockdevSnapshot.Overlay}
+	case a.BlockdevSnapshotSync != nil:
+		return &snapshotSync{m: m, BlockdevSnapshotSync: *a.BlockdevSnapshotSync}
+	default:
+		return abort{}
+	}
+}
+
+// runActions makes one graph change of all actions: every user concerned is
+// drained before the first is prepared, and all of it happens or nothing.
+func (m *Monitor) runActions(ctx context.Context, command string, actions []action) error {
+	return m.update(ctx, command, func(tx *blockgraph.Tx) error {
+		var nodes []*blockgraph.Node
+		for _, a := range actions {
+			if n := a.source(tx); n != nil {
+				nodes = append(nodes, n)
+			}
+		}
+		if err := tx.Drain(nodes...); err != nil {
+			return err
+		}
+		for _, a := range actions {
+			if err := a.prepare(tx); err != nil {
+				return err
+			}
+		}
+		for _, a := range actions {
+			if f, ok := a.(finisher); ok {
+				if err := f.finish(tx); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// abort always fails, for tests of what surrounds it.
+type abort struct{}
+
+func (abort) kind() string                           { return "abort" }
+func (abort) source(*blockgraph.Tx) *blockgraph.Node { return nil }
+func (abort) prepare(*blockgraph.Tx) error {
+	return qapi.Errorf("Transaction aborted using Abort action")
+}

@@ -1,0 +1,140 @@
+package qapi
+
+// Arguments of the commands that start copying jobs.
+
+// BlockdevOnError is the policy for failed requests of a job.
+type BlockdevOnError string
+
+// Values of BlockdevOnError.
+const (
+	BlockdevOnErrorReport BlockdevOnError = "report"
+	BlockdevOnErrorIgnore BlockdevOnError = "ignore"
+	BlockdevOnErrorEnospc BlockdevOnError = "enospc"
+	BlockdevOnErrorStop   BlockdevOnError = "stop"
+	BlockdevOnErrorAuto   BlockdevOnError = "auto"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (BlockdevOnError) QAPIEnum() []string {
+	return []string{"report", "ignore", "enospc", "stop", "auto"}
+}
+
+// MirrorSyncMode is what part of the source a job copies.
+type MirrorSyncMode string
+
+// Values of MirrorSyncMode.
+const (
+	MirrorSyncModeTop         MirrorSyncMode = "top"
+	MirrorSyncModeFull        MirrorSyncMode = "full"
+	MirrorSyncModeNone        MirrorSyncMode = "none"
+	MirrorSyncModeIncremental MirrorSyncMode = "incremental"
+	MirrorSyncModeBitmap      MirrorSyncMode = "bitmap"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (MirrorSyncMode) QAPIEnum() []string {
+	return []string{"top", "full", "none", "incremental", "bitmap"}
+}
+
+// BitmapSyncMode is what becomes of the bitmap when the job ends.
+type BitmapSyncMode string
+
+// Values of BitmapSyncMode.
+const (
+	BitmapSyncModeOnSuccess BitmapSyncMode = "on-success"
+	BitmapSyncModeNever     BitmapSyncMode = "never"
+	BitmapSyncModeAlways    BitmapSyncMode = "always"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (BitmapSyncMode) QAPIEnum() []string {
+	return []string{"on-success", "never", "always"}
+}
+
+// BackupPerf tunes a backup job.
+type BackupPerf struct {
+	// Default false.
+	UseCopyRange *bool `qapi:"use-copy-range"`
+	// Default 64.
+	MaxWorkers *int64 `qapi:"max-workers"`
+	// Bytes; 0 is no limit. Default 0.
+	MaxChunk *int64 `qapi:"max-chunk"`
+	// Bytes; 0 follows the target. Default 0.
+	MinClusterSize *uint64 `qapi:"min-cluster-size,size"`
+}
+
+// BackupCommon are the arguments that drive-backup and blockdev-backup share.
+type BackupCommon struct {
+	// Default: the device's name.
+	JobID *string `qapi:"job-id"`
+	// Root or node to copy.
+	Device string         `qapi:"device"`
+	Sync   MirrorSyncMode `qapi:"sync"`
+	// Bytes per second; 0 is no limit. Default 0.
+	Speed      *int64          `qapi:"speed"`
+	Bitmap     *string         `qapi:"bitmap"`
+	BitmapMode *BitmapSyncMode `qapi:"bitmap-mode"`
+	// Default false.
+	Compress *bool `qapi:"compress"`
+	// Default report.
+	OnSourceError *BlockdevOnError `qapi:"on-source-error"`
+	// Default report.
+	OnTargetError *BlockdevOnError `qapi:"on-target-error"`
+	// Default break-guest-write.
+	OnCBWError *OnCbwError `qapi:"on-cbw-error"`
+	// Default true.
+	AutoFinalize *bool `qapi:"auto-finalize"`
+	// Default true.
+	AutoDismiss *bool `qapi:"auto-dismiss"`
+	// Default: a generated name.
+	FilterNodeName *string `qapi:"filter-node-name"`
+	// Default false.
+	DiscardSource *bool       `qapi:"discard-source"`
+	XPerf         *BackupPerf `qapi:"x-perf,features=unstable"`
+}
+
+// DriveBackup is the argument of drive-backup.
+type DriveBackup struct {
+	BackupCommon
+	// File name.
+	Target string `qapi:"target"`
+	// Default: the source's, or probed with mode existing.
+	Format *string `qapi:"format"`
+	// Default absolute-paths.
+	Mode *NewImageMode `qapi:"mode"`
+}
+
+// BlockdevBackup is the argument of blockdev-backup.
+type BlockdevBackup struct {
+	BackupCommon
+	// Root or node.
+	Target string `qapi:"target"`
+}
+
+// BlockStreamArg is the argument of block-stream. Base, BaseNode and Bottom
+// exclude each other.
+type BlockStreamArg struct {
+	// Default: the device's name.
+	JobID  *string `qapi:"job-id"`
+	Device string  `qapi:"device"`
+	// File name of the image that stays below.
+	Base *string `qapi:"base"`
+	// Node that stays below.
+	BaseNode *string `qapi:"base-node"`
+	// What to write into the header. Default: chosen from the new chain.
+	BackingFile *string `qapi:"backing-file"`
+	// Write "raw" for a protocol node's format. Default false.
+	BackingMaskProtocol *bool `qapi:"backing-mask-protocol"`
+	// Lowest node that is streamed.
+	Bottom *string `qapi:"bottom"`
+	// Bytes per second; 0 is no limit. Default 0.
+	Speed *int64 `qapi:"speed"`
+	// Default report.
+	OnError *BlockdevOnError `qapi:"on-error"`
+	// Default: a generated name.
+	FilterNodeName *string `qapi:"filter-node-name"`
+	// Default true.
+	AutoFinalize *bool `qapi:"auto-finalize"`
+	// Default true.
+	AutoDismiss *bool `qapi:"auto-dismiss"`
+}

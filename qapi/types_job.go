@@ -1,0 +1,172 @@
+package qapi
+
+// Arguments and results of the job commands, and the data of job events.
+
+// JobType is the kind of a job.
+type JobType string
+
+// Values of JobType.
+const (
+	JobTypeStream JobType = "stream"
+	JobTypeBackup JobType = "backup"
+	JobTypeCreate JobType = "create"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (JobType) QAPIEnum() []string {
+	return []string{"stream", "backup", "create"}
+}
+
+// JobStatus is a state of the job state machine.
+type JobStatus string
+
+// Values of JobStatus.
+const (
+	JobStatusUndefined JobStatus = "undefined"
+	JobStatusCreated   JobStatus = "created"
+	JobStatusRunning   JobStatus = "running"
+	JobStatusPaused    JobStatus = "paused"
+	JobStatusReady     JobStatus = "ready"
+	JobStatusStandby   JobStatus = "standby"
+	JobStatusWaiting   JobStatus = "waiting"
+	JobStatusPending   JobStatus = "pending"
+	JobStatusAborting  JobStatus = "aborting"
+	JobStatusConcluded JobStatus = "concluded"
+	JobStatusNull      JobStatus = "null"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (JobStatus) QAPIEnum() []string {
+	return []string{"undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting", "concluded", "null"}
+}
+
+// IoOperationType is the direction of a failed request.
+type IoOperationType string
+
+// Values of IoOperationType.
+const (
+	IoOperationTypeRead  IoOperationType = "read"
+	IoOperationTypeWrite IoOperationType = "write"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (IoOperationType) QAPIEnum() []string {
+	return []string{"read", "write"}
+}
+
+// BlockErrorAction is what was done about a failed request.
+type BlockErrorAction string
+
+// Values of BlockErrorAction.
+const (
+	BlockErrorActionIgnore BlockErrorAction = "ignore"
+	BlockErrorActionReport BlockErrorAction = "report"
+	BlockErrorActionStop   BlockErrorAction = "stop"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (BlockErrorAction) QAPIEnum() []string {
+	return []string{"ignore", "report", "stop"}
+}
+
+// JobIDArg is the argument of job-pause, job-resume, job-cancel, job-complete,
+// job-finalize, job-dismiss, block-job-finalize and block-job-dismiss.
+type JobIDArg struct {
+	ID string `qapi:"id"`
+}
+
+// BlockJobDeviceArg is the argument of block-job-pause, block-job-resume and
+// block-job-complete.
+type BlockJobDeviceArg struct {
+	// The job's id.
+	Device string `qapi:"device"`
+}
+
+// BlockJobCancelArg is the argument of block-job-cancel.
+type BlockJobCancelArg struct {
+	// The job's id.
+	Device string `qapi:"device"`
+	// Abort a job that is ready instead of completing it. Default false.
+	Force *bool `qapi:"force"`
+}
+
+// BlockJobSetSpeedArg is the argument of block-job-set-speed.
+type BlockJobSetSpeedArg struct {
+	// The job's id.
+	Device string `qapi:"device"`
+	// Bytes per second; 0 is no limit.
+	Speed int64 `qapi:"speed"`
+}
+
+// JobInfo describes a job. The unit of progress is the job's own; bytes for
+// all that copy.
+type JobInfo struct {
+	ID              string    `qapi:"id"`
+	Type            JobType   `qapi:"type"`
+	Status          JobStatus `qapi:"status"`
+	CurrentProgress int64     `qapi:"current-progress"`
+	TotalProgress   int64     `qapi:"total-progress"`
+	Error           *string   `qapi:"error"`
+}
+
+// BlockJobInfo describes a block job in the older form. Len and Offset are the
+// job's progress, in bytes.
+type BlockJobInfo struct {
+	Type JobType `qapi:"type,discriminator"`
+	// The job's id.
+	Device string `qapi:"device"`
+	Len    int64  `qapi:"len"`
+	Offset int64  `qapi:"offset"`
+	Busy   bool   `qapi:"busy"`
+	Paused bool   `qapi:"paused"`
+	// Bytes per second; 0 is no limit.
+	Speed        int64               `qapi:"speed"`
+	IOStatus     BlockDeviceIoStatus `qapi:"io-status"`
+	Ready        bool                `qapi:"ready"`
+	Status       JobStatus           `qapi:"status"`
+	AutoFinalize bool                `qapi:"auto-finalize"`
+	AutoDismiss  bool                `qapi:"auto-dismiss"`
+	Error        *string             `qapi:"error"`
+}
+
+// JobStatusChange is the data of JOB_STATUS_CHANGE.
+type JobStatusChange struct {
+	ID     string    `qapi:"id"`
+	Status JobStatus `qapi:"status"`
+}
+
+// BlockJobCompleted is the data of BLOCK_JOB_COMPLETED. Len and Offset are
+// bytes.
+type BlockJobCompleted struct {
+	Type   JobType `qapi:"type"`
+	Device string  `qapi:"device"`
+	Len    int64   `qapi:"len"`
+	Offset int64   `qapi:"offset"`
+	// Bytes per second.
+	Speed int64   `qapi:"speed"`
+	Error *string `qapi:"error"`
+}
+
+// BlockJobProgress is the data of BLOCK_JOB_CANCELLED and BLOCK_JOB_READY. Len
+// and Offset are bytes.
+type BlockJobProgress struct {
+	Type   JobType `qapi:"type"`
+	Device string  `qapi:"device"`
+	Len    int64   `qapi:"len"`
+	Offset int64   `qapi:"offset"`
+	// Bytes per second.
+	Speed int64 `qapi:"speed"`
+}
+
+// BlockJobError is the data of BLOCK_JOB_ERROR.
+type BlockJobError struct {
+	Device    string           `qapi:"device"`
+	Operation IoOperationType  `qapi:"operation"`
+	Action    BlockErrorAction `qapi:"action"`
+}
+
+// BlockJobPending is the data of BLOCK_JOB_PENDING.
+type BlockJobPending struct {
+	Type JobType `qapi:"type"`
+	ID   string  `qapi:"id"`
+}

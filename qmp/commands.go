@@ -1,0 +1,83 @@
+package qmp
+
+import (
+	"blockd/qapi"
+)
+
+// RegisterCommands registers the commands of the protocol itself, those for
+// passing descriptors, and those of the character devices.
+func RegisterCommands(r *Registry) {
+	o := CommandOptions{}
+	Register(r, "qmp_capabilities", o, func(c *Context, a *qapi.QmpCapabilitiesArg) (qapi.Empty, error) {
+		return qapi.Empty{}, c.s.negotiate(a.Enable)
+	})
+	Register(r, "query-version", o, func(c *Context, _ *qapi.Empty) (*qapi.VersionInfo, error) {
+		return &c.Server().cfg.Version, nil
+	})
+	Register(r, "query-commands", o, func(*Context, *qapi.Empty) ([]qapi.CommandInfo, error) {
+		return r.Commands(), nil
+	})
+	Register(r, "query-qmp-schema", o, func(*Context, *qapi.Empty) ([]qapi.SchemaInfo, error) {
+		return r.schema.Introspect(), nil
+	})
+	Register(r, "quit", o, func(c *Context, _ *qapi.Empty) (qapi.Empty, error) {
+		if quit := c.Server().cfg.Quit; quit != nil {
+			if err := quit(c); err != nil {
+				return qapi.Empty{}, err
+			}
+		}
+		c.s.quit = true
+		return qapi.Empty{}, nil
+	})
+	registerFDCommands(r)
+	registerChardevCommands(r)
+}
+
+func registerFDCommands(r *Registry) {
+	o := CommandOptions{}
+	Register(r, "getfd", o, func(c *Context, a *qapi.FdNameArg) (qapi.Empty, error) {
+		f, err := c.TakeFD()
+		if err == nil {
+			err = c.s.mon.fds.put(a.FDName, f)
+		}
+		return qapi.Empty{}, err
+	})
+	Register(r, "closefd", o, func(c *Context, a *qapi.FdNameArg) (qapi.Empty, error) {
+		return qapi.Empty{}, c.s.mon.fds.closeOne(a.FDName)
+	})
+	Register(r, "add-fd", o, func(c *Context, a *qapi.AddFdArg) (qapi.AddfdInfo, error) {
+		f, err := c.TakeFD()
+		if err != nil {
+			return qapi.AddfdInfo{}, err
+		}
+		return c.Server().fdsets.add(f, a.FdsetID, a.Opaque)
+	})
+	Register(r, "remove-fd", o, func(c *Context, a *qapi.RemoveFdArg) (qapi.Empty, error) {
+		return qapi.Empty{}, c.Server().fdsets.remove(a.FdsetID, a.FD)
+	})
+	Register(r, "query-fdsets", o, func(c *Context, _ *qapi.Empty) ([]qapi.FdsetInfo, error) {
+		return c.Server().fdsets.Query(), nil
+	})
+}
+
+func registerChardevCommands(r *Registry) {
+	o := CommandOptions{}
+	Register(r, "query-chardev", o, func(c *Context, _ *qapi.Empty) ([]qapi.ChardevInfo, error) {
+		return c.Server().cfg.Chardevs.QueryChardev(), nil
+	})
+	Register(r, "query-chardev-backends", o, func(c *Context, _ *qapi.Empty) ([]qapi.ChardevBackendInfo, error) {
+		return c.Server().cfg.Chardevs.QueryChardevBackends(), nil
+	})
+	Register(r, "chardev-add", o, func(c *Context, a *qapi.ChardevAddArg) (qapi.ChardevReturn, error) {
+		return c.Server().cfg.Chardevs.ChardevAdd(c, a, c.TakeNamedFD)
+	})
+	Register(r, "chardev-change", o, func(c *Context, a *qapi.ChardevAddArg) (qapi.ChardevReturn, error) {
+		return c.Server().cfg.Chardevs.ChardevChange(c, a, c.TakeNamedFD)
+	})
+	Register(r, "chardev-remove", o, func(c *Context, a *qapi.ChardevIDArg) (qapi.Empty, error) {
+		return qapi.Empty{}, c.Server().cfg.Chardevs.ChardevRemove(a)
+	})
+	Register(r, "chardev-send-break", o, func(c *Context, a *qapi.ChardevIDArg) (qapi.Empty, error) {
+		return qapi.Empty{}, c.Server().cfg.Chardevs.ChardevSendBreak(a)
+	})
+}

@@ -1,0 +1,40 @@
+package qmp
+
+import (
+	"context"
+	"os"
+
+	"blockd/chardev"
+	"blockd/qapi"
+)
+
+// Context is what a handler knows of its call. It is a context.Context that
+// ends with the daemon, not with the client: a command that has begun runs to
+// its end. It is valid until the handler returns.
+type Context struct {
+	context.Context
+	s     *Session
+	files *[]*os.File // descriptors that nobody has claimed
+}
+
+// Server is the server that the client is connected to.
+func (c *Context) Server() *Server { return c.s.mon.srv }
+
+// TakeFD claims the descriptor that the client passed with this command, or
+// before it with one that did not ask. Further ones of the same message are
+// closed.
+func (c *Context) TakeFD() (*os.File, error) {
+	files := *c.files
+	if len(files) == 0 {
+		return nil, qapi.Errorf("No file descriptor supplied via SCM_RIGHTS")
+	}
+	*c.files = nil
+	chardev.CloseFiles(files[1:])
+	return files[0], nil
+}
+
+// TakeNamedFD claims the descriptor that getfd stored under name in this
+// monitor. The caller owns it.
+func (c *Context) TakeNamedFD(name string) (*os.File, error) {
+	return c.s.mon.fds.take(name)
+}

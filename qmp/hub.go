@@ -1,0 +1,148 @@
+package qmp
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"blockd/clock"
+	"blockd/qapi"
+)
+
+// Hub spreads events to every client that has finished negotiation. Its order
+// is the same for all of them.
+type Hub struct {
+	wall  clock.Clock // for timestamps
+	pace  clock.Clock // for rate limits
+	limit time.Duration
+
+	mu       sync.Mutex
+	sessions map[*Session]struct{}
+	limited  map[string]*limitedEvent // by event and key, while within the limit
+}
+
+// EventInterval is the least time between two events of one kind and key, for
+// the events that a failing device could raise without end.
+const EventInterval = time.Second
+
+// limitKeys names the events with a rate limit, and the members of their data
+// that make a key: each key has its own limit.
+var limitKeys = map[string][]string{
+	"BLOCK_IO_ERROR":    {"qom-path", "node-name"},
+	"QUORUM_REPORT_BAD": {"node-name"},
+	"QUORUM_FAILURE":    {"reference"},
+	"VSERPORT_CHANGE":   {"id"},
+}
+
+// limitedEvent stands for the interval after an event was sent.
+type limitedEvent struct {
+	waiting bool // data is to be sent at the end of the interval
+	data    any
+	at      time.Time
+}
+
+// NewHub makes a Hub. wall gives the timestamps of events and is the real
+// clock; pace times the rate limits and is the virtual one.
+func NewHub(wall, pace clock.Clock) *Hub {
+	return &Hub{wall: wall, pace: pace, limit: EventInterval,
+		sessions: map[*Session]struct{}{}, limited: map[string]*limitedEvent{}}
+}
+
+// Emit sends an event to every negotiated client. data is a struct with qapi
+// tags, a *qapi.Object, or nil for an event without data; it must not change
+// afterwards. Emit never waits and may be called from any goroutine, on both
+// planes.
+func (h *Hub) Emit(event string, data any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at := h.wall.Now()
+	key, limited := limitKey(event, data)
+	if !limited {
+		h.send(event, data, at)
+		return
+	}
+	if e := h.limited[key]; e != nil {
+		e.waiting, e.data, e.at = true, data, at // the latest one counts
+		return
+	}
+	h.send(event, data, at)
+	h.limited[key] = &limitedEvent{}
+	h.pace.AfterFunc(h.limit, func() { h.intervalEnds(event, key) })
+}
+
+func (h *Hub) intervalEnds(event, key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := h.limited[key]
+	if e == nil {
+		return
+	}
+	if !e.waiting {
+		delete(h.limited, key)
+		return
+	}
+	h.send(event, e.data, e.at)
+	e.waiting, e.data = false, nil
+	h.pace.AfterFunc(h.limit, func() { h.intervalEnds(event, key) })
+}
+
+// limitKey tells whether an event has a rate limit, and its key.
+func limitKey(event string, data any) (string, bool) {
+	members, ok := limitKeys[event]
+	if !ok {
+		return "", false
+	}
+	v, _ := qapi.ParseJSON(qapi.AppendJSON(nil, data))
+	o, _ := v.(*qapi.Object)
+	if action, _ := o.Get("action"); event == "BLOCK_IO_ERROR" && action == "stop" {
+		return "", false // each of them needs an answer
+	}
+	key := []string{event}
+	for _, m := range members {
+		s, _ := o.Get(m)
+		text, _ := s.(string)
+		key = append(key, text)
+	}
+	return strings.Join(key, "\x00"), true
+}
+
+// send queues the event everywhere; h.mu is held.
+func (h *Hub) send(event string, data any, at time.Time) {
+	if len(h.sessions) == 0 {
+		return
+	}
+	ts := eventTimestamp{Seconds: at.Unix(), Microseconds: int64(at.Nanosecond()) / 1000}
+	var m any = &eventMessage{Event: event, Timestamp: ts}
+	if data != nil {
+		m = &eventDataMessage{Event: event, Data: data, Timestamp: ts}
+	}
+	var text [2][]byte // plain, pretty
+	for s := range h.sessions {
+		i := 0
+		if s.mon.pretty {
+			i = 1
+		}
+		if text[i] == nil {
+			text[i] = appendMessage(nil, s.mon.pretty, m)
+		}
+		if !s.out.append(text[i]) {
+			delete(h.sessions, s)
+			s.drop()
+		}
+	}
+}
+
+// join queues the reply that ends negotiation and lets events follow it: none
+// comes before that reply.
+func (h *Hub) join(s *Session, reply []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.send(reply)
+	h.sessions[s] = struct{}{}
+}
+
+func (h *Hub) leave(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sessions, s)
+}

@@ -1,0 +1,21 @@
+#!/bin/sh
+# gofmt, go vet, and staticcheck when go.mod has it as a tool. Exit status 1 when one of them complains.
+set -u
+cd "$(dirname "$0")/.."
+: "${GO:=go}"
+status=0
+
+unformatted=$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +)
+if [ -n "$unformatted" ]; then
+	echo "lint: not gofmt-ed:"
+	echo "$unformatted"
+	status=1
+fi
+"$GO" vet ./... || status=1
+"$GO" vet -tags blockddebug ./... || status=1
+if grep -Eq '^[[:space:]]*(tool[[:space:]]+)?honnef\.co/go/tools/cmd/staticcheck([[:space:]]|$)' go.mod; then
+	"$GO" run honnef.co/go/tools/cmd/staticcheck ./... || status=1
+else
+	echo "lint: staticcheck is no tool of go.mod, left out"
+fi
+exit $status

@@ -1,0 +1,92 @@
+#!/bin/sh
+# The whole judgement: vet, unit tests, and the Python tests against a binary built for tests.
+#
+# Without a C compiler it runs without the race detector, without a tool it runs the rest. The end of its
+# output is a list of what did not run, by name, and the line `N passed, N failed, N skipped` for
+# everything together. With REQUIRE_ALL=1 anything that did not run is an error.
+set -u
+cd "$(dirname "$0")/.."
+: "${GO:=go}" "${REQUIRE_ALL:=0}"
+export GOTRACEBACK=all
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+
+passed=0 failed=0
+: >"$work/skipped"
+
+# skip NAME: REASON: one thing that did not run.
+skip() { echo "$*" >>"$work/skipped"; }
+
+# verdict NAME STATUS: counts one step that passes or fails as a whole.
+verdict() {
+	if [ "$2" = 0 ]; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		echo "FAIL $1"
+	fi
+}
+
+sh tools/setup.sh python qemu rival nbd fio compiler
+
+echo "== vet"
+"$GO" vet ./...
+verdict "go vet" $?
+
+race=-race cgo=1
+if ! echo 'int main(void) { return 0; }' | "${CC:-cc}" -xc -o /dev/null - 2>/dev/null; then
+	race='' cgo=0
+	skip "race detector: needs a C compiler"
+fi
+
+# Two packages at a time with two tests each keep two cores busy and leave the timing tests air.
+echo "== unit tests ${race:-(without the race detector)}"
+CGO_ENABLED=$cgo "$GO" test -v $race -tags blockddebug -p 2 -parallel 4 -timeout 10m ./... >"$work/unit" 2>&1
+unit_status=$?
+awk -v skipped="$work/skipped" -v counts="$work/unit-counts" -f tools/gotest.awk "$work/unit"
+read -r unit_passed unit_failed <"$work/unit-counts"
+passed=$((passed + unit_passed)) failed=$((failed + unit_failed))
+if [ "$unit_status" != 0 ] && [ "$unit_failed" = 0 ]; then
+	verdict "go test" "$unit_status"
+	tail -n 40 "$work/unit"
+fi
+
+echo "== Python tests"
+if ! command -v /usr/bin/python3 >/dev/null; then
+	skip "iotests: needs python3"
+elif ! make -s build build-test; then
+	verdict "make build build-test" 1
+else
+	IOTESTS_TIMEOUT_SCALE=${IOTESTS_TIMEOUT_SCALE:-3} DAEMON=bin/blockd-test \
+		/usr/bin/python3 -m iotests >"$work/iotests" 2>&1
+	iotests_status=$?
+	grep -v '^SKIP ' "$work/iotests"
+	sed -n 's/^SKIP //p' "$work/iotests" >>"$work/skipped"
+	last=$(tail -n 1 "$work/iotests")
+	case $last in
+	*' passed, '*' failed, '*' skipped')
+		io_passed=${last%% passed,*}
+		io_failed=${last#* passed, }
+		io_failed=${io_failed%% failed,*}
+		passed=$((passed + io_passed)) failed=$((failed + io_failed))
+		;;
+	*) iotests_status=1 io_failed=0 ;;
+	esac
+	if [ "$iotests_status" != 0 ] && [ "$io_failed" = 0 ]; then verdict "iotests" 1; fi
+fi
+
+echo "== the bench's own tests"
+if command -v /usr/bin/python3 >/dev/null; then
+	/usr/bin/python3 -m unittest discover -q -s bench/tests -t .
+	verdict "bench's own tests" $?
+fi
+
+skipped=$(wc -l <"$work/skipped" | tr -d ' ')
+echo "== did not run: $skipped"
+sed 's/^/  /' "$work/skipped"
+echo "$passed passed, $failed failed, $skipped skipped"
+
+[ "$failed" = 0 ] || exit 1
+[ "$REQUIRE_ALL" != 1 ] || [ "$skipped" = 0 ] || exit 1
