@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -145,6 +146,7 @@ func TestFlushWithoutChangesIsOneFlush(t *testing.T) {
 func TestConcurrentFlushesShareOneWriteBack(t *testing.T) {
 	f := newImage(t, 1<<20)
 	d := openImage(t, f, nil)
+	before := f.flushes
 	reached, release := blockOn(f, func(op string, _, _ int64) bool { return op == "flush" })
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = d.Flush(ctxb) })
@@ -152,19 +154,21 @@ func TestConcurrentFlushesShareOneWriteBack(t *testing.T) {
 	for range 20 {
 		wg.Go(func() { _ = d.Flush(ctxb) })
 	}
-	// All twenty have joined the batch that follows.
-	for {
+	joined := func() int {
 		d.flushMu.Lock()
-		b := d.nextBatch
-		d.flushMu.Unlock()
-		if b != nil {
-			break
+		defer d.flushMu.Unlock()
+		if d.nextBatch == nil {
+			return 0
 		}
+		return d.nextBatch.callers
+	}
+	for joined() < 20 {
+		runtime.Gosched()
 	}
 	release()
 	wg.Wait()
-	if f.flushes > 6 { // two, and what arrives late; twenty-one alone
-		t.Fatalf("%d flushes", f.flushes)
+	if f.flushes != before+2 { // the first, and one for all twenty
+		t.Fatalf("%d flushes", f.flushes-before)
 	}
 	closeImage(t, d)
 }

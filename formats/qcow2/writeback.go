@@ -33,6 +33,8 @@ type batch struct {
 	lead chan struct{} // capacity 1: the receiver runs the batch
 	done chan struct{}
 	err  error
+
+	callers int // who has joined; under Driver.flushMu
 }
 
 func newBatch() *batch {
@@ -56,6 +58,7 @@ func (d *Driver) writeBack(ctx context.Context) error {
 		b = newBatch()
 		d.nextBatch = b
 	}
+	b.callers++
 	if !d.flushing {
 		d.flushing = true
 		b.lead <- struct{}{}
