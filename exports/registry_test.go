@@ -131,22 +131,22 @@ func TestExportsUseAndShareWhatTheLockTableSays(t *testing.T) {
 	w.start()
 	w.mustAdd(options("ro", "n"))
 	all := blockgraph.PermAll
-	if d.perm != blockgraph.PermConsistentRead || d.shared != all&^blockgraph.PermResize {
-		t.Errorf("read-only export: uses %v, shares %v", d.perm, d.shared)
+	if perm, shared := d.Locks(); perm != blockgraph.PermConsistentRead || shared != all&^blockgraph.PermResize {
+		t.Errorf("read-only export: uses %v, shares %v", perm, shared)
 	}
 	o := options("rw", "n")
 	o.Writable, o.NBD.Name = ptr(true), ptr("x")
 	w.mustAdd(o)
-	if d.perm != blockgraph.PermConsistentRead|blockgraph.PermWrite || d.shared != all&^blockgraph.PermResize {
-		t.Errorf("writable export: uses %v, shares %v", d.perm, d.shared)
+	if perm, shared := d.Locks(); perm != blockgraph.PermConsistentRead|blockgraph.PermWrite || shared != all&^blockgraph.PermResize {
+		t.Errorf("writable export: uses %v, shares %v", perm, shared)
 	}
 	for _, id := range []string{"ro", "rw"} {
 		if err := w.Del(t.Context(), id, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if d.perm != 0 || d.shared != all {
-		t.Errorf("after the exports: uses %v, shares %v", d.perm, d.shared)
+	if perm, shared := d.Locks(); perm != 0 || shared != all {
+		t.Errorf("after the exports: uses %v, shares %v", perm, shared)
 	}
 }
 
@@ -267,9 +267,7 @@ func TestQemuIOWritesAndReadsThroughTheGraph(t *testing.T) {
 	if err != nil || strings.Contains(string(out), "fail") {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.b[999] != 0 || d.b[1000] != 7 || d.b[70<<10] != 0 || d.b[130<<10] != 7 {
+	if b := d.Bytes(); b[999] != 0 || b[1000] != 7 || b[70<<10] != 0 || b[130<<10] != 7 {
 		t.Error("the image does not hold what was written")
 	}
 }

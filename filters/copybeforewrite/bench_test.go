@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/clock"
 	"blockd/filters/copybeforewrite"
 	"blockd/jobs/copy"
@@ -13,7 +14,10 @@ import (
 
 // flatDriver is a protocol without locks around its memory, for measuring what
 // the engine adds.
-type flatDriver struct{ memDriver }
+type flatDriver struct {
+	*graphtest.Memory
+	b []byte
+}
 
 func (d *flatDriver) ReadV(_ context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
 	v.CopyIn(0, d.b[off:off+v.Len()])
@@ -33,8 +37,7 @@ func flatGraph(b *testing.B, size int64) (g *blockgraph.Graph, f *copybeforewrit
 	g = blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(),
 		&blockgraph.DriverType{Name: "flat", Protocol: true,
 			Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-				d := &flatDriver{}
-				d.b = make([]byte, *r.Options.Null.Size)
+				d := &flatDriver{graphtest.NewMemory(*r.Options.Null.Size), make([]byte, *r.Options.Null.Size)}
 				for i := 0; i < len(d.b); i += 4096 {
 					d.b[i] = 1
 				}
@@ -53,7 +56,7 @@ func flatGraph(b *testing.B, size int64) (g *blockgraph.Graph, f *copybeforewrit
 			return err
 		}
 		f = n.Driver().(*copybeforewrite.Filter)
-		if guest, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: rw, Shared: blockgraph.PermAll}); err != nil {
+		if guest, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: graphtest.ReadWrite, Shared: blockgraph.PermAll}); err != nil {
 			return err
 		}
 		job, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: blockgraph.PermConsistentRead, Shared: blockgraph.PermAll, Job: "j"})
@@ -102,7 +105,7 @@ func BenchmarkBackupSteps(b *testing.B) {
 func BenchmarkGuestWrite(b *testing.B) {
 	const size = 1 << 30
 	_, f, guest, job := flatGraph(b, size)
-	v := vec(make([]byte, 4096))
+	v := graphtest.Vec(make([]byte, 4096))
 	b.Run("saving", func(b *testing.B) {
 		b.ReportAllocs()
 		off := int64(0)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/clock"
 	"blockd/filters/copybeforewrite"
 	"blockd/ioengine"
@@ -23,11 +24,12 @@ import (
 
 const cluster = 64 << 10
 
-func fill(d *memDriver, r *rand.Rand) {
-	for i := 0; i < len(d.b); i += 4096 {
-		_ = append(d.b[i:i], noise[r.IntN(4096):][:min(4096, len(d.b)-i)]...)
-	}
-	d.mark(0, int64(len(d.b)), true)
+func fill(m *graphtest.Memory, r *rand.Rand) {
+	m.Edit(func(b []byte) {
+		for i := 0; i < len(b); i += 4096 {
+			_ = append(b[i:i], noise[r.IntN(4096):][:min(4096, len(b)-i)]...)
+		}
+	})
 }
 
 func engine(budget *ioengine.Budget) copy.Options {
@@ -62,7 +64,7 @@ func writer(t *testing.T, guest *blockgraph.Root, budget *ioengine.Budget, seed 
 			err = guest.Discard(context.Background(), off, n)
 		default:
 			_ = append(b.Bytes()[:0], noise[r.IntN(4096):][:n]...)
-			err = guest.WriteV(context.Background(), off, vec(b.Bytes()), 0)
+			err = guest.WriteV(context.Background(), off, graphtest.Vec(b.Bytes()), 0)
 		}
 		b.Release()
 		if err != nil {
@@ -80,12 +82,11 @@ func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
 	t.Logf("seed %d", seed)
 	w := newWorld(t)
 	const size = 8<<20 + 20480
-	source, src := w.mem("src", size)
-	target, dst := w.mem("dst", size)
+	source, src := w.Mem("src", size)
+	target, dst := w.Mem("dst", size)
 	fill(src, rand.New(rand.NewPCG(seed, 0)))
-	clear(src.b[1<<20 : 3<<20])
-	src.mark(1<<20, 2<<20, false)
-	guest := w.root(source, rw, blockgraph.PermAll)
+	src.Punch(1<<20, 2<<20)
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	var stop atomic.Bool
 	var writes atomic.Int64
 	var writers sync.WaitGroup
@@ -97,7 +98,7 @@ func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
 		var done, remaining atomic.Int64
 		var total int64
 		f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) {
-			snapshot = bytes.Clone(src.b)
+			snapshot = src.Bytes()
 			f.Clusters().SetProgress(func(d, r int64) { done.Add(d); remaining.Add(r) })
 			total = f.Clusters().Remaining()
 		})
@@ -114,9 +115,9 @@ func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
 			}
 		}
 		w.remove(source, n, job)
-		if !bytes.Equal(snapshot, dst.b) {
+		if copied := dst.Bytes(); !bytes.Equal(snapshot, copied) {
 			for i := range snapshot {
-				if snapshot[i] != dst.b[i] {
+				if snapshot[i] != copied[i] {
 					t.Fatalf("round %d: the target differs at %d", round, i)
 				}
 			}
@@ -144,16 +145,16 @@ func TestExhaustedBudgetDelaysAndDoesNotDeadlock(t *testing.T) {
 
 func TestWriteWaitsForOverlappingCopyOnly(t *testing.T) {
 	w := newWorld(t)
-	source, _ := w.mem("src", 8<<20)
-	target, dst := w.mem("dst", 8<<20)
-	guest := w.root(source, rw, blockgraph.PermAll)
-	if err := guest.WriteV(t.Context(), 0, vec(bytes.Repeat([]byte{7}, 1<<20)), 0); err != nil {
+	source, _ := w.Mem("src", 8<<20)
+	target, dst := w.Mem("dst", 8<<20)
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
+	if err := guest.WriteV(t.Context(), 0, graphtest.Vec(bytes.Repeat([]byte{7}, 1<<20)), 0); err != nil {
 		t.Fatal(err)
 	}
 	_, n, job := w.insert(source, target, nil, nil)
 	stuck, entered := make(chan struct{}), make(chan struct{}, 8)
-	dst.set(func(write bool, off, _ int64) error {
-		if write && off < cluster {
+	dst.SetHook(func(r graphtest.Request) error {
+		if r.Kind == graphtest.Write && r.Off < cluster {
 			entered <- struct{}{}
 			<-stuck
 		}
@@ -161,11 +162,11 @@ func TestWriteWaitsForOverlappingCopyOnly(t *testing.T) {
 	})
 	first := make(chan error, 2)
 	for range 2 {
-		go func() { first <- guest.WriteV(context.Background(), 4096, vec(make([]byte, 4096)), 0) }()
+		go func() { first <- guest.WriteV(context.Background(), 4096, graphtest.Vec(make([]byte, 4096)), 0) }()
 	}
 	<-entered
 	for _, off := range []int64{cluster, 3 * cluster, 2 << 20} {
-		if err := guest.WriteV(t.Context(), off, vec(make([]byte, 4096)), 0); err != nil {
+		if err := guest.WriteV(t.Context(), off, graphtest.Vec(make([]byte, 4096)), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,44 +184,35 @@ func TestWriteWaitsForOverlappingCopyOnly(t *testing.T) {
 	if len(entered) != 0 {
 		t.Error("the cluster was copied twice")
 	}
-	if !bytes.Equal(dst.b[:2*cluster], bytes.Repeat([]byte{7}, 2*cluster)) {
+	if !bytes.Equal(dst.Bytes()[:2*cluster], bytes.Repeat([]byte{7}, 2*cluster)) {
 		t.Error("the target does not have the old content")
 	}
 	w.remove(source, n, job)
 }
 
-func failing(d *memDriver, err error) {
-	d.set(func(write bool, _, _ int64) error {
-		if write {
-			return err
-		}
-		return nil
-	})
-}
-
 func TestBreakGuestWriteFailsTheWriteAndKeepsTheSnapshot(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 1<<20)
-	target, dst := w.mem("dst", 1<<20)
+	source, src := w.Mem("src", 1<<20)
+	target, dst := w.Mem("dst", 1<<20)
 	fill(src, rand.New(rand.NewPCG(1, 1)))
-	old := bytes.Clone(src.b)
-	guest := w.root(source, rw, blockgraph.PermAll)
+	old := src.Bytes()
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	f, n, job := w.insert(source, target, nil, nil)
-	failing(dst, syscall.ENOSPC)
-	if err := guest.WriteV(t.Context(), 0, vec(make([]byte, 4096)), 0); !errors.Is(err, syscall.ENOSPC) {
+	dst.SetHook(graphtest.Failing(-1, syscall.ENOSPC, graphtest.Write, graphtest.Zero))
+	if err := guest.WriteV(t.Context(), 0, graphtest.Vec(make([]byte, 4096)), 0); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(src.b, old) {
+	if !bytes.Equal(src.Bytes(), old) {
 		t.Error("the failed write reached the source")
 	}
-	dst.set(nil)
-	if err := guest.WriteV(t.Context(), 0, vec(make([]byte, 4096)), 0); err != nil {
+	dst.SetHook(nil)
+	if err := guest.WriteV(t.Context(), 0, graphtest.Vec(make([]byte, 4096)), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(dst.b, old) || f.SnapshotError() != nil {
+	if !bytes.Equal(dst.Bytes(), old) || f.SnapshotError() != nil {
 		t.Error("the target is not the source's old content", f.SnapshotError())
 	}
 	w.remove(source, n, job)
@@ -228,28 +220,28 @@ func TestBreakGuestWriteFailsTheWriteAndKeepsTheSnapshot(t *testing.T) {
 
 func TestBreakSnapshotLetsTheWriteThroughAndEndsTheJob(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 4<<20)
-	target, dst := w.mem("dst", 4<<20)
+	source, src := w.Mem("src", 4<<20)
+	target, dst := w.Mem("dst", 4<<20)
 	fill(src, rand.New(rand.NewPCG(1, 1)))
-	guest := w.root(source, rw, blockgraph.PermAll)
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	mode := qapi.OnCbwErrorBreakSnapshot
 	f, n, job := w.insert(source, target, func(o *qapi.BlockdevOptionsCbw) { o.OnCBWError = &mode }, nil)
-	failing(dst, syscall.EIO)
+	dst.SetHook(graphtest.Failing(-1, syscall.EIO, graphtest.Write, graphtest.Zero))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := guest.WriteV(ctx, 0, vec(make([]byte, 4096)), 0); err == nil || f.SnapshotError() != nil && ctx.Err() == nil {
+	if err := guest.WriteV(ctx, 0, graphtest.Vec(make([]byte, 4096)), 0); err == nil || f.SnapshotError() != nil && ctx.Err() == nil {
 		t.Error("a vanished guest broke the snapshot", err)
 	}
-	if err := guest.WriteV(t.Context(), 0, vec(bytes.Repeat([]byte{9}, 4096)), 0); err != nil {
+	if err := guest.WriteV(t.Context(), 0, graphtest.Vec(bytes.Repeat([]byte{9}, 4096)), 0); err != nil {
 		t.Fatal(err)
 	}
 	<-f.Broken()
-	if !errors.Is(f.SnapshotError(), syscall.EIO) || src.b[0] != 9 {
-		t.Error(f.SnapshotError(), src.b[0])
+	if !errors.Is(f.SnapshotError(), syscall.EIO) || src.Bytes()[0] != 9 {
+		t.Error(f.SnapshotError(), src.Bytes()[0])
 	}
-	dst.set(nil)
-	writes := dst.writes.Load()
-	if err := guest.WriteV(t.Context(), 1<<20, vec(make([]byte, 4096)), 0); err != nil || dst.writes.Load() != writes {
+	dst.SetHook(nil)
+	writes := dst.Writes.Load()
+	if err := guest.WriteV(t.Context(), 1<<20, graphtest.Vec(make([]byte, 4096)), 0); err != nil || dst.Writes.Load() != writes {
 		t.Error("a broken snapshot is still written", err)
 	}
 	o := engine(ioengine.Process)
@@ -265,22 +257,17 @@ func TestTimeoutEndsTheWaitForAStuckTarget(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				defer w.g.Loop().Stop()
-				source, src := w.mem("src", 1<<20)
-				target, dst := w.mem("dst", 1<<20)
+				defer w.Graph.Loop().Stop()
+				source, src := w.Mem("src", 1<<20)
+				target, dst := w.Mem("dst", 1<<20)
 				fill(src, rand.New(rand.NewPCG(1, 1)))
-				guest := w.root(source, rw, blockgraph.PermAll)
+				guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 				seconds := uint32(3)
 				f, n, job := w.insert(source, target, func(o *qapi.BlockdevOptionsCbw) { o.OnCBWError, o.CBWTimeout = &mode, &seconds }, nil)
-				stuck := make(chan struct{})
-				dst.set(func(write bool, _, _ int64) error {
-					if write {
-						<-stuck
-					}
-					return nil
-				})
+				stuck := graphtest.NewHold(graphtest.Write, graphtest.Zero)
+				dst.SetHook(stuck.Wait)
 				start := time.Now()
-				err := guest.WriteV(t.Context(), 0, vec(make([]byte, 4096)), 0)
+				err := guest.WriteV(t.Context(), 0, graphtest.Vec(make([]byte, 4096)), 0)
 				if took := time.Since(start); took != 3*time.Second {
 					t.Errorf("took %v", took)
 				}
@@ -299,7 +286,7 @@ func TestTimeoutEndsTheWaitForAStuckTarget(t *testing.T) {
 					t.Error("the filter was closed under a copy")
 				default:
 				}
-				close(stuck)
+				stuck.Release()
 				<-rested
 			})
 		})
@@ -308,23 +295,23 @@ func TestTimeoutEndsTheWaitForAStuckTarget(t *testing.T) {
 
 func TestWriteBesideTheFilterIsRefused(t *testing.T) {
 	w := newWorld(t)
-	source, _ := w.mem("src", 1<<20)
-	target, _ := w.mem("dst", 1<<20)
+	source, _ := w.Mem("src", 1<<20)
+	target, _ := w.Mem("dst", 1<<20)
 	_, n, job := w.insert(source, target, nil, nil)
 	try := func(n *blockgraph.Node, perm blockgraph.Perm) error {
-		return w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+		return w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
 			_, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll})
 			return err
 		})
 	}
-	err := try(source, rw)
+	err := try(source, graphtest.ReadWrite)
 	if err == nil || !strings.Contains(err.Error(), "Permission conflict on node 'src': permissions 'write' are both required by an unnamed block device (uses node 'src' as 'root' child) and unshared by node '") {
 		t.Errorf("got %v", err)
 	}
 	if err := try(source, blockgraph.PermConsistentRead); err != nil {
 		t.Error(err)
 	}
-	if err := try(n, rw); err != nil {
+	if err := try(n, graphtest.ReadWrite); err != nil {
 		t.Error("a guest above the filter:", err)
 	}
 	if err := try(target, blockgraph.PermResize); err == nil {
@@ -335,18 +322,20 @@ func TestWriteBesideTheFilterIsRefused(t *testing.T) {
 
 func TestFilterWithoutUsersLeavesTheSourceToOthers(t *testing.T) {
 	w := newWorld(t)
-	source, _ := w.mem("src", 1<<20)
-	w.mem("dst", 1<<20)
-	w.root(source, rw, blockgraph.PermAll)
-	w.add(cbwOptions("src", "dst", nil))
+	source, _ := w.Mem("src", 1<<20)
+	w.Mem("dst", 1<<20)
+	w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
+	w.Add(cbwOptions("src", "dst", nil))
 }
 
 func TestClusterSizeFollowsTheTarget(t *testing.T) {
 	w := newWorld(t)
-	w.mem("src", 1<<20)
-	w.mem("plain", 1<<20)
-	w.mem("file", 1<<20)
-	w.cow("cow", "file", "")
+	w.Mem("src", 1<<20)
+	w.Mem("plain", 1<<20)
+	w.Mem("file", 1<<20)
+	wide := graphtest.ImageOptions("wide", "file", "")
+	wide.Driver = "wide"
+	w.Add(wide)
 	for _, c := range []struct {
 		target string
 		least  uint64
@@ -356,12 +345,12 @@ func TestClusterSizeFollowsTheTarget(t *testing.T) {
 		{"plain", 0, 64 << 10, ""},
 		{"plain", 4096, 64 << 10, ""},
 		{"plain", 1 << 20, 1 << 20, ""},
-		{"cow", 0, 128 << 10, ""},
+		{"wide", 0, 128 << 10, ""},
 		{"plain", 12345, 0, "Cannot create block-copy-state: min-cluster-size needs to be a power of 2"},
 		{"plain", 1 << 63, 0, "min-cluster-size too large: 9223372036854775808 > 9223372036854775807"},
 		{"plain", 1 << 40, 0, "Cannot create block-copy-state: min-cluster-size too large: 1099511627776 > 67108864"},
 	} {
-		err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+		err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
 			n, err := tx.Open(cbwOptions("src", c.target, func(o *qapi.BlockdevOptionsCbw) { o.MinClusterSize = &c.least }))
 			if err != nil {
 				return err
@@ -379,14 +368,14 @@ func TestClusterSizeFollowsTheTarget(t *testing.T) {
 
 func TestTopLeavesOutWhatTheOverlayLacks(t *testing.T) {
 	w := newWorld(t)
-	_, base := w.mem("base", 4<<20)
+	_, base := w.Mem("base", 4<<20)
 	fill(base, rand.New(rand.NewPCG(1, 1)))
-	w.mem("file", 4<<20)
-	source, _ := w.cow("top", "file", "base")
-	target, dst := w.mem("dst", 4<<20)
-	guest := w.root(source, rw, blockgraph.PermAll)
+	w.Mem("file", 4<<20)
+	source, _ := w.Image("top", "file", "base")
+	target, dst := w.Mem("dst", 4<<20)
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	mine := bytes.Repeat([]byte{5}, 2*cluster)
-	if err := guest.WriteV(t.Context(), 10*cluster, vec(mine), 0); err != nil {
+	if err := guest.WriteV(t.Context(), 10*cluster, graphtest.Vec(mine), 0); err != nil {
 		t.Fatal(err)
 	}
 	var done, remaining atomic.Int64
@@ -394,7 +383,7 @@ func TestTopLeavesOutWhatTheOverlayLacks(t *testing.T) {
 		f.SetTop(true)
 		f.Clusters().SetProgress(func(d, r int64) { done.Add(d); remaining.Add(r) })
 	})
-	if err := guest.WriteV(t.Context(), 20*cluster, vec(mine[:4096]), 0); err != nil {
+	if err := guest.WriteV(t.Context(), 20*cluster, graphtest.Vec(mine[:4096]), 0); err != nil {
 		t.Fatal(err)
 	}
 	if done.Load() != 0 || remaining.Load() != -cluster {
@@ -405,8 +394,8 @@ func TestTopLeavesOutWhatTheOverlayLacks(t *testing.T) {
 	}
 	want := make([]byte, 4<<20)
 	copyAt(want[10*cluster:], mine)
-	if !bytes.Equal(dst.b, want) || done.Load() != 2*cluster || remaining.Load() != -4<<20 {
-		t.Errorf("equal %v, progress %d %d", bytes.Equal(dst.b, want), done.Load(), remaining.Load())
+	if !bytes.Equal(dst.Bytes(), want) || done.Load() != 2*cluster || remaining.Load() != -4<<20 {
+		t.Errorf("equal %v, progress %d %d", bytes.Equal(dst.Bytes(), want), done.Load(), remaining.Load())
 	}
 	w.remove(source, n, job)
 }
@@ -415,22 +404,22 @@ func copyAt(dst, src []byte) { _ = append(dst[:0], src...) }
 
 func TestHolesAreNeitherReadNorWrittenAsData(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 64<<20)
-	target, dst := w.mem("dst", 64<<20)
+	source, src := w.Mem("src", 64<<20)
+	target, dst := w.Mem("dst", 64<<20)
 	fill1 := bytes.Repeat([]byte{3}, cluster)
-	guest := w.root(source, rw, blockgraph.PermAll)
-	if err := guest.WriteV(t.Context(), 32<<20, vec(fill1), 0); err != nil {
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
+	if err := guest.WriteV(t.Context(), 32<<20, graphtest.Vec(fill1), 0); err != nil {
 		t.Fatal(err)
 	}
-	src.reads.Store(0)
+	src.Reads.Store(0)
 	f, n, job := w.insert(source, target, nil, nil)
 	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if src.reads.Load() != 1 || dst.writes.Load() != 1 || dst.zeroed.Load() != 64<<20-cluster {
-		t.Errorf("%d reads, %d writes, %d zeroed", src.reads.Load(), dst.writes.Load(), dst.zeroed.Load())
+	if src.Reads.Load() != 1 || dst.Writes.Load() != 1 || dst.Zeroed.Load() != 64<<20-cluster {
+		t.Errorf("%d reads, %d writes, %d zeroed", src.Reads.Load(), dst.Writes.Load(), dst.Zeroed.Load())
 	}
-	if !bytes.Equal(src.b, dst.b) {
+	if !bytes.Equal(src.Bytes(), dst.Bytes()) {
 		t.Error("the copy differs")
 	}
 	w.remove(source, n, job)
@@ -438,9 +427,9 @@ func TestHolesAreNeitherReadNorWrittenAsData(t *testing.T) {
 
 func TestBitmapIsRefusedWithItsName(t *testing.T) {
 	w := newWorld(t)
-	w.mem("src", 1<<20)
-	w.mem("dst", 1<<20)
-	err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+	w.Mem("src", 1<<20)
+	w.Mem("dst", 1<<20)
+	err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
 		_, err := tx.Open(cbwOptions("src", "dst", func(o *qapi.BlockdevOptionsCbw) {
 			o.Bitmap = &qapi.BlockDirtyBitmap{Node: "src", Name: "b0"}
 		}))
@@ -455,15 +444,15 @@ func TestBitmapIsRefusedWithItsName(t *testing.T) {
 // and then; the job retries and the guest's writes fail meanwhile.
 func TestTransientTargetErrorsLeaveACompleteBackup(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 8<<20)
-	target, dst := w.mem("dst", 8<<20)
+	source, src := w.Mem("src", 8<<20)
+	target, dst := w.Mem("dst", 8<<20)
 	fill(src, rand.New(rand.NewPCG(2, 2)))
-	old := bytes.Clone(src.b)
-	guest := w.root(source, rw, blockgraph.PermAll)
+	old := src.Bytes()
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	var k atomic.Int64
 	f, n, job := w.insert(source, target, nil, nil)
-	dst.set(func(write bool, _, _ int64) error {
-		if write && k.Add(1)%3 != 0 {
+	dst.SetHook(func(r graphtest.Request) error {
+		if r.Kind != graphtest.Read && k.Add(1)%3 != 0 {
 			return syscall.EIO
 		}
 		return nil
@@ -473,7 +462,7 @@ func TestTransientTargetErrorsLeaveACompleteBackup(t *testing.T) {
 		r := rand.New(rand.NewPCG(3, 3))
 		for range 500 {
 			off := r.Int64N(8<<20-4096) &^ 4095
-			if err := guest.WriteV(t.Context(), off, vec(make([]byte, 4096)), 0); err != nil && !errors.Is(err, syscall.EIO) {
+			if err := guest.WriteV(t.Context(), off, graphtest.Vec(make([]byte, 4096)), 0); err != nil && !errors.Is(err, syscall.EIO) {
 				t.Error(err)
 			}
 		}
@@ -484,7 +473,7 @@ func TestTransientTargetErrorsLeaveACompleteBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	if !bytes.Equal(old, dst.b) {
+	if !bytes.Equal(old, dst.Bytes()) {
 		t.Error("the target differs from the source's old content")
 	}
 	w.remove(source, n, job)
@@ -492,24 +481,18 @@ func TestTransientTargetErrorsLeaveACompleteBackup(t *testing.T) {
 
 func TestAbandonLetsWaitingWritesGoOnPastAStuckTarget(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 1<<20)
-	target, dst := w.mem("dst", 1<<20)
+	source, src := w.Mem("src", 1<<20)
+	target, dst := w.Mem("dst", 1<<20)
 	fill(src, rand.New(rand.NewPCG(1, 1)))
-	guest := w.root(source, rw, blockgraph.PermAll)
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	f, n, job := w.insert(source, target, nil, nil)
-	stuck, entered := make(chan struct{}), make(chan struct{}, 64)
-	dst.set(func(write bool, _, _ int64) error {
-		if write {
-			entered <- struct{}{}
-			<-stuck
-		}
-		return nil
-	})
+	stuck := graphtest.NewHold(graphtest.Write, graphtest.Zero)
+	dst.SetHook(stuck.Wait)
 	written := make(chan error, 2)
 	for range 2 { // one copies, the other waits for it
-		go func() { written <- guest.WriteV(context.Background(), 0, vec(make([]byte, 4096)), 0) }()
+		go func() { written <- guest.WriteV(context.Background(), 0, graphtest.Vec(make([]byte, 4096)), 0) }()
 	}
-	<-entered
+	<-stuck.Entered
 	f.Abandon()
 	for range 2 {
 		if err := <-written; err != nil {
@@ -519,26 +502,26 @@ func TestAbandonLetsWaitingWritesGoOnPastAStuckTarget(t *testing.T) {
 	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); !errors.Is(err, copybeforewrite.ErrAbandoned) {
 		t.Error(err)
 	}
-	close(stuck)
+	stuck.Release()
 	w.remove(source, n, job)
 }
 
 func TestLongWriteSavesAllItTouches(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 16<<20)
-	target, dst := w.mem("dst", 16<<20)
+	source, src := w.Mem("src", 16<<20)
+	target, dst := w.Mem("dst", 16<<20)
 	fill(src, rand.New(rand.NewPCG(1, 1)))
-	old := bytes.Clone(src.b)
-	guest := w.root(source, rw, blockgraph.PermAll)
+	old := src.Bytes()
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
 	f, n, job := w.insert(source, target, nil, nil)
 	const off, length = 3*cluster + 512, 9<<20 + 4096
-	if err := guest.WriteV(t.Context(), off, vec(make([]byte, length)), 0); err != nil {
+	if err := guest.WriteV(t.Context(), off, graphtest.Vec(make([]byte, length)), 0); err != nil {
 		t.Fatal(err)
 	}
 	first, end := int64(3*cluster), int64(off+length+cluster-1)/cluster*cluster
 	want := make([]byte, 16<<20)
 	copyAt(want[first:], old[first:end])
-	if !bytes.Equal(dst.b, want) || f.Clusters().Remaining() != 16<<20-(end-first) {
+	if !bytes.Equal(dst.Bytes(), want) || f.Clusters().Remaining() != 16<<20-(end-first) {
 		t.Error("not exactly the touched clusters were saved", f.Clusters().Remaining())
 	}
 	w.remove(source, n, job)
@@ -546,15 +529,15 @@ func TestLongWriteSavesAllItTouches(t *testing.T) {
 
 func TestCompressedDataIsWrittenClusterByCluster(t *testing.T) {
 	w := newWorld(t)
-	source, src := w.mem("src", 4<<20)
-	target, dst := w.mem("dst", 4<<20)
+	source, src := w.Mem("src", 4<<20)
+	target, dst := w.Mem("dst", 4<<20)
 	fill(src, rand.New(rand.NewPCG(1, 1)))
 	f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) { f.SetCompressed(true) })
 	if err := copy.NewJob(f.Work(job), engine(ioengine.Process)).Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if dst.compressed.Load() != 64 || !bytes.Equal(src.b, dst.b) {
-		t.Errorf("%d compressed clusters", dst.compressed.Load())
+	if dst.Compressed.Load() != 64 || !bytes.Equal(src.Bytes(), dst.Bytes()) {
+		t.Errorf("%d compressed clusters", dst.Compressed.Load())
 	}
 	w.remove(source, n, job)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/clock"
 	"blockd/ioengine"
 	"blockd/jobs/copy"
@@ -20,11 +21,13 @@ import (
 
 const streamPerm = blockgraph.PermConsistentRead | blockgraph.PermWriteUnchanged
 
-func fill(d *memDriver, seed byte, off, n int64) {
-	for i := off; i < off+n; i++ {
-		d.b[i] = byte(i>>12)*7 ^ byte(i) ^ seed | 1
-	}
-	d.mark(off, n, true)
+func fill(m *graphtest.Memory, seed byte, off, n int64) {
+	m.EditRange(off, n, func(b []byte) {
+		for k := range b {
+			i := off + int64(k)
+			b[k] = byte(i>>12)*7 ^ byte(i) ^ seed | 1
+		}
+	})
 }
 
 func engine() copy.Options {
@@ -32,8 +35,8 @@ func engine() copy.Options {
 }
 
 func (w *world) insert(top *blockgraph.Node, name, bottom string) (n *blockgraph.Node, job *blockgraph.Root) {
-	w.t.Helper()
-	w.update(func(tx *blockgraph.Tx) (err error) {
+	w.T.Helper()
+	w.Update(func(tx *blockgraph.Tx) (err error) {
 		if n, err = tx.Open(corOptions(name, top.Name(), bottom)); err != nil {
 			return err
 		}
@@ -47,10 +50,10 @@ func (w *world) insert(top *blockgraph.Node, name, bottom string) (n *blockgraph
 }
 
 func (w *world) read(r *blockgraph.Root, off, n int64) []byte {
-	w.t.Helper()
+	w.T.Helper()
 	b := make([]byte, n)
-	if err := r.ReadV(context.Background(), off, vec(b), 0); err != nil {
-		w.t.Fatal(err)
+	if err := r.ReadV(context.Background(), off, graphtest.Vec(b), 0); err != nil {
+		w.T.Fatal(err)
 	}
 	return b
 }
@@ -63,23 +66,23 @@ func both(t *testing.T, f func(t *testing.T, native bool)) {
 func TestReadPopulatesWholeClustersOnce(t *testing.T) {
 	both(t, func(t *testing.T, native bool) {
 		w := newWorld(t, native)
-		_, base := w.mem("base", 1<<20)
+		_, base := w.Mem("base", 1<<20)
 		fill(base, 1, 0, 1<<20)
-		w.mem("file", 1<<20)
-		top, d := w.cow("top", "file", "base")
-		n := w.add(corOptions("cor", "top", ""))
-		guest := w.root(n, rw, blockgraph.PermAll)
-		if b := w.read(guest, cowCluster-5000, cowCluster+9000); !bytes.Equal(b, base.b[cowCluster-5000:][:cowCluster+9000]) {
+		w.Mem("file", 1<<20)
+		top, d := w.Image("top", "file", "base")
+		n := w.Add(corOptions("cor", "top", ""))
+		guest := w.Root(n, graphtest.ReadWrite, blockgraph.PermAll)
+		if b := w.read(guest, graphtest.Cluster-5000, graphtest.Cluster+9000); !bytes.Equal(b, base.Bytes()[graphtest.Cluster-5000:][:graphtest.Cluster+9000]) {
 			t.Error("wrong data")
 		}
-		if !slices.Equal(d.alloc[:4], []bool{true, true, true, false}) {
-			t.Errorf("allocated %v", d.alloc)
+		if !slices.Equal(d.Allocated()[:4], []bool{true, true, true, false}) {
+			t.Errorf("allocated %v", d.Allocated())
 		}
-		before := base.reads.Load()
-		if b := w.read(guest, 0, 3*cowCluster); !bytes.Equal(b, base.b[:3*cowCluster]) {
+		before := base.Reads.Load()
+		if b := w.read(guest, 0, 3*graphtest.Cluster); !bytes.Equal(b, base.Bytes()[:3*graphtest.Cluster]) {
 			t.Error("wrong data from the top")
 		}
-		if base.reads.Load() != before {
+		if base.Reads.Load() != before {
 			t.Error("the backing file was read again")
 		}
 		_ = top
@@ -88,31 +91,31 @@ func TestReadPopulatesWholeClustersOnce(t *testing.T) {
 
 func TestBottomKeepsWhatLiesBelowItOut(t *testing.T) {
 	w := newWorld(t, true)
-	_, base := w.mem("base", 1<<20)
+	_, base := w.Mem("base", 1<<20)
 	fill(base, 1, 0, 1<<20)
-	w.mem("midfile", 1<<20)
-	mid, _ := w.cow("mid", "midfile", "base")
-	midRoot := w.root(mid, rw, blockgraph.PermAll)
-	mine := bytes.Repeat([]byte{5}, cowCluster)
-	if err := midRoot.WriteV(t.Context(), 2*cowCluster, vec(mine), 0); err != nil {
+	w.Mem("midfile", 1<<20)
+	mid, _ := w.Image("mid", "midfile", "base")
+	midRoot := w.Root(mid, graphtest.ReadWrite, blockgraph.PermAll)
+	mine := bytes.Repeat([]byte{5}, graphtest.Cluster)
+	if err := midRoot.WriteV(t.Context(), 2*graphtest.Cluster, graphtest.Vec(mine), 0); err != nil {
 		t.Fatal(err)
 	}
-	w.update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(midRoot) })
-	w.mem("file", 1<<20)
-	_, d := w.cow("top", "file", "mid")
-	n := w.add(corOptions("cor", "top", "mid"))
-	guest := w.root(n, rw, blockgraph.PermAll)
-	got := w.read(guest, 0, 5*cowCluster)
-	if !bytes.Equal(got[:2*cowCluster], base.b[:2*cowCluster]) || !bytes.Equal(got[2*cowCluster:3*cowCluster], mine) {
+	w.Update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(midRoot) })
+	w.Mem("file", 1<<20)
+	_, d := w.Image("top", "file", "mid")
+	n := w.Add(corOptions("cor", "top", "mid"))
+	guest := w.Root(n, graphtest.ReadWrite, blockgraph.PermAll)
+	got := w.read(guest, 0, 5*graphtest.Cluster)
+	if !bytes.Equal(got[:2*graphtest.Cluster], base.Bytes()[:2*graphtest.Cluster]) || !bytes.Equal(got[2*graphtest.Cluster:3*graphtest.Cluster], mine) {
 		t.Error("wrong data")
 	}
-	for i, a := range d.alloc {
+	for i, a := range d.Allocated() {
 		if a != (i == 2) {
 			t.Errorf("cluster %d allocated: %v", i, a)
 		}
 	}
 	for bottom, want := range map[string]string{"nope": "Bottom node 'nope' not found", "cor": "Bottom node 'cor' is a filter"} {
-		err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+		err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
 			_, err := tx.Open(corOptions("cor2", "cor", bottom))
 			return err
 		})
@@ -124,10 +127,10 @@ func TestBottomKeepsWhatLiesBelowItOut(t *testing.T) {
 
 func TestPopulatingNeedsToWriteUnchanged(t *testing.T) {
 	w := newWorld(t, true)
-	w.mem("file", 1<<20)
-	top, _ := w.cow("top", "file", "")
-	w.root(top, blockgraph.PermConsistentRead, blockgraph.PermConsistentRead)
-	err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+	w.Mem("file", 1<<20)
+	top, _ := w.Image("top", "file", "")
+	w.Root(top, blockgraph.PermConsistentRead, blockgraph.PermConsistentRead)
+	err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
 		n, err := tx.Open(corOptions("cor", "top", ""))
 		if err == nil {
 			tx.SetMonitorOwned(n, true)
@@ -148,20 +151,19 @@ func TestStreamUnderWritersKeepsEachNewerWrite(t *testing.T) {
 		t.Logf("seed %d", seed)
 		w := newWorld(t, native)
 		const size = 16<<20 + 12288
-		_, base := w.mem("base", size)
+		_, base := w.Mem("base", size)
 		fill(base, 1, 0, size)
-		clear(base.b[2<<20 : 4<<20])
-		base.mark(2<<20, 2<<20, false)
-		w.mem("midfile", size)
-		mid, _ := w.cow("mid", "midfile", "base")
-		midRoot := w.root(mid, rw, blockgraph.PermAll)
-		if err := midRoot.WriteV(t.Context(), 1<<20, vec(bytes.Repeat([]byte{3}, 1<<20)), 0); err != nil {
+		base.Punch(2<<20, 2<<20)
+		w.Mem("midfile", size)
+		mid, _ := w.Image("mid", "midfile", "base")
+		midRoot := w.Root(mid, graphtest.ReadWrite, blockgraph.PermAll)
+		if err := midRoot.WriteV(t.Context(), 1<<20, graphtest.Vec(bytes.Repeat([]byte{3}, 1<<20)), 0); err != nil {
 			t.Fatal(err)
 		}
-		w.update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(midRoot) })
-		w.mem("file", size)
-		top, d := w.cow("top", "file", "mid")
-		guest := w.root(top, rw, blockgraph.PermAll)
+		w.Update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(midRoot) })
+		w.Mem("file", size)
+		top, d := w.Image("top", "file", "mid")
+		guest := w.Root(top, graphtest.ReadWrite, blockgraph.PermAll)
 		model := w.read(guest, 0, size)
 
 		// Each writer has sectors of its own, so the model needs no order.
@@ -180,14 +182,14 @@ func TestStreamUnderWritersKeepsEachNewerWrite(t *testing.T) {
 					}
 					b[0] = byte(r.Uint32())
 					copyAt(model[off:], b)
-					if err := guest.WriteV(t.Context(), off, vec(b), 0); err != nil {
+					if err := guest.WriteV(t.Context(), off, graphtest.Vec(b), 0); err != nil {
 						t.Error(err)
 						return
 					}
 					if r.IntN(4) == 0 {
 						at := (r.Int64N(size/4096/k)*k + int64(i)) * 4096
 						got := make([]byte, 4096)
-						if err := guest.ReadV(t.Context(), at, vec(got), 0); err != nil || !bytes.Equal(got, model[at:at+4096]) {
+						if err := guest.ReadV(t.Context(), at, graphtest.Vec(got), 0); err != nil || !bytes.Equal(got, model[at:at+4096]) {
 							t.Error("a read is not the latest write", err)
 							return
 						}
@@ -203,7 +205,7 @@ func TestStreamUnderWritersKeepsEachNewerWrite(t *testing.T) {
 		if err := copy.NewJob(work, engine()).Run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		w.update(func(tx *blockgraph.Tx) error {
+		w.Update(func(tx *blockgraph.Tx) error {
 			if err := tx.CloseRoot(job); err != nil {
 				return err
 			}
@@ -217,14 +219,14 @@ func TestStreamUnderWritersKeepsEachNewerWrite(t *testing.T) {
 		if got := w.read(guest, 0, size); !bytes.Equal(got, model) {
 			for i := range got {
 				if got[i] != model[i] {
-					t.Fatalf("differs at %d (cluster %d)", i, i/cowCluster)
+					t.Fatalf("differs at %d (cluster %d)", i, i/graphtest.Cluster)
 				}
 			}
 		}
-		if done.Load() != size || remaining.Load() != -size || slices.Contains(d.alloc, false) {
+		if done.Load() != size || remaining.Load() != -size || slices.Contains(d.Allocated(), false) {
 			t.Errorf("progress %d %d", done.Load(), remaining.Load())
 		}
-		t.Logf("%d writes, %d clusters populated", writes.Load(), d.filled.Load())
+		t.Logf("%d writes, %d clusters populated", writes.Load(), d.Filled.Load())
 	})
 }
 
@@ -234,30 +236,30 @@ func copyAt(dst, src []byte) { _ = append(dst[:0], src...) }
 
 func TestStreamCopiesOnlyDownToItsBottom(t *testing.T) {
 	w := newWorld(t, true)
-	_, base := w.mem("base", 4<<20)
+	_, base := w.Mem("base", 4<<20)
 	fill(base, 1, 0, 4<<20)
-	w.mem("midfile", 2<<20) // shorter than base and top
-	mid, _ := w.cow("mid", "midfile", "base")
-	midRoot := w.root(mid, rw, blockgraph.PermAll)
-	if err := midRoot.WriteV(t.Context(), 0, vec(bytes.Repeat([]byte{3}, 3*cowCluster)), 0); err != nil {
+	w.Mem("midfile", 2<<20) // shorter than base and top
+	mid, _ := w.Image("mid", "midfile", "base")
+	midRoot := w.Root(mid, graphtest.ReadWrite, blockgraph.PermAll)
+	if err := midRoot.WriteV(t.Context(), 0, graphtest.Vec(bytes.Repeat([]byte{3}, 3*graphtest.Cluster)), 0); err != nil {
 		t.Fatal(err)
 	}
-	w.update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(midRoot) })
-	w.mem("file", 4<<20)
-	top, d := w.cow("top", "file", "mid")
-	guest := w.root(top, rw, blockgraph.PermAll)
+	w.Update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(midRoot) })
+	w.Mem("file", 4<<20)
+	top, d := w.Image("top", "file", "mid")
+	guest := w.Root(top, graphtest.ReadWrite, blockgraph.PermAll)
 	before := w.read(guest, 0, 4<<20)
 	n, job := w.insert(top, "cor", "mid")
 	work := copy.NewPopulate(copy.PopulateOptions{Root: job, Bottom: mid, Length: 4 << 20})
 	if err := copy.NewJob(work, engine()).Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for i, a := range d.alloc {
+	for i, a := range d.Allocated() {
 		if want := i < 3 || i >= 32; a != want {
 			t.Errorf("cluster %d allocated: %v", i, a)
 		}
 	}
-	w.update(func(tx *blockgraph.Tx) error {
+	w.Update(func(tx *blockgraph.Tx) error {
 		if err := tx.CloseRoot(job); err != nil {
 			return err
 		}
@@ -274,14 +276,14 @@ func TestStreamCopiesOnlyDownToItsBottom(t *testing.T) {
 func TestStreamErrorsGoThroughThePolicy(t *testing.T) {
 	for action, wantAsked := range map[copy.Action]int{copy.Abort: 1, copy.Retry: 3, copy.Give: 1} {
 		w := newWorld(t, true)
-		_, base := w.mem("base", 4<<20)
+		_, base := w.Mem("base", 4<<20)
 		fill(base, 1, 0, 4<<20)
-		w.mem("file", 4<<20)
-		top, d := w.cow("top", "file", "base")
+		w.Mem("file", 4<<20)
+		top, d := w.Image("top", "file", "base")
 		_, job := w.insert(top, "cor", "")
 		var failures atomic.Int64
-		base.set(func(_ bool, off, n int64) error {
-			if off <= 2<<20 && 2<<20 < off+n && (action != copy.Retry || failures.Add(1) <= 3) {
+		base.SetHook(func(r graphtest.Request) error {
+			if r.Off <= 2<<20 && 2<<20 < r.Off+r.N && (action != copy.Retry || failures.Add(1) <= 3) {
 				return syscall.EIO
 			}
 			return nil
@@ -302,7 +304,7 @@ func TestStreamErrorsGoThroughThePolicy(t *testing.T) {
 		if (err != nil) != (action == copy.Abort) || asked != wantAsked {
 			t.Errorf("action %d: %v, asked %d times", action, err, asked)
 		}
-		if all := !slices.Contains(d.alloc, false); all != (action == copy.Retry) || action != copy.Abort && done.Load() != 4<<20 {
+		if all := !slices.Contains(d.Allocated(), false); all != (action == copy.Retry) || action != copy.Abort && done.Load() != 4<<20 {
 			t.Errorf("action %d: all %v, progress %d", action, all, done.Load())
 		}
 	}
@@ -311,28 +313,28 @@ func TestStreamErrorsGoThroughThePolicy(t *testing.T) {
 func TestConcurrentPrefetchesOfAClusterReadItOnce(t *testing.T) {
 	both(t, func(t *testing.T, native bool) {
 		w := newWorld(t, native)
-		_, base := w.mem("base", 1<<20)
+		_, base := w.Mem("base", 1<<20)
 		fill(base, 1, 0, 1<<20)
-		w.mem("file", 1<<20)
-		top, d := w.cow("top", "file", "base")
+		w.Mem("file", 1<<20)
+		top, d := w.Image("top", "file", "base")
 		_, job := w.insert(top, "cor", "")
-		entered, gate := make(chan struct{}, 8), make(chan struct{})
-		base.set(func(bool, int64, int64) error { entered <- struct{}{}; <-gate; return nil })
+		hold := graphtest.NewHold()
+		base.SetHook(hold.Wait)
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				b := ioengine.Bounce(cowCluster)
+				b := ioengine.Bounce(graphtest.Cluster)
 				defer b.Release()
-				if err := job.ReadV(t.Context(), 0, vec(b.Bytes()), blockgraph.Prefetch|blockgraph.CopyOnRead); err != nil {
+				if err := job.ReadV(t.Context(), 0, graphtest.Vec(b.Bytes()), blockgraph.Prefetch|blockgraph.CopyOnRead); err != nil {
 					t.Error(err)
 				}
 			})
 		}
-		<-entered
-		close(gate)
+		<-hold.Entered
+		hold.Release()
 		wg.Wait()
-		if base.reads.Load() != 1 || native && d.filled.Load() != 1 {
-			t.Errorf("%d reads, %d populates", base.reads.Load(), d.filled.Load())
+		if base.Reads.Load() != 1 || native && d.Filled.Load() != 1 {
+			t.Errorf("%d reads, %d populates", base.Reads.Load(), d.Filled.Load())
 		}
 	})
 }

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/clock"
 	"blockd/objects"
 	"blockd/qapi"
@@ -19,71 +19,21 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// memory is a protocol in memory that counts what arrives.
-type memory struct {
-	mu    sync.Mutex
-	bytes []byte
-	ops   atomic.Int64
-}
-
-func (d *memory) ReadV(_ context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
-	d.ops.Add(1)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v.CopyIn(0, d.bytes[off:off+v.Len()])
-	return nil
-}
-
-func (d *memory) WriteV(_ context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
-	d.ops.Add(1)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v.CopyOut(0, d.bytes[off:off+v.Len()])
-	return nil
-}
-
-func (d *memory) WriteZeroes(_ context.Context, off, n int64, _ blockgraph.Flags) error {
-	d.ops.Add(1)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	clear(d.bytes[off : off+n])
-	return nil
-}
-
-func (d *memory) Discard(context.Context, int64, int64) error { d.ops.Add(1); return nil }
-func (d *memory) Flush(context.Context) error                 { d.ops.Add(1); return nil }
-func (d *memory) BlockStatus(_ context.Context, off, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
-	return blockgraph.Status{Flags: blockgraph.StatusData, N: n}, nil
-}
-func (d *memory) Size(context.Context) (int64, error) { return memorySize, nil }
-func (d *memory) Close(context.Context) error         { return nil }
-func (d *memory) Limits() blockgraph.Limits           { return blockgraph.Limits{RequestAlignment: 512} }
-func (d *memory) Caps() blockgraph.Caps {
-	return blockgraph.Caps{WriteZeroes: blockgraph.CapNative, Discard: blockgraph.CapNative}
-}
-
 const memorySize = 1 << 20
 
-// world is a graph over a virtual clock.
+// world is a graph over a virtual clock, with memory in sectors.
 type world struct {
-	t       *testing.T
-	graph   *blockgraph.Graph
+	*graphtest.World
 	clock   *clock.Virtual
 	objects *objects.Registry
 }
 
 func newWorld(t *testing.T, group ...string) *world {
 	t.Helper()
-	w := &world{t: t, clock: clock.NewVirtual()}
-	w.objects = objects.New(w.clock)
-	loop := blockgraph.NewLoop()
-	w.graph = blockgraph.NewGraph(loop, w.clock, Type(w.objects), &blockgraph.DriverType{
-		Name: "memory", Protocol: true,
-		Open: func(context.Context, *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			return &memory{bytes: make([]byte, memorySize)}, nil
-		},
-	})
-	t.Cleanup(loop.Stop)
+	c := clock.NewVirtual()
+	w := &world{clock: c, objects: objects.New(c)}
+	w.World = graphtest.NewAt(t, c, Type(w.objects))
+	w.Setup = func(m *graphtest.Memory) { m.Limit.RequestAlignment = 512 }
 	for _, o := range group {
 		if err := w.objects.AddOption(t.Context(), "throttle-group,"+o); err != nil {
 			t.Fatal(err)
@@ -92,67 +42,12 @@ func newWorld(t *testing.T, group ...string) *world {
 	return w
 }
 
-func (w *world) update(f func(tx *blockgraph.Tx) error) error {
-	return w.graph.Update(context.Background(), blockgraph.Cause{Command: "test"}, f)
+func (w *world) root(n *blockgraph.Node) *blockgraph.Root {
+	w.T.Helper()
+	return w.Root(n, graphtest.ReadWrite, blockgraph.PermAll)
 }
 
-func (w *world) mustUpdate(f func(tx *blockgraph.Tx) error) {
-	w.t.Helper()
-	if err := w.update(f); err != nil {
-		w.t.Fatal(err)
-	}
-}
-
-// add opens a node by its JSON options.
-func (w *world) tryAdd(o *qapi.BlockdevOptions) (n *blockgraph.Node, err error) {
-	err = w.update(func(tx *blockgraph.Tx) error {
-		if n, err = tx.Open(o); err == nil {
-			tx.SetMonitorOwned(n, true)
-		}
-		return err
-	})
-	return n, err
-}
-
-func (w *world) add(o *qapi.BlockdevOptions) *blockgraph.Node {
-	w.t.Helper()
-	n, err := w.tryAdd(o)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return n
-}
-
-func (w *world) del(n *blockgraph.Node) {
-	w.t.Helper()
-	w.mustUpdate(func(tx *blockgraph.Tx) error { tx.SetMonitorOwned(n, false); return nil })
-}
-
-func (w *world) root(n *blockgraph.Node) (r *blockgraph.Root) {
-	w.t.Helper()
-	w.mustUpdate(func(tx *blockgraph.Tx) (err error) {
-		r, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: blockgraph.PermWrite | blockgraph.PermConsistentRead, Shared: blockgraph.PermAll})
-		return err
-	})
-	return r
-}
-
-func (w *world) closeRoots(roots ...*blockgraph.Root) {
-	w.t.Helper()
-	w.mustUpdate(func(tx *blockgraph.Tx) error {
-		for _, r := range roots {
-			if err := tx.CloseRoot(r); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-func memoryNode(name string) *qapi.BlockdevOptions {
-	unmap := qapi.BlockdevDiscardOptionsUnmap
-	return &qapi.BlockdevOptions{Driver: "memory", NodeName: &name, Discard: &unmap}
-}
+func memoryNode(name string) *qapi.BlockdevOptions { return graphtest.MemOptions(name, memorySize) }
 
 func throttleNode(name, group, file string) *qapi.BlockdevOptions {
 	unmap := qapi.BlockdevDiscardOptionsUnmap
@@ -161,23 +56,23 @@ func throttleNode(name, group, file string) *qapi.BlockdevOptions {
 }
 
 // throttled makes a node of group tg over a new memory, and a root over it.
-func (w *world) throttled(name, group string) (*blockgraph.Node, *blockgraph.Root, *memory) {
-	w.t.Helper()
-	m := w.add(memoryNode(name + "-mem"))
-	n := w.add(throttleNode(name, group, name+"-mem"))
-	return n, w.root(n), m.Driver().(*memory)
+func (w *world) throttled(name, group string) (*blockgraph.Node, *blockgraph.Root, *graphtest.Memory) {
+	w.T.Helper()
+	m := w.Add(memoryNode(name + "-mem"))
+	n := w.Add(throttleNode(name, group, name+"-mem"))
+	return n, w.root(n), m.Driver().(*graphtest.Memory)
 }
 
 func waiting(n *blockgraph.Node) int { return n.Driver().(*Filter).now.Load().member.Waiting() }
 
 // park starts n reads of a sector each, and returns when all of them wait.
 func (w *world) park(n *blockgraph.Node, r *blockgraph.Root, count int) chan error {
-	w.t.Helper()
+	w.T.Helper()
 	done := make(chan error, count)
 	before := waiting(n)
 	for range count {
 		go func() {
-			done <- r.ReadV(w.t.Context(), 0, blockgraph.MakeIOVec(make([]byte, 512)), 0)
+			done <- r.ReadV(w.T.Context(), 0, blockgraph.MakeIOVec(make([]byte, 512)), 0)
 		}()
 	}
 	for waiting(n) < before+count {
@@ -223,7 +118,7 @@ func TestEveryRequestWithDataIsLimited(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, "id=tg,limits."+c.group+"=1000")
 			n, r, m := w.throttled("t", "tg")
-			before := m.ops.Load()
+			before := m.Requests()
 			if err := c.do(t.Context(), r); err != nil { // fills the bucket
 				t.Fatal(err)
 			}
@@ -233,8 +128,8 @@ func TestEveryRequestWithDataIsLimited(t *testing.T) {
 				if err := w.clock.WaitForTimers(t.Context(), 1); err != nil {
 					t.Fatal(err)
 				}
-				if waiting(n) != 1 || m.ops.Load() != before+1 {
-					t.Fatalf("%d wait, %d arrived", waiting(n), m.ops.Load()-before)
+				if waiting(n) != 1 || m.Requests() != before+1 {
+					t.Fatalf("%d wait, %d arrived", waiting(n), m.Requests()-before)
 				}
 				d, _ := w.clock.Next()
 				w.clock.Step(d)
@@ -247,7 +142,7 @@ func TestEveryRequestWithDataIsLimited(t *testing.T) {
 			} else if err := c.do(t.Context(), r); err != nil {
 				t.Fatal(err)
 			}
-			if got := m.ops.Load() - before; got != 2 {
+			if got := m.Requests() - before; got != 2 {
 				t.Errorf("%d requests arrived", got)
 			}
 		})
@@ -270,7 +165,7 @@ func TestDataPassesUnchanged(t *testing.T) {
 		t.Fatal(err, bytes.Equal(got, data))
 	}
 	st, _, err := r.BlockStatus(t.Context(), 0, memorySize, blockgraph.StatusPrecise)
-	if err != nil || st.N != memorySize || st.Flags&blockgraph.StatusData == 0 {
+	if err != nil || st.N != 2*graphtest.Block || st.Flags&blockgraph.StatusData == 0 {
 		t.Fatal(st, err)
 	}
 	if n.Size() != memorySize {
@@ -292,7 +187,7 @@ func TestMembersOfAGroupTakeTurns(t *testing.T) {
 			t.Fatalf("after turn %d %v wait, want %v", i, got, want)
 		}
 	}
-	w.closeRoots(ra, rb)
+	w.CloseRoots(ra, rb)
 	collect(t, doneA, 6)
 	collect(t, doneB, 3)
 }
@@ -312,12 +207,12 @@ func TestDrainReleasesWhatWaits(t *testing.T) {
 			w := newWorld(t, "id=tg,x-iops-total=10")
 			n, r, m := w.throttled("t", "tg")
 			spend(t, r)
-			before := m.ops.Load()
+			before := m.Requests()
 			done := w.park(n, r, 20)
 			// The clock stands still, so only the drain can let them go.
-			w.mustUpdate(func(tx *blockgraph.Tx) error { return change(tx, n, r) })
+			w.Update(func(tx *blockgraph.Tx) error { return change(tx, n, r) })
 			collect(t, done, 20)
-			if got := m.ops.Load() - before; got != 20 {
+			if got := m.Requests() - before; got != 20 {
 				t.Fatalf("%d arrived", got)
 			}
 		})
@@ -329,7 +224,7 @@ func TestLimitsHoldAgainAfterADrain(t *testing.T) {
 	n, r, _ := w.throttled("t", "tg")
 	spend(t, r)
 	done := w.park(n, r, 20)
-	w.mustUpdate(func(tx *blockgraph.Tx) error { return tx.Drain(n) })
+	w.Update(func(tx *blockgraph.Tx) error { return tx.Drain(n) })
 	collect(t, done, 20)
 	done = w.park(n, r, 1)
 	w.clock.Step(2_099_999_999) // 22 passed, one of them at once
@@ -347,12 +242,12 @@ func TestDrainLeavesOthersOfTheGroupWaiting(t *testing.T) {
 	b, rb, _ := w.throttled("b", "tg")
 	spend(t, ra)
 	doneA, doneB := w.park(a, ra, 3), w.park(b, rb, 3)
-	w.mustUpdate(func(tx *blockgraph.Tx) error { return tx.Drain(a) })
+	w.Update(func(tx *blockgraph.Tx) error { return tx.Drain(a) })
 	collect(t, doneA, 3)
 	if waiting(b) != 3 {
 		t.Fatalf("%d of the other node wait", waiting(b))
 	}
-	w.closeRoots(rb)
+	w.CloseRoots(rb)
 	collect(t, doneB, 3)
 }
 
@@ -391,13 +286,13 @@ func TestGroupMustExist(t *testing.T) {
 	if err := w.objects.AddOption(t.Context(), "secret,id=s,data=x"); err != nil {
 		t.Fatal(err)
 	}
-	w.add(memoryNode("mem"))
+	w.Add(memoryNode("mem"))
 	for _, c := range [][3]string{
 		{"zz", "mem", "Throttle group 'zz' does not exist"},
 		{"s", "mem", "Throttle group 's' does not exist"},
 		{"zz", "nothing", "Cannot find device='nothing' nor node-name='nothing'"},
 	} {
-		if _, err := w.tryAdd(throttleNode("t", c[0], c[1])); err == nil || err.Error() != c[2] {
+		if _, err := w.TryAdd(throttleNode("t", c[0], c[1])); err == nil || err.Error() != c[2] {
 			t.Errorf("%s over %s: %v", c[0], c[1], err)
 		}
 	}
@@ -405,20 +300,20 @@ func TestGroupMustExist(t *testing.T) {
 
 func TestGroupOfANodeIsInUse(t *testing.T) {
 	w := newWorld(t, "id=tg", "id=other")
-	w.add(memoryNode("mem"))
-	n := w.add(throttleNode("t", "tg", "mem"))
+	w.Add(memoryNode("mem"))
+	n := w.Add(throttleNode("t", "tg", "mem"))
 	const inUse = "object 'tg' is in use, can not be deleted"
 	if err := w.objects.Delete("tg"); err == nil || err.Error() != inUse {
 		t.Fatal(err)
 	}
 	// A node that could not be opened keeps nothing.
-	if _, err := w.tryAdd(throttleNode("t", "other", "mem")); err == nil {
+	if _, err := w.TryAdd(throttleNode("t", "other", "mem")); err == nil {
 		t.Fatal("a name was taken twice")
 	}
 	if err := w.objects.Delete("other"); err != nil {
 		t.Fatal(err)
 	}
-	w.del(n)
+	w.Del(n)
 	if err := w.objects.Delete("tg"); err != nil {
 		t.Fatal(err)
 	}
@@ -446,7 +341,7 @@ func TestReopenMovesToAnotherGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.mustUpdate(func(tx *blockgraph.Tx) error {
+	w.Update(func(tx *blockgraph.Tx) error {
 		if err := tx.Drain(n); err != nil {
 			return err
 		}
@@ -466,9 +361,9 @@ func TestReopenMovesToAnotherGroup(t *testing.T) {
 
 func TestFilenameSaysTheGroup(t *testing.T) {
 	w := newWorld(t, "id=tg")
-	w.add(memoryNode("mem"))
-	n := w.add(throttleNode("t", "tg", "mem"))
-	if got, want := n.Filename(), `json:{"throttle-group": "tg", "driver": "throttle", "file": {"driver": "memory"}}`; got != want {
+	w.Add(memoryNode("mem"))
+	n := w.Add(throttleNode("t", "tg", "mem"))
+	if got, want := n.Filename(), `json:{"throttle-group": "tg", "driver": "throttle", "file": {"driver": "mem"}}`; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
@@ -502,10 +397,10 @@ func TestDrainsUnderLoad(t *testing.T) {
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()
 	for i := 0; ; i++ {
-		w.mustUpdate(func(tx *blockgraph.Tx) error { return tx.Drain([]*blockgraph.Node{a, b}[i%2]) })
+		w.Update(func(tx *blockgraph.Tx) error { return tx.Drain([]*blockgraph.Node{a, b}[i%2]) })
 		select {
 		case <-done:
-			if got := ma.ops.Load() + mb.ops.Load(); got != 8*each {
+			if got := ma.Requests() + mb.Requests(); got != 8*each {
 				t.Fatalf("%d requests arrived", got)
 			}
 			return

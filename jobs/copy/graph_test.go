@@ -9,78 +9,10 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/clock"
-	"blockd/ioengine"
 	"blockd/jobs/copy"
-	"blockd/qapi"
 )
-
-// memDriver is a protocol in memory; what is zero is a hole.
-type memDriver struct {
-	mu sync.RWMutex
-	b  []byte
-}
-
-func (d *memDriver) ReadV(_ context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	v.CopyIn(0, d.b[off:off+v.Len()])
-	return nil
-}
-func (d *memDriver) WriteV(_ context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v.CopyOut(0, d.b[off:off+v.Len()])
-	return nil
-}
-func (d *memDriver) WriteZeroes(context.Context, int64, int64, blockgraph.Flags) error {
-	return blockgraph.ErrNotSupported
-}
-func (d *memDriver) Discard(context.Context, int64, int64) error { return nil }
-func (d *memDriver) Flush(context.Context) error                 { return nil }
-func (d *memDriver) BlockStatus(_ context.Context, off, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	zero := func(at int64) bool {
-		return bytes.Equal(d.b[at&^4095:at&^4095+4096], ioengine.Zeroes(4096))
-	}
-	z := zero(off)
-	end := off
-	for end < off+n && zero(end) == z {
-		end = end&^4095 + 4096
-	}
-	st := blockgraph.Status{Flags: blockgraph.StatusData, N: min(n, end-off)}
-	if z {
-		st.Flags = blockgraph.StatusZero
-	}
-	return st, nil
-}
-func (d *memDriver) Size(context.Context) (int64, error) { return int64(len(d.b)), nil }
-func (d *memDriver) Close(context.Context) error         { return nil }
-
-func newGraph(t *testing.T) *blockgraph.Graph {
-	g := blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(), &blockgraph.DriverType{Name: "mem", Protocol: true,
-		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			return &memDriver{b: make([]byte, *r.Options.Null.Size)}, nil
-		}})
-	t.Cleanup(g.Loop().Stop)
-	return g
-}
-
-func addMem(t *testing.T, g *blockgraph.Graph, name string, size int64) (n *blockgraph.Node, r *blockgraph.Root) {
-	t.Helper()
-	err := g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) (err error) {
-		if n, err = tx.Open(&qapi.BlockdevOptions{Driver: "mem", NodeName: &name, Null: &qapi.BlockdevOptionsNull{Size: &size}}); err != nil {
-			return err
-		}
-		r, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: blockgraph.PermConsistentRead | blockgraph.PermWrite, Shared: blockgraph.PermAll})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n, r
-}
 
 // TestMirrorUnderWritersAndChangesEndsEqual copies from root to root while
 // writers make clusters dirty again and graph changes drain both in either
@@ -88,10 +20,11 @@ func addMem(t *testing.T, g *blockgraph.Graph, name string, size int64) (n *bloc
 func TestMirrorUnderWritersAndChangesEndsEqual(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	g := newGraph(t)
+	w := graphtest.New(t)
 	const size = 4 << 20
-	srcNode, src := addMem(t, g, "src", size)
-	dstNode, dst := addMem(t, g, "dst", size)
+	srcNode, from := w.Mem("src", size)
+	dstNode, to := w.Mem("dst", size)
+	src, dst := w.Root(srcNode, graphtest.ReadWrite, blockgraph.PermAll), w.Root(dstNode, graphtest.ReadWrite, blockgraph.PermAll)
 	c := copy.NewClusters(size, 65536)
 	var done, remaining atomic.Int64
 	remaining.Store(size)
@@ -103,13 +36,17 @@ func TestMirrorUnderWritersAndChangesEndsEqual(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
 			for k := range 600 {
 				b := make([]byte, 4096*(1+r.IntN(16)))
-				if r.IntN(3) > 0 {
-					for x := range b {
-						b[x] = byte(k + x)
-					}
+				for x := range b {
+					b[x] = byte(k + x)
 				}
 				off := r.Int64N(size-int64(len(b))) &^ 511
-				if err := src.WriteV(context.Background(), off, blockgraph.MakeIOVec(b), 0); err != nil {
+				var err error
+				if r.IntN(3) == 0 {
+					err = src.WriteZeroes(context.Background(), off, int64(len(b)), 0)
+				} else {
+					err = src.WriteV(context.Background(), off, graphtest.Vec(b), 0)
+				}
+				if err != nil {
 					t.Error(err)
 				}
 				c.Mark(off, int64(len(b)))
@@ -119,7 +56,7 @@ func TestMirrorUnderWritersAndChangesEndsEqual(t *testing.T) {
 	for _, order := range [][]*blockgraph.Node{{srcNode, dstNode}, {dstNode, srcNode}, {dstNode}, {srcNode}} {
 		changes.Go(func() {
 			for !stop.Load() {
-				if err := g.Update(context.Background(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error { return tx.Drain(order...) }); err != nil {
+				if err := w.Try(func(tx *blockgraph.Tx) error { return tx.Drain(order...) }); err != nil {
 					t.Error(err)
 				}
 			}
@@ -128,7 +65,7 @@ func TestMirrorUnderWritersAndChangesEndsEqual(t *testing.T) {
 	quiet := make(chan struct{})
 	go func() { writers.Wait(); close(quiet) }()
 	passes := 0
-	w := copy.NewClusterWork(c, copy.ClusterOptions{Enter: copy.EnterRoots(src, dst), Recheck: true,
+	work := copy.NewClusterWork(c, copy.ClusterOptions{Enter: copy.EnterRoots(src, dst), Recheck: true,
 		Idle: func(ctx context.Context) (bool, error) {
 			passes++
 			select {
@@ -138,12 +75,12 @@ func TestMirrorUnderWritersAndChangesEndsEqual(t *testing.T) {
 				return true, clock.Real().Sleep(ctx, 1)
 			}
 		}})
-	if err := copy.NewJob(w, copy.Options{Clock: clock.Real()}).Run(t.Context()); err != nil {
+	if err := copy.NewJob(work, copy.Options{Clock: clock.Real()}).Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	stop.Store(true)
 	changes.Wait()
-	if !bytes.Equal(srcNode.Driver().(*memDriver).b, dstNode.Driver().(*memDriver).b) {
+	if !bytes.Equal(from.Bytes(), to.Bytes()) {
 		t.Error("source and target differ")
 	}
 	if remaining.Load() != 0 || c.Remaining() != 0 || done.Load() < size {

@@ -35,6 +35,8 @@ var rules = []rule{
 	{of: "chardev", only: []string{"clock", "qapi"}, why: "a byte stream knows nothing of blocks"},
 	{of: "qmp", only: []string{"chardev", "clock", "qapi"}, why: "commands are registered from above"},
 	{of: "blockgraph", only: []string{"clock", "ioengine", "qapi"}, why: "drivers and users of the graph lie above it"},
+	{of: "blockgraph/graphtest", only: []string{"blockgraph", "clock", "ioengine", "qapi"}, why: "drivers and users of the graph are tested with it"},
+	{of: "/...", never: []string{"blockgraph/graphtest"}, why: "it is for tests"},
 	{of: "formats/...", never: []string{"jobs", "qmp", "exports", "monitor", "chardev", "protocols", "filters"}, why: "a format sees its file through an edge, whoever uses it"},
 	{of: "protocols/...", never: []string{"jobs", "qmp", "exports", "monitor", "formats", "filters"}, why: "a protocol is the lowest node"},
 	{of: "filters/...", never: []string{"exports", "monitor", "formats", "protocols"}, why: "a filter sees its child through an edge"},
