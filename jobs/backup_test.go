@@ -46,7 +46,7 @@ func TestBackupCopiesEverythingAndRemovesItsFilter(t *testing.T) {
 	if got := target.clusters(); got != "abaa" {
 		t.Errorf("target %q", got)
 	}
-	if !target.flushed {
+	if !target.Synced() {
 		t.Error("the target was not flushed before the job's end")
 	}
 	if w.filters() != 0 || w.names() != "base target top" {
@@ -176,7 +176,7 @@ func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 		for i := range writers {
 			var n [3]uint64
 			for k := range n {
-				n[k] = binary.BigEndian.Uint64(targets[k].data[i*cluster:])
+				n[k] = binary.BigEndian.Uint64(targets[k].Bytes()[i*cluster:])
 			}
 			if n[0] < n[1] || n[1] < n[2] || n[0]-n[2] > 1 {
 				t.Errorf("round %d, writer %d: %d", round, i, n)
@@ -248,7 +248,7 @@ func TestBackupWhoseTargetCannotBeFlushedStops(t *testing.T) {
 	w.await("b paused")
 	w.verb("b", (*jobs.Job).Resume)
 	w.expectEvents("b null", "b running, b waiting, b pending, b COMPLETED backup 4/4, b concluded, b null")
-	if !target.flushed {
+	if !target.Synced() {
 		t.Error("the job ended without a flush")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/clock"
 	"blockd/filters/copybeforewrite"
 	"blockd/filters/copyonread"
@@ -17,214 +18,54 @@ import (
 	"blockd/qapi"
 )
 
-// A small image format in memory, with backing files, clusters of 64 KiB and
-// faults where a test wants them.
+const cluster = graphtest.Cluster
 
-const cluster = 64 << 10
-
-// disk is the content of an image file.
+// disk is an image in memory, with faults where a test wants them.
 type disk struct {
+	*graphtest.Memory
 	name string
 	// onRead and onWrite see every request for the image's own data.
 	onRead, onWrite func(off, n int64) error
 
-	mu              sync.Mutex
-	data            []byte
-	alloc           []bool
-	backing, format string
-	headerErr       error
-	flushed         bool    // since the last write
-	flushErrs       []error // of the next flushes
+	mu        sync.Mutex
+	flushErrs []error // of the next flushes
 }
 
 func newDisk(name string, clusters int) *disk {
-	return &disk{name: name, data: make([]byte, clusters*cluster), alloc: make([]bool, clusters)}
+	d := &disk{name: name, Memory: graphtest.NewMemory(int64(clusters) * cluster)}
+	d.SetHook(d.hook)
+	return d
+}
+
+func (d *disk) hook(r graphtest.Request) error {
+	switch {
+	case r.Kind == graphtest.Read && d.onRead != nil:
+		return d.onRead(r.Off, r.N)
+	case r.Kind == graphtest.Write && d.onWrite != nil:
+		return d.onWrite(r.Off, r.N)
+	case r.Kind == graphtest.Flush:
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if errs := d.flushErrs; len(errs) > 0 {
+			d.flushErrs = errs[1:]
+			return errs[0]
+		}
+	}
+	return nil
 }
 
 // fill gives clusters [from, to) the content b.
 func (d *disk) fill(from, to int, b byte) *disk {
-	for c := from; c < to; c++ {
-		d.alloc[c] = true
-		copy(d.data[c*cluster:], bytes.Repeat([]byte{b}, cluster))
-	}
+	d.Image().Fill(from, to, b)
 	return d
 }
 
 // clusters tells the first byte of every cluster, '.' where there is none.
-func (d *disk) clusters() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := make([]byte, len(d.alloc))
-	for c := range s {
-		s[c] = '.'
-		if d.alloc[c] {
-			s[c] = d.data[c*cluster]
-			if s[c] == 0 {
-				s[c] = '0'
-			}
-		}
-	}
-	return string(s)
-}
+func (d *disk) clusters() string { return d.Image().String() }
 
 func (d *disk) header() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.backing + ":" + d.format
-}
-
-// memFile is the protocol node of a disk.
-type memFile struct{ d *disk }
-
-func (f *memFile) ReadV(context.Context, int64, *blockgraph.IOVec, blockgraph.Flags) error {
-	return nil
-}
-func (f *memFile) WriteV(context.Context, int64, *blockgraph.IOVec, blockgraph.Flags) error {
-	return nil
-}
-func (f *memFile) WriteZeroes(context.Context, int64, int64, blockgraph.Flags) error {
-	return blockgraph.ErrNotSupported
-}
-func (f *memFile) Discard(context.Context, int64, int64) error { return blockgraph.ErrNotSupported }
-func (f *memFile) Flush(context.Context) error                 { return nil }
-func (f *memFile) Close(context.Context) error                 { return nil }
-
-// PrepareReopen has nothing to do.
-func (f *memFile) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, nil
-}
-func (f *memFile) Size(context.Context) (int64, error) { return int64(len(f.d.data)), nil }
-func (f *memFile) BlockStatus(_ context.Context, _, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
-	return blockgraph.Status{Flags: blockgraph.StatusData, N: n}, nil
-}
-
-// memImage is the format node.
-type memImage struct {
-	memFile
-	node *blockgraph.Node
-}
-
-func (m *memImage) Limits() blockgraph.Limits { return blockgraph.Limits{} }
-func (m *memImage) Caps() blockgraph.Caps {
-	return blockgraph.Caps{Backing: true, WriteUnchanged: blockgraph.CapNative, OnlyUnallocated: blockgraph.CapNative}
-}
-
-// pieces calls f for each cluster's part of a range.
-func pieces(off, n int64, f func(c int, off, n int64) error) error {
-	for n > 0 {
-		k := min(n, cluster-off%cluster)
-		if err := f(int(off/cluster), off, k); err != nil {
-			return err
-		}
-		off, n = off+k, n-k
-	}
-	return nil
-}
-
-func (m *memImage) isAllocated(c int) bool {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	return m.d.alloc[c]
-}
-
-func (m *memImage) ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
-	start := off
-	return pieces(off, v.Len(), func(c int, off, n int64) error {
-		if m.isAllocated(c) {
-			if m.d.onRead != nil {
-				if err := m.d.onRead(off, n); err != nil {
-					return err
-				}
-			}
-			m.d.mu.Lock()
-			defer m.d.mu.Unlock()
-			v.CopyIn(off-start, m.d.data[off:off+n])
-			return nil
-		}
-		if b := m.node.Backing(); b != nil {
-			return b.ReadV(ctx, off, v.Slice(off-start, n), 0)
-		}
-		v.Zero(off-start, n)
-		return nil
-	})
-}
-
-func (m *memImage) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
-	start := off
-	return pieces(off, v.Len(), func(c int, off, n int64) error {
-		if flags&blockgraph.OnlyUnallocated != 0 && m.isAllocated(c) {
-			return nil
-		}
-		if m.d.onWrite != nil {
-			if err := m.d.onWrite(off, n); err != nil {
-				return err
-			}
-		}
-		old := make([]byte, cluster)
-		if n < cluster && !m.isAllocated(c) {
-			if err := m.ReadV(ctx, int64(c)*cluster, blockgraph.MakeIOVec(old), 0); err != nil {
-				return err
-			}
-		}
-		m.d.mu.Lock()
-		defer m.d.mu.Unlock()
-		m.d.flushed = false
-		if !m.d.alloc[c] {
-			copy(m.d.data[c*cluster:(c+1)*cluster], old)
-			m.d.alloc[c] = true
-		} else if flags&blockgraph.OnlyUnallocated != 0 {
-			return nil
-		}
-		v.CopyOut(off-start, m.d.data[off:off+n])
-		return nil
-	})
-}
-
-func (m *memImage) Flush(context.Context) error {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	if errs := m.d.flushErrs; len(errs) > 0 {
-		m.d.flushErrs = errs[1:]
-		return errs[0]
-	}
-	m.d.flushed = true
-	return nil
-}
-
-func (m *memImage) BlockStatus(_ context.Context, off, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	c := int(off / cluster)
-	end := c + 1
-	for end < len(m.d.alloc) && m.d.alloc[end] == m.d.alloc[c] {
-		end++
-	}
-	st := blockgraph.Status{N: min(n, int64(end)*cluster-off)}
-	if m.d.alloc[c] {
-		st.Flags = blockgraph.StatusData
-	}
-	return st, nil
-}
-
-func (m *memImage) BackingFile() (name, format string) {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	return m.d.backing, m.d.format
-}
-
-func (m *memImage) ChangeBackingFile(_ context.Context, name, format string) error {
-	m.d.mu.Lock()
-	defer m.d.mu.Unlock()
-	if m.d.headerErr != nil {
-		return m.d.headerErr
-	}
-	m.d.backing, m.d.format = name, format
-	return nil
-}
-
-// PrepareReopen has nothing to do.
-func (m *memImage) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, nil
+	backing, format := d.Image().Header()
+	return backing + ":" + format
 }
 
 // world is a graph of such images, with jobs over it.
@@ -244,23 +85,15 @@ func newWorld(t *testing.T) *world {
 	file := &blockgraph.DriverType{
 		Name: "file", Protocol: true,
 		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			return &memFile{w.disks[r.Options.File.Filename]}, nil
+			return w.disks[r.Options.File.Filename].Memory, nil
 		},
 		PlainFilename: func(o *qapi.BlockdevOptions) (string, bool) { return o.File.Filename, true },
 		StrongOptions: func(o *qapi.BlockdevOptions) *qapi.Object {
 			return qapi.NewObject("filename", o.File.Filename)
 		},
 	}
-	image := &blockgraph.DriverType{
-		Name: "qcow2",
-		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
-			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
-		},
-		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			return &memImage{memFile: *r.Node.Child("file").Child().Driver().(*memFile), node: r.Node}, nil
-		},
-		BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },
-	}
+	image := graphtest.ImageType(true)
+	image.Name = "qcow2"
 	w.graph = blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(), file, image, copybeforewrite.Type(clock.Real()), copyonread.Type())
 	w.jobs = jobs.New(w.graph, clock.Real(), w.emit)
 	t.Cleanup(func() {
@@ -327,7 +160,7 @@ func (w *world) add(d *disk, backing string) *blockgraph.Node {
 			File: qapi.BlockdevRef{Definition: &qapi.BlockdevOptions{Driver: "file", File: &qapi.BlockdevOptionsFile{Filename: "/" + d.name}}},
 		}}
 		if backing != "" {
-			d.backing, d.format = "/"+backing, "qcow2"
+			d.Image().SetHeader("/"+backing, "qcow2")
 			o.Qcow2.Backing = &qapi.BlockdevRefOrNull{Reference: &backing}
 		}
 		var err error

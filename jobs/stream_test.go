@@ -239,7 +239,7 @@ func TestStreamNeverOverwritesAGuest(t *testing.T) {
 func TestStreamWhoseHeaderCannotBeWrittenChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	_, _, top := chain(w)
-	top.headerErr = syscall.EIO
+	top.Image().RefuseHeader(syscall.EIO)
 	w.startStream(qapi.BlockStreamArg{Device: "top", BaseNode: ptr("base")})
 	w.expectEvents("s null", "s created, s running, s waiting, s pending, s aborting, s COMPLETED stream 4/4: Input/output error, s concluded, s null")
 	if w.backingOf("top") != "mid" || top.header() != "/mid:qcow2" || w.filters() != 0 {
