@@ -10,6 +10,7 @@ import (
 
 	"blockd/clock"
 	"blockd/qapi"
+	"blockd/sockets"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,7 +69,7 @@ func openFile(clk clock.Clock, o *qapi.ChardevFile) (*onceBackend, error) {
 	if o.In != nil {
 		var err error
 		if in, err = unix.Open(*o.In, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
-			return nil, qapi.Errorf("Could not open '%s': %s", *o.In, reason(err))
+			return nil, qapi.Errorf("Could not open '%s': %s", *o.In, sockets.Reason(err))
 		}
 	}
 	out, err := unix.Open(o.Out, flags|unix.O_NONBLOCK, 0o666)
@@ -76,7 +77,7 @@ func openFile(clk clock.Clock, o *qapi.ChardevFile) (*onceBackend, error) {
 		if in >= 0 {
 			unix.Close(in)
 		}
-		return nil, qapi.Errorf("Could not open '%s': %s", o.Out, reason(err))
+		return nil, qapi.Errorf("Could not open '%s': %s", o.Out, sockets.Reason(err))
 	}
 	c, err := newPollConn(clk, in, out)
 	if err != nil {
@@ -91,12 +92,12 @@ func openFile(clk clock.Clock, o *qapi.ChardevFile) (*onceBackend, error) {
 func openStdio(clk clock.Clock, o *qapi.ChardevStdio) (*onceBackend, error) {
 	in, err := dupCloexec(0)
 	if err != nil {
-		return nil, qapi.Errorf("Could not open stdin: %s", reason(err))
+		return nil, qapi.Errorf("Could not open stdin: %s", sockets.Reason(err))
 	}
 	out, err := dupCloexec(1)
 	if err != nil {
 		unix.Close(in)
-		return nil, qapi.Errorf("Could not open stdout: %s", reason(err))
+		return nil, qapi.Errorf("Could not open stdout: %s", sockets.Reason(err))
 	}
 	c, err := newPollConn(clk, in, out)
 	if err != nil {
@@ -116,24 +117,28 @@ func openStdio(clk clock.Clock, o *qapi.ChardevStdio) (*onceBackend, error) {
 
 // serverBackend listens.
 type serverBackend struct {
-	l       *listener
+	l       *sockets.Listener
 	options *qapi.ChardevSocket
 }
 
 func (b *serverBackend) accept(ctx context.Context) (Conn, string, error) {
-	c, err := b.l.accept(ctx)
+	s, err := b.l.AcceptContext(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err := newSocketConn(s)
 	if err != nil {
 		return nil, "", err
 	}
 	if isOn(b.options.Nodelay) {
-		c.noDelay()
+		c.NoDelay()
 	}
-	c.keepAlive(b.options.Addr.Inet)
+	c.KeepAlive(b.options.Addr.Inet)
 	return c, c.name(true), nil
 }
 
-func (b *serverBackend) idleName() string { return disconnectedName(&b.l.bound, true) }
-func (b *serverBackend) close() error     { return b.l.close() }
+func (b *serverBackend) idleName() string { return disconnectedName(&b.l.Bound, true) }
+func (b *serverBackend) close() error     { return b.l.Close() }
 
 // clientBackend connects, and again after reconnect when that is set.
 type clientBackend struct {
@@ -148,9 +153,17 @@ type clientBackend struct {
 	failing bool
 }
 
+func dial(ctx context.Context, clk clock.Clock, o *qapi.ChardevSocket, takeFD func(string) (int, error)) (*socketConn, error) {
+	c, err := sockets.Dial(ctx, clk, (*qapi.SocketAddress)(&o.Addr), takeFD)
+	if err != nil {
+		return nil, err
+	}
+	return newSocketConn(c)
+}
+
 func (b *clientBackend) prepared(c *socketConn) (Conn, string, error) {
 	if isOn(b.options.Nodelay) {
-		c.noDelay()
+		c.NoDelay()
 	}
 	b.failing = false
 	return c, c.name(false), nil
@@ -170,7 +183,7 @@ func (b *clientBackend) accept(ctx context.Context) (Conn, string, error) {
 			}
 		}
 		b.tried = true
-		c, err := dial(ctx, b.clk, &b.options.Addr, b.takeFD)
+		c, err := dial(ctx, b.clk, b.options, b.takeFD)
 		if err == nil {
 			return b.prepared(c)
 		}
@@ -188,7 +201,7 @@ func (b *clientBackend) idleName() string {
 	if c := b.first.Load(); c != nil {
 		return c.name(false)
 	}
-	return disconnectedName(&b.options.Addr, false)
+	return disconnectedName((*qapi.SocketAddress)(&b.options.Addr), false)
 }
 
 func (b *clientBackend) close() error {
@@ -242,7 +255,7 @@ func openLog(o *qapi.ChardevCommon) (*os.File, error) {
 	}
 	f, err := os.OpenFile(*o.Logfile, flags, 0o666)
 	if err != nil {
-		return nil, qapi.Errorf("Could not create '%s': %s", *o.Logfile, reason(err))
+		return nil, qapi.Errorf("Could not create '%s': %s", *o.Logfile, sockets.Reason(err))
 	}
 	return f, nil
 }

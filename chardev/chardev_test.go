@@ -440,36 +440,6 @@ func TestTCPServerAndClient(t *testing.T) {
 	}
 }
 
-func TestPortRangeTakesTheNextFreePort(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	port := uint16(l.Addr().(*net.TCPAddr).Port)
-	if port == 65535 {
-		t.Skip("no port above")
-	}
-	to := port + 10
-	if to < port {
-		to = 65535
-	}
-	a := &qapi.SocketAddressLegacy{Type: "inet", Inet: &qapi.InetSocketAddress{To: &to}}
-	a.Inet.Host, a.Inet.Port = "127.0.0.1", l.Addr().String()[len("127.0.0.1:"):]
-	got, err := listen(t.Context(), a, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer got.close()
-	if got.bound.Inet.Port == a.Inet.Port {
-		t.Fatal("same port twice")
-	}
-	a.Inet.To = nil
-	if _, err := listen(t.Context(), a, nil); err == nil || err.Error() != "Failed to find an available port: Address already in use" {
-		t.Fatal(err)
-	}
-}
-
 func TestClientReconnectsAfterItsPause(t *testing.T) {
 	v := clock.NewVirtual()
 	warned := make(chan string, 8)

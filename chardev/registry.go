@@ -11,6 +11,7 @@ import (
 
 	"blockd/clock"
 	"blockd/qapi"
+	"blockd/sockets"
 
 	"golang.org/x/sys/unix"
 )
@@ -219,11 +220,11 @@ func (r *Registry) takeStdio(o *qapi.ChardevStdio) (backend, error) {
 
 func (r *Registry) openSocket(ctx context.Context, id string, o *qapi.ChardevSocket, takeFD func(string) (int, error)) (backend, bool, error) {
 	if o.Server == nil || *o.Server {
-		l, err := listen(ctx, &o.Addr, takeFD)
+		ls, err := sockets.Listen(ctx, (*qapi.SocketAddress)(&o.Addr), sockets.ListenOptions{Backlog: listenBacklog}, takeFD)
 		if err != nil {
 			return nil, false, err
 		}
-		return &serverBackend{l: l, options: o}, isOn(o.Wait), nil
+		return &serverBackend{l: ls[0], options: o}, isOn(o.Wait), nil
 	}
 	b := &clientBackend{clk: r.cfg.Clock, options: o, takeFD: takeFD, warn: func(err error) {
 		r.cfg.Warn(fmt.Sprintf("Unable to connect character device %s: %v", id, err))
@@ -232,7 +233,7 @@ func (r *Registry) openSocket(ctx context.Context, id string, o *qapi.ChardevSoc
 		b.reconnect = time.Duration(min(*o.ReconnectMs, maxReconnectMs)) * time.Millisecond
 		return b, false, nil
 	}
-	c, err := dial(ctx, r.cfg.Clock, &o.Addr, takeFD)
+	c, err := dial(ctx, r.cfg.Clock, o, takeFD)
 	if err != nil {
 		return nil, false, err
 	}

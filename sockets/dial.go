@@ -1,4 +1,4 @@
-package chardev
+package sockets
 
 import (
 	"context"
@@ -15,8 +15,10 @@ import (
 // is full: the kernel offers no way to wait for room without blocking.
 const busyRetry = 10 * time.Millisecond
 
-// dial connects to the address. Errors are *qapi.Error or the context's.
-func dial(ctx context.Context, clk clock.Clock, a *qapi.SocketAddressLegacy, takeFD func(string) (int, error)) (*socketConn, error) {
+// Dial connects to the address. takeFD hands over a descriptor by number or
+// name, for addresses of type fd. Errors are *qapi.Error or the context's, with
+// which it ends at once. It waits for names and peers.
+func Dial(ctx context.Context, clk clock.Clock, a *qapi.SocketAddress, takeFD func(string) (int, error)) (*Conn, error) {
 	switch a.Type {
 	case qapi.SocketAddressTypeUnix:
 		return dialUnix(ctx, clk, a.Unix)
@@ -37,17 +39,17 @@ func dial(ctx context.Context, clk clock.Clock, a *qapi.SocketAddressLegacy, tak
 	if err != nil {
 		return nil, err
 	}
-	return newSocketConn(fd)
+	return NewConn(fd)
 }
 
 func dialError(ctx context.Context, where string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return qapi.Errorf("Failed to connect to '%s': %s", where, reason(err))
+	return qapi.Errorf("Failed to connect to '%s': %s", where, Reason(err))
 }
 
-func dialUnix(ctx context.Context, clk clock.Clock, a *qapi.UnixSocketAddress) (*socketConn, error) {
+func dialUnix(ctx context.Context, clk clock.Clock, a *qapi.UnixSocketAddress) (*Conn, error) {
 	raw, size, err := rawUnix(a)
 	if err != nil {
 		return nil, err
@@ -63,7 +65,7 @@ func dialUnix(ctx context.Context, clk clock.Clock, a *qapi.UnixSocketAddress) (
 	for {
 		err = rawCall(unix.SYS_CONNECT, fd, &raw, size)
 		if err == nil {
-			return newSocketConn(fd)
+			return NewConn(fd)
 		}
 		if err != unix.EAGAIN && err != unix.EINTR {
 			break
@@ -76,16 +78,16 @@ func dialUnix(ctx context.Context, clk clock.Clock, a *qapi.UnixSocketAddress) (
 	return nil, dialError(ctx, a.Path, err)
 }
 
-func dialInet(ctx context.Context, a *qapi.InetSocketAddress) (*socketConn, error) {
+func dialInet(ctx context.Context, a *qapi.InetSocketAddress) (*Conn, error) {
 	addrs, err := resolveInet(ctx, a, false)
 	if err != nil {
 		return nil, err
 	}
 	for _, ap := range addrs {
 		sa, domain := inetSockaddr(ap)
-		var c *socketConn
+		var c *Conn
 		if c, err = connectTo(ctx, domain, inetProto(a), sa); err == nil {
-			c.keepAlive(a)
+			c.KeepAlive(a)
 			return c, nil
 		}
 		if ctx.Err() != nil {
@@ -96,7 +98,7 @@ func dialInet(ctx context.Context, a *qapi.InetSocketAddress) (*socketConn, erro
 }
 
 // connectTo connects a new socket without blocking a thread.
-func connectTo(ctx context.Context, domain, proto int, sa unix.Sockaddr) (*socketConn, error) {
+func connectTo(ctx context.Context, domain, proto int, sa unix.Sockaddr) (*Conn, error) {
 	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -106,11 +108,11 @@ func connectTo(ctx context.Context, domain, proto int, sa unix.Sockaddr) (*socke
 		unix.Close(fd)
 		return nil, os.NewSyscallError("connect", err)
 	}
-	c, nerr := newSocketConn(fd)
+	c, nerr := NewConn(fd)
 	if nerr != nil || err == nil {
 		return c, nerr
 	}
-	err = withContext(ctx, c.f, func() error {
+	err = withContext(ctx, c, func() error {
 		var cerr error
 		werr := c.raw.Write(func(fd uintptr) bool {
 			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
@@ -137,8 +139,8 @@ func connectTo(ctx context.Context, domain, proto int, sa unix.Sockaddr) (*socke
 	return c, nil
 }
 
-// keepAlive applies the keep-alive options to a TCP connection.
-func (c *socketConn) keepAlive(a *qapi.InetSocketAddress) {
+// KeepAlive applies the keep-alive options to a TCP connection.
+func (c *Conn) KeepAlive(a *qapi.InetSocketAddress) {
 	if a == nil || !isOn(a.KeepAlive) {
 		return
 	}
@@ -154,9 +156,14 @@ func (c *socketConn) keepAlive(a *qapi.InetSocketAddress) {
 	})
 }
 
-// noDelay sends small writes at once; no-op on what is not TCP.
-func (c *socketConn) noDelay() {
+// NoDelay sends small writes at once; no-op on what is not TCP.
+func (c *Conn) NoDelay() {
 	_ = c.raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	})
+}
+
+// SetWriteBuffer asks for a send buffer of n bytes; the system may grant less.
+func (c *Conn) SetWriteBuffer(n int) {
+	_ = c.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, n) })
 }

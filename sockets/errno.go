@@ -1,4 +1,4 @@
-package chardev
+package sockets
 
 import (
 	"errors"
@@ -8,9 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// reason is the text of the system's error inside err, as the C library words
+// Reason is the text of the system's error inside err, as the C library words
 // it: the same as Go's, but for the capital that begins it.
-func reason(err error) string {
+// Any goroutine.
+func Reason(err error) string {
 	text := err.Error()
 	var errno syscall.Errno
 	if errors.As(err, &errno) {

@@ -1,4 +1,4 @@
-package chardev
+package sockets
 
 import (
 	"context"
@@ -14,8 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses: from the options to what the kernel takes, and to what
-// query-chardev shows.
+// Addresses: from the options to what the kernel takes, and back.
 
 // maxUnixPath is the size of sun_path: a file name may fill it, an abstract
 // name has one byte less.
@@ -176,72 +175,8 @@ func inetSockaddr(ap netip.AddrPort) (unix.Sockaddr, int) {
 	return sa, unix.AF_INET6
 }
 
-// disconnectedName is how query-chardev shows a device that waits for a peer.
-func disconnectedName(a *qapi.SocketAddressLegacy, server bool) string {
-	suffix := ""
-	if server {
-		suffix = ",server=on"
-	}
-	switch a.Type {
-	case qapi.SocketAddressTypeInet:
-		return "disconnected:tcp:" + a.Inet.Host + ":" + a.Inet.Port + suffix
-	case qapi.SocketAddressTypeUnix:
-		opts := ""
-		if isOn(a.Unix.Abstract) {
-			opts = ",abstract=on"
-			if isOn(a.Unix.Tight) {
-				opts += ",tight=on"
-			}
-		}
-		return "disconnected:unix:" + a.Unix.Path + opts + suffix
-	case qapi.SocketAddressTypeVsock:
-		return "disconnected:vsock:" + a.Vsock.CID + ":" + a.Vsock.Port
-	case qapi.SocketAddressTypeFD:
-		return "disconnected:fd:" + a.FD.Str + suffix
-	}
-	return "disconnected"
-}
-
-// connectedName is how query-chardev shows a connection, from the addresses
-// that the kernel reports.
-func connectedName(fd int, server bool) string {
-	local, err := unix.Getsockname(fd)
-	if err != nil {
-		return "unknown"
-	}
-	suffix := ""
-	if server {
-		suffix = ",server=on"
-	}
-	switch sa := local.(type) {
-	case *unix.SockaddrUnix:
-		name := sa.Name
-		if len(name) > 0 && name[0] == '@' {
-			name = "" // abstract names are not shown
-		}
-		return "unix:" + name + suffix
-	case *unix.SockaddrInet4, *unix.SockaddrInet6:
-		name := "tcp:" + hostPort(local) + suffix
-		if peer, err := unix.Getpeername(fd); err == nil {
-			name += " <-> " + hostPort(peer)
-		}
-		return name
-	case *unix.SockaddrVM:
-		// The field shows vsock connections as unknown.
-		return "unknown"
-	}
-	return "unknown"
-}
-
-func hostPort(sa unix.Sockaddr) string {
-	ap, ok := addrPort(sa)
-	if !ok {
-		return "unknown"
-	}
-	return ap.String()
-}
-
-func addrPort(sa unix.Sockaddr) (netip.AddrPort, bool) {
+// AddrPort returns the IP address and port of a socket address, if it has them.
+func AddrPort(sa unix.Sockaddr) (netip.AddrPort, bool) {
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), true
@@ -253,10 +188,10 @@ func addrPort(sa unix.Sockaddr) (netip.AddrPort, bool) {
 
 // boundAddress describes a listening socket by what the kernel reports, so that
 // port 0 shows as the port that was given out.
-func boundAddress(fd int) (qapi.SocketAddressLegacy, bool) {
+func boundAddress(fd int) (qapi.SocketAddress, bool) {
 	local, err := unix.Getsockname(fd)
 	if err != nil {
-		return qapi.SocketAddressLegacy{}, false
+		return qapi.SocketAddress{}, false
 	}
 	switch sa := local.(type) {
 	case *unix.SockaddrUnix:
@@ -265,15 +200,26 @@ func boundAddress(fd int) (qapi.SocketAddressLegacy, bool) {
 			yes, tight := true, len(sa.Name) < maxUnixPath
 			u = &qapi.UnixSocketAddress{Path: sa.Name[1:], Abstract: &yes, Tight: &tight}
 		}
-		return qapi.SocketAddressLegacy{Type: qapi.SocketAddressTypeUnix, Unix: u}, true
+		return qapi.SocketAddress{Type: qapi.SocketAddressTypeUnix, Unix: u}, true
 	case *unix.SockaddrVM:
-		return qapi.SocketAddressLegacy{Type: qapi.SocketAddressTypeVsock, Vsock: &qapi.VsockSocketAddress{
+		return qapi.SocketAddress{Type: qapi.SocketAddressTypeVsock, Vsock: &qapi.VsockSocketAddress{
 			CID: strconv.FormatUint(uint64(sa.CID), 10), Port: strconv.FormatUint(uint64(sa.Port), 10)}}, true
 	}
-	if ap, ok := addrPort(local); ok {
+	if ap, ok := AddrPort(local); ok {
 		in := &qapi.InetSocketAddress{}
 		in.Host, in.Port = ap.Addr().String(), strconv.Itoa(int(ap.Port()))
-		return qapi.SocketAddressLegacy{Type: qapi.SocketAddressTypeInet, Inet: in}, true
+		return qapi.SocketAddress{Type: qapi.SocketAddressTypeInet, Inet: in}, true
 	}
-	return qapi.SocketAddressLegacy{}, false
+	return qapi.SocketAddress{}, false
+}
+
+// vsockName is a vsock address as a net.Addr.
+type vsockName unix.SockaddrVM
+
+// Network returns "vsock".
+func (vsockName) Network() string { return "vsock" }
+
+// String returns the context id and the port.
+func (a vsockName) String() string {
+	return strconv.FormatUint(uint64(a.CID), 10) + ":" + strconv.FormatUint(uint64(a.Port), 10)
 }

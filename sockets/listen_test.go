@@ -1,0 +1,160 @@
+package sockets
+
+import (
+	"blockd/qapi"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+func unixAt(path string) *qapi.SocketAddress {
+	return &qapi.SocketAddress{Type: "unix", Unix: &qapi.UnixSocketAddress{Path: path}}
+}
+
+func inetAt(host, port string) *qapi.SocketAddress {
+	return &qapi.SocketAddress{Type: "inet", Inet: &qapi.InetSocketAddress{InetSocketAddressBase: qapi.InetSocketAddressBase{Host: host, Port: port}}}
+}
+
+func listen(t *testing.T, a *qapi.SocketAddress) []*Listener {
+	t.Helper()
+	ls, err := Listen(t.Context(), a, ListenOptions{Backlog: 1, Every: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range ls {
+		t.Cleanup(func() { l.Close() })
+	}
+	return ls
+}
+
+func refusedWith(t *testing.T, a *qapi.SocketAddress, want string) {
+	t.Helper()
+	ls, err := Listen(t.Context(), a, ListenOptions{Backlog: 1, Every: true}, nil)
+	for _, l := range ls {
+		l.Close()
+	}
+	if err == nil || err.Error() != want {
+		t.Errorf("%v, want %q", err, want)
+	}
+}
+
+func reachable(t *testing.T, network, address string) {
+	t.Helper()
+	c, err := net.Dial(network, address)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	c.Close()
+}
+
+func TestUnixSocketIsRemovedOnlyWhileItIsOurs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l := listen(t, unixAt(path))[0]
+	reachable(t, "unix", path)
+	l.Close()
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
+	}
+	l = listen(t, unixAt(path))[0]
+	newer := listen(t, unixAt(path))[0] // takes the place of the older one
+	l.Close()
+	reachable(t, "unix", path)
+	newer.Close()
+}
+
+func TestUnixSocketDoesNotReplaceAFileWithContent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refusedWith(t, unixAt(path), "Failed to bind socket to "+path+": Address already in use")
+	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
+		t.Errorf("%q %v", b, err)
+	}
+}
+
+func TestUnixSocketErrors(t *testing.T) {
+	long := "/" + strings.Repeat("x", 108)
+	refusedWith(t, unixAt(long), "UNIX socket path '"+long+"' is too long")
+	refusedWith(t, unixAt("/nosuch/dir/s"), "Failed to bind socket to /nosuch/dir/s: No such file or directory")
+}
+
+func TestFileNameWithAnAtSignIsAFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	listen(t, unixAt("@s"))
+	if _, err := os.Lstat("@s"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAbstractSockets(t *testing.T) {
+	name := "blockd-test-" + strconv.Itoa(os.Getpid())
+	a := unixAt(name)
+	a.Unix.Abstract = ptr(true)
+	listen(t, a)
+	reachable(t, "unix", "@"+name)
+	a.Unix.Tight = ptr(false) // padded with NULs: another name
+	listen(t, a)
+	reachable(t, "unix", "@"+name+strings.Repeat("\x00", 107-len(name)))
+}
+
+func TestInetAddresses(t *testing.T) {
+	a := listen(t, inetAt("127.0.0.1", "0"))[0].Addr().(*net.TCPAddr)
+	reachable(t, "tcp", a.String())
+	port := strconv.Itoa(a.Port)
+	refusedWith(t, inetAt("127.0.0.1", port), "Failed to find an available port: Address already in use")
+	refusedWith(t, inetAt("127.0.0.1", "70000"), "address resolution failed for 127.0.0.1:70000: Servname not supported for ai_socktype")
+	numeric := inetAt("localhost", port)
+	numeric.Inet.Numeric = ptr(true)
+	refusedWith(t, numeric, "address resolution failed for localhost:"+port+": Name or service not known")
+	none := inetAt("127.0.0.1", "0")
+	none.Inet.IPv4, none.Inet.IPv6 = ptr(false), ptr(false)
+	refusedWith(t, none, "Cannot disable IPv4 and IPv6 at same time")
+	other := inetAt("127.0.0.1", "0")
+	other.Inet.IPv6 = ptr(true)
+	refusedWith(t, other, "address resolution failed for 127.0.0.1:0: Address family for hostname not supported")
+	if a.Port < 65500 {
+		to := inetAt("127.0.0.1", port)
+		to.Inet.To = ptr(uint16(a.Port + 30))
+		if got := listen(t, to)[0].Addr().(*net.TCPAddr).Port; got <= a.Port || got > a.Port+30 {
+			t.Errorf("port %d", got)
+		}
+	}
+}
+
+func TestPortRangeTakesTheNextFreePort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	if port == 65535 {
+		t.Skip("no port above")
+	}
+	to := port + 10
+	if to < port {
+		to = 65535
+	}
+	a := &qapi.SocketAddress{Type: "inet", Inet: &qapi.InetSocketAddress{To: &to}}
+	a.Inet.Host, a.Inet.Port = "127.0.0.1", l.Addr().String()[len("127.0.0.1:"):]
+	got, err := Listen(t.Context(), a, ListenOptions{Backlog: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got[0].Close()
+	if got[0].Bound.Inet.Port == a.Inet.Port {
+		t.Fatal("same port twice")
+	}
+	a.Inet.To = nil
+	if _, err := Listen(t.Context(), a, ListenOptions{Backlog: 1}, nil); err == nil || err.Error() != "Failed to find an available port: Address already in use" {
+		t.Fatal(err)
+	}
+}
