@@ -11,6 +11,7 @@ import (
 	"blockd/clock"
 	"blockd/nbdproto"
 	"blockd/qapi"
+	"blockd/sockets"
 )
 
 // server starts a server on a unix socket; it is closed with the test.
@@ -89,7 +90,7 @@ func (c *client) write(b []byte) {
 // hungUp waits for the end of the connection.
 func (c *client) hungUp() {
 	c.t.Helper()
-	if n, err := io.Copy(io.Discard, c.Conn); err != nil && !vanished(err) {
+	if n, err := io.Copy(io.Discard, c.Conn); err != nil && !sockets.Vanished(err) {
 		c.t.Fatalf("the connection is still there (%d bytes, %v)", n, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"blockd/nbdproto"
+	"blockd/sockets"
 )
 
 const (
@@ -21,7 +22,7 @@ const (
 // conn is one client, from accept to the end of its last request.
 type conn struct {
 	server *Server
-	t      *transport
+	t      *sockets.Stream
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 
@@ -56,7 +57,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{server: s, t: newTransport(nc)}
+	c := &conn{server: s, t: sockets.NewStream(nc)}
 	c.idle.L = &c.mu
 	c.cost[kindOther].ns.Store(costUnknown)
 	c.ctx, c.cancel = context.WithCancel(s.ctx)
@@ -73,7 +74,7 @@ func (c *conn) close() {
 	c.mu.Unlock()
 	if !done {
 		c.cancel()
-		c.t.conn.Close()
+		c.t.Conn().Close()
 		c.server.memory.wake()
 	}
 }
@@ -147,7 +148,7 @@ func (c *conn) flush() {
 			for r := first; r != nil; r = r.next {
 				c.segs = append(c.segs, r.segs...)
 			}
-			if err := c.t.writeV(c.segs); err != nil {
+			if err := c.t.WriteV(c.segs); err != nil {
 				c.server.logEnd(c, err)
 				c.close()
 			}

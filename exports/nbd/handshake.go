@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"blockd/nbdproto"
+	"blockd/sockets"
 )
 
 // The handshake: options and their answers, one after the other, until the
@@ -40,10 +41,10 @@ func (c *conn) handshake() error {
 	if err := n.send(); err != nil {
 		return err
 	}
-	if err := c.t.need(nbdproto.ClientFlagsSize); err != nil {
+	if err := c.t.Need(nbdproto.ClientFlagsSize); err != nil {
 		return err
 	}
-	flags, unknown, err := nbdproto.ParseClientFlags(c.t.next(nbdproto.ClientFlagsSize))
+	flags, unknown, err := nbdproto.ParseClientFlags(c.t.Next(nbdproto.ClientFlagsSize))
 	if err != nil {
 		return err
 	}
@@ -53,10 +54,10 @@ func (c *conn) handshake() error {
 	n.fixed = flags&nbdproto.FixedNewstyle != 0
 	n.noZeroes = flags&nbdproto.NoZeroes != 0
 	for {
-		if err := c.t.need(nbdproto.OptionHeaderSize); err != nil {
+		if err := c.t.Need(nbdproto.OptionHeaderSize); err != nil {
 			return err
 		}
-		h, err := nbdproto.ParseOptionHeader(c.t.next(nbdproto.OptionHeaderSize))
+		h, err := nbdproto.ParseOptionHeader(c.t.Next(nbdproto.OptionHeaderSize))
 		if err != nil {
 			return err
 		}
@@ -75,7 +76,7 @@ func (c *conn) handshake() error {
 }
 
 func (n *negotiation) send() error {
-	err := n.t.writeV([][]byte{n.out.Bytes()})
+	err := n.t.WriteV([][]byte{n.out.Bytes()})
 	n.out.Reset()
 	return err
 }
@@ -86,7 +87,7 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 		return false, fmt.Errorf("nbd: option %d from a client without fixed newstyle", h.Option)
 	}
 	if h.Length > nbdproto.MaxOptionKept {
-		if err := n.t.skip(int64(h.Length)); err != nil {
+		if err := n.t.Skip(int64(h.Length)); err != nil {
 			return false, err
 		}
 		if h.Option == nbdproto.OptExportName {
@@ -98,7 +99,7 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 	// The memory grows with what arrives, not with what was announced.
 	var payload bytes.Buffer
 	if _, err := io.CopyN(&payload, optionReader{n.t}, int64(h.Length)); err != nil {
-		return false, unexpected(err)
+		return false, sockets.Unexpected(err)
 	}
 	p := payload.Bytes()
 	switch h.Option {
@@ -137,14 +138,14 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 }
 
 // optionReader reads an option's payload for io.CopyN.
-type optionReader struct{ t *transport }
+type optionReader struct{ t *sockets.Stream }
 
 func (o optionReader) Read(p []byte) (int, error) {
-	if err := o.t.need(1); err != nil {
+	if err := o.t.Need(1); err != nil {
 		return 0, err
 	}
-	k := min(len(p), o.t.buffered())
-	return copy(p, o.t.next(k)), nil
+	k := min(len(p), o.t.Buffered())
+	return copy(p, o.t.Next(k)), nil
 }
 
 func (n *negotiation) answer(t nbdproto.RepType, payload []byte) {
@@ -191,7 +192,7 @@ func (n *negotiation) list() error {
 			entry.Description = *e.description
 		}
 		n.answer(nbdproto.RepServer, entry.Append(nil))
-		if n.out.Len() >= readBufferSize {
+		if n.out.Len() >= sockets.StreamBuffer {
 			if err := n.send(); err != nil {
 				return err
 			}

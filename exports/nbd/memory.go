@@ -136,7 +136,7 @@ func (s *Server) guard(ctx context.Context) {
 				return
 			}
 			for _, c := range s.connections() {
-				moved := c.t.moved.Load()
+				moved := c.t.Moved()
 				w, ok := seen[c]
 				switch {
 				case !c.holdsMemory():
@@ -144,7 +144,7 @@ func (s *Server) guard(ctx context.Context) {
 					continue
 				case !ok || moved-w.since >= guardPatience*guardRate:
 					w = state{since: moved}
-				case c.t.inStalled.Load() || c.t.outStalled.Load():
+				case c.t.Stalled():
 					w.ticks++
 				}
 				if w.ticks >= guardPatience {

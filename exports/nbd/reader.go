@@ -95,21 +95,21 @@ func (c *conn) end(err error) {
 	}
 	c.drain()
 	c.close()
-	c.t.releaseBuffer()
+	c.t.ReleaseBuffer()
 	c.server.leave(c)
 }
 
 // receive returns the next request, admitted, with its data when it has any.
 func (c *conn) receive() (*request, error) {
 	size := c.framing.RequestSize()
-	if c.t.buffered() < size {
+	if c.t.Buffered() < size {
 		c.flushBurst()
-		if err := c.t.need(size); err != nil {
+		if err := c.t.Need(size); err != nil {
 			return nil, err
 		}
 	}
 	var h nbdproto.Request
-	err := h.Parse(c.t.next(size), c.framing)
+	err := h.Parse(c.t.Next(size), c.framing)
 	if err == nil && h.Type == nbdproto.CmdDisc {
 		return nil, errDisconnect
 	}
@@ -122,10 +122,10 @@ func (c *conn) receive() (*request, error) {
 		return c.admitted(&h)
 	}
 	if n := h.PayloadLen(c.framing); n > 0 {
-		if uint64(c.t.buffered()) < n {
+		if uint64(c.t.Buffered()) < n {
 			c.flushBurst()
 		}
-		if err := c.t.skip(int64(n)); err != nil {
+		if err := c.t.Skip(int64(n)); err != nil {
 			return nil, err
 		}
 	}
@@ -194,10 +194,10 @@ func (c *conn) admitted(h *nbdproto.Request) (*request, error) {
 	}
 	r.vec.SetBytes(r.buf.Bytes())
 	if h.Type == nbdproto.CmdWrite {
-		if int64(c.t.buffered()) < n {
+		if int64(c.t.Buffered()) < n {
 			c.flushBurst()
 		}
-		if err := c.t.readFull(r.buf.Bytes()); err != nil {
+		if err := c.t.ReadFull(r.buf.Bytes()); err != nil {
 			c.drop(r)
 			return nil, err
 		}
@@ -214,7 +214,7 @@ func (c *conn) start(r *request) bool {
 		return true
 	}
 	limit := int64(quickAlone)
-	if c.t.buffered() >= c.framing.RequestSize() {
+	if c.t.Buffered() >= c.framing.RequestSize() {
 		limit = quickAmong
 	}
 	if c.cost[kindOf(r.Type)].ns.Load() > limit {

@@ -11,6 +11,7 @@ import (
 
 	"blockd/clock"
 	"blockd/qapi"
+	"blockd/sockets"
 )
 
 const (
@@ -250,7 +251,7 @@ func (s *Server) connection(c *conn) {
 			s.logEnd(c, err)
 		}
 		c.close()
-		c.t.releaseBuffer()
+		c.t.ReleaseBuffer()
 		s.leave(c)
 		return
 	}
@@ -272,7 +273,7 @@ func (s *Server) leave(c *conn) {
 }
 
 func (s *Server) logEnd(c *conn, err error) {
-	if vanished(err) || c.ctx.Err() != nil {
+	if sockets.Vanished(err) || c.ctx.Err() != nil {
 		return
 	}
 	s.log.Info("NBD client disconnected", "reason", err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"blockd/nbdproto"
+	"blockd/sockets"
 )
 
 // badRequests are requests that a server refuses, for an export of 1 MiB.
@@ -320,7 +321,7 @@ func TestEveryLengthArrivesWhole(t *testing.T) {
 	c := connect(t, path, true)
 	rng := rand.New(rand.NewPCG(1, 2))
 	model := make([]byte, len(m.data))
-	for _, n := range []int{1, 511, 4096, readBufferSize - 28, readBufferSize - 27, readBufferSize, directRead, directRead - 1, 100_001, 1 << 20, nbdproto.MaxPayload} {
+	for _, n := range []int{1, 511, 4096, sockets.StreamBuffer - 28, sockets.StreamBuffer - 27, sockets.StreamBuffer, sockets.DirectRead, sockets.DirectRead - 1, 100_001, 1 << 20, nbdproto.MaxPayload} {
 		data := make([]byte, n)
 		for i := range data {
 			data[i] = byte(rng.Uint32())

@@ -1,4 +1,4 @@
-package nbd
+package sockets
 
 import (
 	"errors"
@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// transport is the byte stream below a connection: a buffered reader that can
-// also read past its buffer into a request's memory, and a gathering writer.
-// One goroutine reads and one writes at a time.
+// Stream is the byte stream of a connection: a buffered reader that can also
+// read past its buffer into a request's memory, and a gathering writer. One
+// goroutine reads and one writes at a time; the counters may be asked for by
+// any. All but Next and the counters wait for the peer.
 //
 // On sockets it makes the system calls itself: then an idle connection holds
 // no read buffer, and a gathering write neither allocates nor hides how far it
 // has come. Other streams (TLS) go through their Read and Write.
-type transport struct {
+type Stream struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: use conn
 
@@ -35,27 +36,27 @@ type transport struct {
 	writeN  int
 	sysErr  error
 
-	// For the memory guard: how many bytes have moved, and which directions
-	// wait for the peer in the middle of something.
 	moved                 atomic.Uint64
 	inStalled, outStalled atomic.Bool
 }
 
 const (
-	readBufferSize = 64 << 10
-	// directRead is the least part of a payload that is worth a system call of
+	// StreamBuffer is the size in bytes of a stream's buffer.
+	StreamBuffer = 64 << 10
+	// DirectRead is the least size in bytes of a part of a payload that is worth a system call of
 	// its own to spare the copy.
-	directRead = 16 << 10
+	DirectRead = 16 << 10
 	// maxIovecs is what one writev takes (IOV_MAX).
 	maxIovecs = 1024
 )
 
-type readBuffer [readBufferSize]byte
+type readBuffer [StreamBuffer]byte
 
 var readBuffers = sync.Pool{New: func() any { return new(readBuffer) }}
 
-func newTransport(c net.Conn) *transport {
-	t := &transport{conn: c}
+// NewStream returns a stream over c, which stays the caller's to close.
+func NewStream(c net.Conn) *Stream {
+	t := &Stream{conn: c}
 	if sc, ok := c.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			t.raw = raw
@@ -68,7 +69,7 @@ func newTransport(c net.Conn) *transport {
 
 // readSome is one read from a socket; false makes the caller wait until there
 // is something to read.
-func (t *transport) readSome(fd uintptr) bool {
+func (t *Stream) readSome(fd uintptr) bool {
 	p := t.dst
 	if p == nil {
 		if t.buf == nil {
@@ -90,7 +91,7 @@ func (t *transport) readSome(fd uintptr) bool {
 			if t.dst != nil || t.end > t.start {
 				t.inStalled.Store(true)
 			} else {
-				t.releaseBuffer()
+				t.ReleaseBuffer()
 			}
 			return false
 		default:
@@ -100,7 +101,8 @@ func (t *transport) readSome(fd uintptr) bool {
 	}
 }
 
-func (t *transport) releaseBuffer() {
+// ReleaseBuffer gives the buffer and what is in it up.
+func (t *Stream) ReleaseBuffer() {
 	if t.buf != nil {
 		readBuffers.Put(t.buf)
 		t.buf = nil
@@ -109,7 +111,7 @@ func (t *transport) releaseBuffer() {
 }
 
 // read reads once, into p or else into the buffer.
-func (t *transport) read(p []byte) (int, error) {
+func (t *Stream) read(p []byte) (int, error) {
 	if t.raw == nil {
 		if p == nil {
 			if t.buf == nil {
@@ -139,25 +141,25 @@ func (t *transport) read(p []byte) (int, error) {
 	return t.readN, t.readErr
 }
 
-// buffered returns how much can be had without reading.
-func (t *transport) buffered() int { return t.end - t.start }
+// Buffered returns how much can be had without reading.
+func (t *Stream) Buffered() int { return t.end - t.start }
 
-// need reads until n bytes are buffered; n is at most a message header. It
+// Need reads until n bytes are buffered; n is at most a message header. It
 // returns io.EOF at the end of the stream, and io.ErrUnexpectedEOF when there
 // is a part of a message before it.
-func (t *transport) need(n int) error {
-	for t.buffered() < n {
+func (t *Stream) Need(n int) error {
+	for t.Buffered() < n {
 		if t.buf != nil {
 			if t.start == t.end {
 				t.start, t.end = 0, 0
-			} else if readBufferSize-t.start < n {
+			} else if StreamBuffer-t.start < n {
 				copy(t.buf[:], t.buf[t.start:t.end])
 				t.start, t.end = 0, t.end-t.start
 			}
 		}
 		got, err := t.read(nil)
 		if err != nil {
-			if err == io.EOF && t.buffered() > 0 {
+			if err == io.EOF && t.Buffered() > 0 {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
@@ -167,16 +169,16 @@ func (t *transport) need(n int) error {
 	return nil
 }
 
-// next takes n buffered bytes; they are valid until the next read.
-func (t *transport) next(n int) []byte {
+// Next takes n buffered bytes; they are valid until the next read.
+func (t *Stream) Next(n int) []byte {
 	p := t.buf[t.start : t.start+n]
 	t.start += n
 	return p
 }
 
-// readFull fills p. What is not buffered yet is read straight into p when that
+// ReadFull fills p. What is not buffered yet is read straight into p when that
 // is worth it.
-func (t *transport) readFull(p []byte) error {
+func (t *Stream) ReadFull(p []byte) error {
 	for len(p) > 0 {
 		if t.start < t.end {
 			n := copy(p, t.buf[t.start:t.end])
@@ -184,43 +186,45 @@ func (t *transport) readFull(p []byte) error {
 			p = p[n:]
 			continue
 		}
-		if len(p) < directRead {
-			if err := t.need(1); err != nil {
-				return unexpected(err)
+		if len(p) < DirectRead {
+			if err := t.Need(1); err != nil {
+				return Unexpected(err)
 			}
 			continue
 		}
 		n, err := t.read(p)
 		if err != nil {
-			return unexpected(err)
+			return Unexpected(err)
 		}
 		p = p[n:]
 	}
 	return nil
 }
 
-// skip drops n bytes.
-func (t *transport) skip(n int64) error {
+// Skip drops n bytes.
+func (t *Stream) Skip(n int64) error {
 	for n > 0 {
-		if err := t.need(1); err != nil {
-			return unexpected(err)
+		if err := t.Need(1); err != nil {
+			return Unexpected(err)
 		}
-		k := min(n, int64(t.buffered()))
+		k := min(n, int64(t.Buffered()))
 		t.start += int(k)
 		n -= k
 	}
 	return nil
 }
 
-func unexpected(err error) error {
+// Unexpected turns io.EOF, which is well between messages, into
+// io.ErrUnexpectedEOF.
+func Unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
 	}
 	return err
 }
 
-// writeV writes all of the segments, which it does not change.
-func (t *transport) writeV(segs [][]byte) error {
+// WriteV writes all of the segments, which it does not change.
+func (t *Stream) WriteV(segs [][]byte) error {
 	if t.raw == nil {
 		for _, s := range segs {
 			if _, err := t.conn.Write(s); err != nil {
@@ -249,7 +253,7 @@ func (t *transport) writeV(segs [][]byte) error {
 	return nil
 }
 
-func (t *transport) writeIovecs() error {
+func (t *Stream) writeIovecs() error {
 	left := t.iov
 	for len(left) > 0 {
 		saved := t.iov
@@ -280,7 +284,7 @@ func (t *transport) writeIovecs() error {
 }
 
 // writeSome is one writev of t.iov; false makes the caller wait for room.
-func (t *transport) writeSome(fd uintptr) bool {
+func (t *Stream) writeSome(fd uintptr) bool {
 	for {
 		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&t.iov[0])), uintptr(len(t.iov)))
 		switch errno {
@@ -298,8 +302,18 @@ func (t *transport) writeSome(fd uintptr) bool {
 	}
 }
 
-// vanished tells whether err is the ordinary end of a connection.
-func vanished(err error) bool {
+// Vanished tells whether err is the ordinary end of a connection.
+func Vanished(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
+
+// Moved counts the bytes that went in or out.
+func (t *Stream) Moved() uint64 { return t.moved.Load() }
+
+// Stalled tells whether the stream waits for the peer in the middle of a
+// message, in or out.
+func (t *Stream) Stalled() bool { return t.inStalled.Load() || t.outStalled.Load() }
+
+// Conn returns the connection below the stream.
+func (t *Stream) Conn() net.Conn { return t.conn }
