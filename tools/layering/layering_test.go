@@ -31,6 +31,7 @@ var rules = []rule{
 	{of: "qapi", only: []string{}, why: "everything else is described in its types"},
 	{of: "clock", only: []string{}, why: "everything else takes its time from it"},
 	{of: "ioengine", only: []string{}, why: "it knows buffers and system calls, no blocks"},
+	{of: "bitmaps", only: []string{"qapi"}, why: "nodes, jobs and formats share it"},
 	{of: "nbdproto", only: []string{}, why: "server and client share it"},
 	{of: "sockets", only: []string{"clock", "qapi"}, why: "devices, server and client share it"},
 	{of: "chardev", only: []string{"clock", "qapi", "sockets"}, why: "a byte stream knows nothing of blocks"},
