@@ -34,6 +34,8 @@ type Driver interface {
 	Discard(ctx context.Context, off, n int64) error
 	// Flush makes every write that completed before it durable, in this node
 	// and in its storage children. The wrapper does not flush children itself.
+	// Of the fault points of a flush it names flush_to_os, and flush_to_disk
+	// for a filter; a format names the latter when its metadata is written.
 	Flush(ctx context.Context) error
 	// BlockStatus describes a range that begins at off.
 	BlockStatus(ctx context.Context, off, n int64, mode StatusMode) (Status, error)
@@ -139,6 +141,12 @@ type DriverType struct {
 	// PlainFilename tells that a protocol driver's strong options say no more
 	// than its file name does.
 	PlainFilename func(o *qapi.BlockdevOptions) (string, bool)
+	// ExactFilename returns the exact name of a filter that has one, or "". child
+	// gives a child's. Formats go by it as by a protocol's.
+	ExactFilename func(o *qapi.BlockdevOptions, child func(name string) string) string
+	// ParseFilename reads names that begin with the driver's own and a colon;
+	// parse reads what names a child.
+	ParseFilename func(name string, parse func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error)
 }
 
 // ChildSpec is one child that a node wants.
@@ -221,9 +229,29 @@ type Releaser interface {
 	ReleaseEnd()
 }
 
-// DebugEventer is a node that acts on fault points below a format (blkdebug).
+// DebugEventer is a node that acts on fault points (blkdebug): those that the
+// node above names, and those of the checked wrapper about requests to itself.
+// It may have the caller wait; the caller holds no lock.
 type DebugEventer interface {
 	DebugEvent(event string)
+}
+
+// Breakpointer is a node at which requests can be stopped, each at a fault
+// point. Node has methods that find it below. Any goroutine; errors are
+// ENOENT for an unknown event or tag.
+type Breakpointer interface {
+	// Breakpoint stops the next one who comes to the event, under a tag of the
+	// caller's choice. It works once.
+	Breakpoint(event, tag string) error
+	// RemoveBreakpoint takes the breakpoints with that tag away, and lets go on
+	// who has stopped there.
+	RemoveBreakpoint(tag string) error
+	// Resume lets the one go on who stopped last under that tag.
+	Resume(tag string) error
+	// Suspended tells whether somebody has stopped under that tag.
+	Suspended(tag string) bool
+	// AwaitSuspended waits for that.
+	AwaitSuspended(ctx context.Context, tag string) error
 }
 
 // Copier copies a range between two nodes without moving it through memory.

@@ -104,10 +104,20 @@ func (g *Naming) exact(n *Node, s *NodeState, overridden bool) string {
 		}
 		return ""
 	}
+	if n.typ.ExactFilename != nil {
+		return n.typ.ExactFilename(s.Options, func(name string) string {
+			for _, e := range s.Edges {
+				if e.name == name {
+					return g.of(e.child).exact
+				}
+			}
+			return ""
+		})
+	}
 	if f := n.filteredIn(s); f != nil && byChild[qapi.BlockdevDriver(n.typ.Name)] {
 		return g.of(f.child).file
 	}
-	if n.typ.Filter || s.file == nil || !s.file.child.typ.Protocol || overridden || n.strong(s) != nil {
+	if n.typ.Filter || s.file == nil || !s.file.child.typ.named() || overridden || n.strong(s) != nil {
 		return ""
 	}
 	return g.of(s.file.child).exact
@@ -131,6 +141,9 @@ func (g *Naming) full(n *Node, s *NodeState, overridden bool) *qapi.Object {
 	}
 	return o
 }
+
+// named tells whether a format may go by the name of a file of this driver.
+func (t *DriverType) named() bool { return t.Protocol || t.ExactFilename != nil }
 
 func (n *Node) strong(s *NodeState) *qapi.Object {
 	if n.typ.StrongOptions == nil {

@@ -62,26 +62,6 @@ func (e *Edge) Truncate(ctx context.Context, size int64, exact bool, prealloc qa
 	return e.child.truncate(ctx, size, exact, prealloc, zeroed)
 }
 
-// DebugEvent reports a fault point of the parent's format to whoever below
-// acts on them.
-func (e *Edge) DebugEvent(event string) {
-	if e == nil {
-		return
-	}
-	n := e.child
-	for n != nil {
-		if d, ok := n.drv.(DebugEventer); ok {
-			d.DebugEvent(event)
-			return
-		}
-		f := n.Filtered()
-		if f == nil {
-			return
-		}
-		n = f.child
-	}
-}
-
 // Flush makes completed writes of a node durable. Within a graph change that
 // has drained it.
 func (n *Node) Flush(ctx context.Context) error { return n.flush(ctx) }
@@ -186,6 +166,14 @@ func (n *Node) writeV(ctx context.Context, off int64, v *IOVec, flags Flags) err
 
 // writeAligned does an aligned, tracked write.
 func (n *Node) writeAligned(ctx context.Context, off int64, v *IOVec, flags Flags) error {
+	n.event("pwritev")
+	err := n.writeDriver(ctx, off, v, flags)
+	n.event("pwritev_done")
+	return err
+}
+
+// writeDriver is writeAligned without its fault points.
+func (n *Node) writeDriver(ctx context.Context, off int64, v *IOVec, flags Flags) error {
 	df := n.driverFlags(flags)
 	length := v.Len()
 	var err error
@@ -254,24 +242,50 @@ func (n *Node) writeUnaligned(ctx context.Context, off int64, v *IOVec, flags Fl
 	b := ioengine.Bounce(int(2 * align))
 	defer b.Release()
 	head, tail := b.Bytes()[:align], b.Bytes()[align:]
-	wide := &IOVec{}
 	headLen, tailLen := off-start, end-(off+v.Len())
-	if headLen > 0 || end-start == align {
-		if err := n.readAligned(ctx, start, MakeIOVec(head), 0); err != nil {
-			return err
-		}
+	// What is read of one piece, or of two that meet, is read at once.
+	merged := end-start == align || end-start == 2*align && headLen > 0 && tailLen > 0
+	switch {
+	case merged:
+		err = n.readAround(ctx, start, b.Bytes()[:end-start], headLen > 0, tailLen > 0)
+		tail = b.Bytes()[end-start-align : end-start]
+	case headLen > 0:
+		err = n.readAround(ctx, start, head, true, false)
+	}
+	if err == nil && tailLen > 0 && !merged {
+		err = n.readAround(ctx, end-align, tail, false, true)
+	}
+	if err != nil {
+		return err
+	}
+	wide := &IOVec{}
+	if headLen > 0 {
 		wide.Append(head[:headLen])
 	}
 	wide.AppendRange(v, 0, v.Len())
 	if tailLen > 0 {
-		if end-start == align {
-			tail = head
-		} else if err := n.readAligned(ctx, end-align, MakeIOVec(tail), 0); err != nil {
-			return err
-		}
 		wide.Append(tail[align-tailLen:])
 	}
 	return n.writeAligned(ctx, start, wide, flags)
+}
+
+// readAround reads what an unaligned write leaves as it is before it, behind
+// it, or both.
+func (n *Node) readAround(ctx context.Context, off int64, p []byte, head, tail bool) error {
+	points := func(headEvent, tailEvent string) {
+		if head {
+			n.event(headEvent)
+		}
+		if tail {
+			n.event(tailEvent)
+		}
+	}
+	points("pwritev_rmw_head", "pwritev_rmw_tail")
+	if err := n.readAligned(ctx, off, MakeIOVec(p), 0); err != nil {
+		return err
+	}
+	points("pwritev_rmw_after_head", "pwritev_rmw_after_tail")
+	return nil
 }
 
 func (n *Node) writeZeroes(ctx context.Context, off, length int64, flags Flags) error {
@@ -287,11 +301,33 @@ func (n *Node) writeZeroes(ctx context.Context, off, length int64, flags Flags) 
 	if n.caps.WriteZeroes != CapNative && flags&NoFallback != 0 {
 		return ErrNotSupported
 	}
+	err := n.zeroRange(ctx, off, length, flags)
+	if err == nil && flags&FUA != 0 && n.caps.ZeroFUA != CapNative {
+		return n.flush(ctx)
+	}
+	return err
+}
+
+// zeroRange zeroes piece by piece, each as its alignment and the driver allow.
+func (n *Node) zeroRange(ctx context.Context, off, length int64, flags Flags) error {
 	align := max(1, n.limits.RequestAlignment)
+	zeroing := false // between the fault points of a zero write
+	step := func(on bool) {
+		switch {
+		case on && !zeroing:
+			n.event("pwritev_zero")
+		case !on && zeroing:
+			n.event("pwritev_done")
+		}
+		zeroing = on
+	}
+	defer step(false)
 	for length > 0 {
 		k := n.zeroPiece(off, length)
+		aligned := (off|k)&(align-1) == 0
+		step(aligned)
 		err := ErrNotSupported
-		if n.caps.WriteZeroes == CapNative && (off|k)&(align-1) == 0 {
+		if n.caps.WriteZeroes == CapNative && aligned {
 			err = n.zeroNative(ctx, off, k, flags)
 		}
 		if errors.Is(err, ErrNotSupported) && flags&NoFallback == 0 {
@@ -301,9 +337,6 @@ func (n *Node) writeZeroes(ctx context.Context, off, length int64, flags Flags) 
 			return err
 		}
 		off, length = off+k, length-k
-	}
-	if flags&FUA != 0 && n.caps.ZeroFUA != CapNative {
-		return n.flush(ctx)
 	}
 	return nil
 }
@@ -359,7 +392,7 @@ func (n *Node) zeroByWriting(ctx context.Context, off, length int64, flags Flags
 		} else {
 			var h *RangeHold
 			if h, err = n.tracker.begin(ctx, off, int64(len(z)), false); err == nil {
-				err = n.writeAligned(ctx, off, v, flags)
+				err = n.writeDriver(ctx, off, v, flags)
 				n.tracker.end(h)
 			}
 		}
@@ -414,6 +447,12 @@ func discards(o *qapi.BlockdevOptions) bool {
 func (n *Node) flush(ctx context.Context) error {
 	if c := n.state.Load().Options.Cache; c != nil && c.NoFlush != nil && *c.NoFlush && n.typ.Protocol {
 		return nil
+	}
+	if e := n.primary(); e != nil && !n.ReadOnly() {
+		e.DebugEvent("flush_to_os")
+		if n.typ.Filter {
+			e.DebugEvent("flush_to_disk")
+		}
 	}
 	return n.drv.Flush(ctx)
 }

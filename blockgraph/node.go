@@ -29,6 +29,7 @@ type Node struct {
 	inspected sync.RWMutex // held for reading while a query asks the driver
 	closed    bool         // guarded by inspected
 	truncater Truncater
+	debug     DebugEventer // nil nearly always
 	limits    Limits
 	caps      Caps
 

@@ -125,6 +125,7 @@ func (n *Node) FallBackReadOnly() {
 func (n *Node) setDriver(drv Driver) {
 	n.drv = drv
 	n.truncater, _ = drv.(Truncater)
+	n.debug, _ = drv.(DebugEventer)
 	n.refreshLimits()
 }
 
@@ -302,7 +303,7 @@ func (tx *Tx) openHeaderBacking(n *Node, s *NodeState, w opening) (*Node, error)
 	if _, loop := w.files[absolute(name)]; loop {
 		return nil, qapi.Errorf("Backing file '%s' creates an infinite loop.", name)
 	}
-	file, whole, err := ParseFilename(name)
+	file, whole, err := tx.g.ParseFilename(name)
 	if err != nil {
 		return nil, err
 	}
@@ -375,22 +376,33 @@ func (g *Graph) Probe(head []byte) string {
 }
 
 // ParseFilename turns a file name as users and image headers write it into the
-// options of a protocol node: a path, `file:` and a path, or `json:` and
-// options, which are returned as such, too.
-func ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.BlockdevOptions, err error) {
+// options of a protocol node: a path, `file:` and a path, what a driver has a
+// syntax for, or `json:` and options, which are returned as such, too. Any
+// goroutine.
+func (g *Graph) ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.BlockdevOptions, err error) {
 	if text, ok := strings.CutPrefix(name, "json:"); ok {
 		v, err := qapi.ParseJSON([]byte(text))
 		if err != nil {
 			return file, nil, qapi.Errorf("Could not parse the JSON options: %s", err)
 		}
+		obj, ok := v.(*qapi.Object)
+		if !ok {
+			return file, nil, qapi.Errorf("Invalid JSON object given")
+		}
 		o := &qapi.BlockdevOptions{}
-		if err := qapi.Decode(v, o); err != nil {
+		if err := qapi.DecodeFlat(obj, o); err != nil {
 			return file, nil, err
 		}
 		return qapi.BlockdevRef{Definition: o}, o, nil
 	}
 	if proto := protocolOf(name); proto == "file" {
 		name = strings.TrimPrefix(name, "file:")
+	} else if typ := g.types[proto]; proto != "" && typ != nil && typ.ParseFilename != nil {
+		o, err := typ.ParseFilename(name, func(child string) (qapi.BlockdevRef, error) {
+			ref, _, err := g.ParseFilename(child)
+			return ref, err
+		})
+		return qapi.BlockdevRef{Definition: o}, nil, err
 	} else if proto != "" {
 		return file, nil, qapi.Errorf("Unknown protocol '%s'", proto)
 	}

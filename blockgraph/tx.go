@@ -402,10 +402,7 @@ func (tx *Tx) FreezeChain(top, base *Node) (thaw func(tx *Tx), err error) {
 	var links []*Edge
 	for n := top; n != base; {
 		s := tx.State(n)
-		e := s.backing
-		if n.typ.Filter {
-			e = s.file
-		}
+		e := n.FilterOrCOWIn(s)
 		if e == nil {
 			break
 		}

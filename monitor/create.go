@@ -92,7 +92,7 @@ func (m *Monitor) createImage(tx *blockgraph.Tx, img newImage) error {
 	if strings.HasPrefix(img.file, "json:") {
 		return qapi.Errorf("Unknown protocol 'json'") // options name what is there
 	}
-	ref, _, err := blockgraph.ParseFilename(img.file)
+	ref, _, err := m.graph.ParseFilename(img.file)
 	if err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func retire(tx *blockgraph.Tx, old *blockgraph.Node) error {
 // openImage opens an image by its file name: of the given format, or of the
 // one that its content tells if that is "".
 func (m *Monitor) openImage(tx *blockgraph.Tx, name, format string, edit func(o *qapi.BlockdevOptions)) (*blockgraph.Node, error) {
-	file, _, err := blockgraph.ParseFilename(name)
+	file, _, err := m.graph.ParseFilename(name)
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,10 @@ func decodeInto(d *decoder, v any, into any) error {
 	return nil
 }
 
-type decoder struct{ keyval bool }
+type decoder struct {
+	keyval bool // every scalar is a string
+	flat   bool // a scalar may be a string
+}
 
 // decodeError is an error under way from the member to the root; each level
 // that it passes puts its name in front.
@@ -135,6 +138,9 @@ func (d *decoder) value(p *typePlan, v any, dst reflect.Value, name string) *dec
 		if !ok {
 			return &decodeError{format: "Parameters '%s.*' are unexpected"}
 		}
+		return keyvalScalar(p, s, dst, name)
+	}
+	if s, ok := v.(string); ok && d.flat {
 		return keyvalScalar(p, s, dst, name)
 	}
 	return scalar(p, v, dst, name)

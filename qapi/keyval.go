@@ -165,7 +165,7 @@ func isIndex(s string) (int, bool) {
 }
 
 // keyvalPut stores a value under a checked key.
-func keyvalPut(root *Object, key, value string) error {
+func keyvalPut(root *Object, key string, value any) error {
 	cur := root
 	for at := 0; ; {
 		n := fragmentLen(key[at:], at > 0)

@@ -10,6 +10,7 @@ type BlockdevDriver string
 
 // Values of BlockdevDriver.
 const (
+	BlockdevDriverBlkdebug        BlockdevDriver = "blkdebug"
 	BlockdevDriverCopyBeforeWrite BlockdevDriver = "copy-before-write"
 	BlockdevDriverCopyOnRead      BlockdevDriver = "copy-on-read"
 	BlockdevDriverFile            BlockdevDriver = "file"
@@ -23,7 +24,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockdevDriver) QAPIEnum() []string {
-	return []string{"copy-before-write", "copy-on-read", "file", "host_device", "null-aio", "null-co", "qcow2", "raw", "throttle"}
+	return []string{"blkdebug", "copy-before-write", "copy-on-read", "file", "host_device", "null-aio", "null-co", "qcow2", "raw", "throttle"}
 }
 
 // BlockdevDiscardOptions tells what becomes of discard requests.
@@ -127,6 +128,7 @@ type BlockdevOptions struct {
 	ForceShare *bool `qapi:"force-share"`
 	// Default off.
 	DetectZeroes    *BlockdevDetectZeroesOptions `qapi:"detect-zeroes"`
+	Blkdebug        *BlockdevOptionsBlkdebug     `qapi:",case=blkdebug"`
 	CopyBeforeWrite *BlockdevOptionsCbw          `qapi:",case=copy-before-write"`
 	CopyOnRead      *BlockdevOptionsCor          `qapi:",case=copy-on-read"`
 	// For the drivers file and host_device.

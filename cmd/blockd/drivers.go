@@ -9,6 +9,7 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/clock"
+	"blockd/filters/blkdebug"
 	"blockd/filters/copybeforewrite"
 	"blockd/filters/copyonread"
 	"blockd/filters/throttle"
@@ -39,6 +40,9 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 	rawType := raw.DriverType(raw.Config{Probe: func(head []byte) string { return d.graph.Probe(head) }, Warn: warn})
 	types := host.DriverTypes()
 	types = append(types, null.DriverTypes(clk)...)
+	types = append(types, blkdebug.Type(func(name string, fromHeader bool) ([]byte, error) {
+		return host.ReadFile(name, maxRules, fromHeader)
+	}))
 	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects))
 	return drivers{
 		types:      types,
@@ -50,6 +54,9 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 		},
 	}
 }
+
+// maxRules bounds a file of blkdebug rules, in bytes.
+const maxRules = 1 << 20
 
 // pathPolicy is what --allow-path names: files, and directories with all below
 // them. Empty: everything.

@@ -46,7 +46,6 @@ func (d *Driver) Flush(ctx context.Context) error {
 	if d.readOnly.Load() {
 		return nil
 	}
-	d.file().DebugEvent("flush_to_os")
 	return d.writeBack(ctx)
 }
 

@@ -219,7 +219,11 @@ func (d *driver) Discard(ctx context.Context, off, n int64) error {
 }
 
 // Flush passes through.
-func (d *driver) Flush(ctx context.Context) error { return d.node.File().Flush(ctx) }
+func (d *driver) Flush(ctx context.Context) error {
+	e := d.node.File()
+	e.DebugEvent("flush_to_disk")
+	return e.Flush(ctx)
+}
 
 // BlockStatus refers to the file, whoever asks.
 func (d *driver) BlockStatus(_ context.Context, off, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
