@@ -95,6 +95,9 @@ func (tx *Tx) publish(dead []*Node) {
 	for n, owned := range tx.owned {
 		n.monitorOwned = owned
 	}
+	for n, from := range tx.inherits {
+		n.inherits = from
+	}
 	for n, list := range tx.blockers {
 		n.blockers = list
 	}
@@ -131,6 +134,11 @@ func (tx *Tx) publish(dead []*Node) {
 	for _, n := range dead {
 		delete(g.names, n.name)
 		g.order.Delete(n.seq)
+		for _, e := range n.State().Edges {
+			if e.child.inherits == n {
+				e.child.inherits = nil
+			}
+		}
 	}
 	g.changes++
 	for _, f := range tx.onCommit {
@@ -184,6 +192,7 @@ func (tx *Tx) forget() {
 	clear(tx.removed)
 	clear(tx.perms)
 	clear(tx.owned)
+	clear(tx.inherits)
 	clear(tx.blockers)
 	tx.dying = nil
 	tx.newNodes, tx.newRoots, tx.oldRoots, tx.touched = nil, nil, nil, nil
@@ -320,6 +329,9 @@ func (tx *Tx) refresh(from []*Node) error {
 		}
 		s := tx.State(n)
 		if s.ReadOnly && perm&(PermWrite|PermWriteUnchanged) != 0 {
+			if n.published && !n.ReadOnly() {
+				return abort(Errorf(syscall.EPERM, "Read-only block node '%s' cannot support read-write users", n.name))
+			}
 			return abort(Errorf(syscall.EPERM, "Block node is read-only"))
 		}
 		if p, ok := n.drv.(Permissioner); ok {

@@ -134,6 +134,9 @@ type DriverType struct {
 	// Backing returns where the options say what the backing file is, for
 	// formats that have one. The place may be changed.
 	BackingOption func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull
+	// Reopenable names the driver's own options that may change while it is open;
+	// one that is left out gets its default value. The driver is a Reopener.
+	Reopenable []string
 	// StrongOptions returns those of the node's own options that decide about
 	// its content, in the shape of blockdev-add, driver and children left
 	// out; nil is none. A protocol driver's file name is among them.
@@ -261,8 +264,35 @@ type Copier interface {
 	CopyRangeFrom(ctx context.Context, src Driver, srcOff, dstOff, n int64) error
 }
 
-// Reopener is a driver whose options may change by blockdev-reopen. PrepareReopen checks and takes what it needs; exactly one
-// of the returned functions is called.
+// ReopenRequest is what a node is to become.
+type ReopenRequest struct {
+	// Options are the effective ones, with children as references. The driver
+	// does not change them.
+	Options  *qapi.BlockdevOptions
+	ReadOnly bool
+	// State has the children as they are to be.
+	State *NodeState
+}
+
+// Reopening is a prepared change of a driver. Its functions run on a worker
+// with the graph token held and no request in flight; nil does nothing. After
+// Apply and Start one of Keep and Undo follows, or Undo without them.
+type Reopening struct {
+	// Apply puts the change into force. Children were applied before.
+	Apply func()
+	// Start does what is needed of a node that became writable, when it has its
+	// permissions.
+	Start func(ctx context.Context) error
+	// Keep gives up what Undo would have needed.
+	Keep func()
+	// Undo takes the change back, whether it was applied or not.
+	Undo func(ctx context.Context)
+}
+
+// Reopener is a driver whose options may change while it is open: those that
+// DriverType.Reopenable lists, and those that all drivers share. PrepareReopen
+// checks and takes what the change needs; nothing is in force yet. The node was
+// flushed before.
 type Reopener interface {
-	PrepareReopen(ctx context.Context, o *qapi.BlockdevOptions, readOnly bool) (commit, abort func(), err error)
+	PrepareReopen(ctx context.Context, r *ReopenRequest) (*Reopening, error)
 }

@@ -21,9 +21,6 @@ type Node struct {
 	// implicit: a filter that a job inserted for itself, which names and look-ups
 	// pass over.
 	implicit bool
-	// inherits: opened for its parent, from options within the parent's; then
-	// whether the read-only option came from there, too.
-	inherits, inheritsReadOnly bool
 
 	drv       Driver
 	inspected sync.RWMutex // held for reading while a query asks the driver
@@ -43,9 +40,13 @@ type Node struct {
 	// holder of the token.
 	parents      []*Edge // each edge knows its index
 	monitorOwned bool
-	blockers     []*Blocker
-	published    bool
-	seq          uint64 // order among the named nodes
+	// inherits is the parent within whose options the node was defined: what the
+	// node's own do not say is as in the parent's, and a reopen of the parent
+	// concerns it, too. It is nil for a node defined by itself.
+	inherits  *Node
+	blockers  []*Blocker
+	published bool
+	seq       uint64 // order among the named nodes
 }
 
 // NodeState is what a graph change may replace in a node. It is immutable.
@@ -55,8 +56,9 @@ type NodeState struct {
 	backing *Edge
 	// ReadOnly: writes are refused.
 	ReadOnly bool
-	// Options are the effective ones, as opened.
-	Options *qapi.BlockdevOptions
+	// Options are the effective ones, Explicit those of them that the user, or
+	// whoever opened the node, has chosen.
+	Options, Explicit *qapi.BlockdevOptions
 	// ExplicitBacking: the user chose the backing file (or none), not the
 	// image's header.
 	ExplicitBacking bool
@@ -73,6 +75,15 @@ func (s *NodeState) clone() *NodeState {
 	c := *s
 	c.Edges = slices.Clone(s.Edges)
 	return &c
+}
+
+func (s *NodeState) edge(name string) *Edge {
+	for _, e := range s.Edges {
+		if e.name == name {
+			return e
+		}
+	}
+	return nil
 }
 
 // File returns the edge to the child named "file", or nil.
@@ -135,14 +146,7 @@ func (n *Node) File() *Edge { return n.state.Load().file }
 func (n *Node) Backing() *Edge { return n.state.Load().backing }
 
 // Child returns the edge to the child of that name, or nil.
-func (n *Node) Child(name string) *Edge {
-	for _, e := range n.state.Load().Edges {
-		if e.name == name {
-			return e
-		}
-	}
-	return nil
-}
+func (n *Node) Child(name string) *Edge { return n.state.Load().edge(name) }
 
 // Filtered returns the child that a filter passes through, or nil when the
 // node is no filter.

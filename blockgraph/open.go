@@ -15,12 +15,15 @@ const MaxChain = 1024
 
 // opening is the way by which a node is being opened.
 type opening struct {
-	parent     *NodeState // whose defaults are inherited, or nil
+	parent     *qapi.BlockdevOptions // whose defaults are inherited, or nil
 	role       Role
 	depth      int
 	fromHeader bool
 	probed     bool
 	files      map[string]struct{} // of the chain so far, to find loops
+	// adopted is a child that was opened ahead for the node, to look at its
+	// content, and is given as a reference; or nil.
+	adopted *Node
 }
 
 // Open opens a node with everything below it. The options are copied. A node
@@ -37,14 +40,14 @@ func (tx *Tx) OpenRef(ref *qapi.BlockdevRef) (*Node, error) {
 // OpenImage opens the image in a file with the given format driver, or with
 // the one that its content tells when driver is "". edit may add options.
 func (tx *Tx) OpenImage(file qapi.BlockdevRef, driver string, edit func(o *qapi.BlockdevOptions)) (*Node, error) {
-	o, probed, err := tx.imageOptions(file, driver, opening{files: map[string]struct{}{}})
+	o, w, err := tx.imageOptions(file, driver, opening{files: map[string]struct{}{}})
 	if err != nil {
 		return nil, err
 	}
 	if edit != nil {
 		edit(o)
 	}
-	return tx.open(o, opening{probed: probed, files: map[string]struct{}{}})
+	return tx.open(o, w)
 }
 
 func (tx *Tx) openRef(ref *qapi.BlockdevRef, w opening) (*Node, error) {
@@ -66,13 +69,14 @@ func (tx *Tx) open(given *qapi.BlockdevOptions, w opening) (*Node, error) {
 	if typ == nil {
 		return nil, qapi.Errorf("Unknown driver '%s'", given.Driver)
 	}
-	o := effective(given, w)
-	n := &Node{graph: tx.g, typ: typ, inherits: w.parent != nil, inheritsReadOnly: given.ReadOnly == nil}
-	s := &NodeState{Options: o, ReadOnly: *o.ReadOnly, DetectZeroes: *o.DetectZeroes}
+	o := effective(given, w.parent, w.role, nil)
+	n := &Node{graph: tx.g, typ: typ}
+	explicit := *given
+	s := &NodeState{Options: o, Explicit: &explicit, ReadOnly: *o.ReadOnly, DetectZeroes: *o.DetectZeroes}
 	if err := checkOptions(o); err != nil {
 		return nil, err
 	}
-	children, err := tx.openChildren(typ, o, s, w)
+	children, err := tx.openChildren(typ, o, w)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +90,9 @@ func (tx *Tx) open(given *qapi.BlockdevOptions, w opening) (*Node, error) {
 	for _, c := range children {
 		if err := tx.SetChild(n, c.spec.Name, c.spec.Role, c.node); err != nil {
 			return nil, err
+		}
+		if c.spec.Ref.Definition != nil || c.node == w.adopted {
+			tx.setInherits(c.node, n)
 		}
 	}
 	// The children's locks are taken before the driver touches them.
@@ -163,13 +170,13 @@ type openedChild struct {
 	node *Node
 }
 
-func (tx *Tx) openChildren(typ *DriverType, o *qapi.BlockdevOptions, s *NodeState, w opening) ([]openedChild, error) {
+func (tx *Tx) openChildren(typ *DriverType, o *qapi.BlockdevOptions, w opening) ([]openedChild, error) {
 	if typ.Children == nil {
 		return nil, nil
 	}
 	var opened []openedChild
 	for _, c := range typ.Children(o) {
-		child, err := tx.openRef(&c.Ref, opening{parent: s, role: c.Role, depth: w.depth + 1, fromHeader: w.fromHeader, files: w.files})
+		child, err := tx.openRef(&c.Ref, opening{parent: o, role: c.Role, depth: w.depth + 1, fromHeader: w.fromHeader, files: w.files})
 		if err != nil {
 			return nil, err
 		}
@@ -200,60 +207,6 @@ func (tx *Tx) nameNode(n *Node, o *qapi.BlockdevOptions) error {
 // MaxNodeName is the longest node-name in bytes.
 const MaxNodeName = 31
 
-// effective copies options and fills in what a node inherits from its parent.
-func effective(given *qapi.BlockdevOptions, w opening) *qapi.BlockdevOptions {
-	o := *given
-	var direct, noFlush, share, ro, auto *bool
-	discard := qapi.BlockdevDiscardOptionsIgnore
-	if p := w.parent; p != nil {
-		po := p.Options
-		if po.Cache != nil {
-			direct, noFlush = po.Cache.Direct, po.Cache.NoFlush
-		}
-		share = po.ForceShare
-		ro, auto = po.ReadOnly, po.AutoReadOnly
-		if w.role&RoleCOW != 0 {
-			ro, auto = ptr(true), ptr(false)
-		}
-		discard = qapi.BlockdevDiscardOptionsUnmap
-	}
-	cache := qapi.BlockdevCacheOptions{}
-	if o.Cache != nil {
-		cache = *o.Cache
-	}
-	fill(&cache.Direct, direct, false)
-	fill(&cache.NoFlush, noFlush, false)
-	o.Cache = &cache
-	fill(&o.ForceShare, share, false)
-	fill(&o.ReadOnly, ro, false)
-	fill(&o.AutoReadOnly, auto, false)
-	fill(&o.Discard, nil, discard)
-	fill(&o.DetectZeroes, nil, qapi.BlockdevDetectZeroesOptionsOff)
-	return &o
-}
-
-func ptr[T any](v T) *T { return &v }
-
-func fill[T any](p **T, inherited *T, value T) {
-	switch {
-	case *p != nil:
-	case inherited != nil:
-		*p = ptr(*inherited)
-	default:
-		*p = &value
-	}
-}
-
-func checkOptions(o *qapi.BlockdevOptions) error {
-	if *o.DetectZeroes == qapi.BlockdevDetectZeroesOptionsUnmap && *o.Discard != qapi.BlockdevDiscardOptionsUnmap {
-		return qapi.Errorf("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
-	}
-	if *o.ForceShare && !*o.ReadOnly {
-		return qapi.Errorf("force-share=on can only be used with read-only images")
-	}
-	return nil
-}
-
 // openBacking attaches what the options or the image's header say is the
 // backing file.
 func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
@@ -265,7 +218,7 @@ func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
 	s.BackingName, s.BackingFormat = img.BackingFile()
 	s.AutoBacking = s.BackingName
 	ref := *n.typ.BackingOption(o)
-	inner := opening{parent: s, role: RoleCOW, depth: w.depth + 1, files: w.files}
+	inner := opening{parent: o, role: RoleCOW, depth: w.depth + 1, files: w.files}
 	switch {
 	case ref == nil && s.BackingName == "":
 		return nil
@@ -275,6 +228,7 @@ func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
 			return prefix("Could not open backing file: ", err)
 		}
 		s.AutoBacking = tx.Filename(base)
+		tx.setInherits(base, n)
 		return tx.SetChild(n, "backing", RoleCOW, base)
 	case ref.Null != nil:
 		s.ExplicitBacking = true
@@ -287,6 +241,9 @@ func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
 				err = prefix("Could not open backing file: ", err)
 			}
 			return err
+		}
+		if ref.Definition != nil {
+			tx.setInherits(base, n)
 		}
 		return tx.SetChild(n, "backing", RoleCOW, base)
 	}
@@ -310,40 +267,42 @@ func (tx *Tx) openHeaderBacking(n *Node, s *NodeState, w opening) (*Node, error)
 	if whole != nil && tx.g.types[string(whole.Driver)] != nil && !tx.g.types[string(whole.Driver)].Protocol {
 		return tx.open(whole, w) // json: names a complete node
 	}
-	o, probed, err := tx.imageOptions(file, s.BackingFormat, w)
+	o, w, err := tx.imageOptions(file, s.BackingFormat, w)
 	if err != nil {
 		return nil, err
 	}
-	w.probed = probed
 	return tx.open(o, w)
 }
 
 // imageOptions returns options to open the image in a file, of the given
-// driver or of the one that its content tells.
-func (tx *Tx) imageOptions(file qapi.BlockdevRef, driver string, w opening) (o *qapi.BlockdevOptions, probed bool, err error) {
+// driver or of the one that its content tells, and the way by which to.
+func (tx *Tx) imageOptions(file qapi.BlockdevRef, driver string, w opening) (*qapi.BlockdevOptions, opening, error) {
 	if driver == "" {
 		// The file node is opened by name below, once, and probed through.
 		fw := w
 		fw.role = RoleData | RoleMetadata | RolePrimary
 		if w.role&RoleCOW != 0 {
-			fw.parent = &NodeState{Options: effective(&qapi.BlockdevOptions{}, w)}
+			fw.parent = effective(&qapi.BlockdevOptions{}, w.parent, w.role, nil)
 		}
 		n, err := tx.openRef(&file, fw)
 		if err != nil {
-			return nil, false, err
+			return nil, w, err
 		}
 		driver, err = tx.probe(n)
 		if err != nil {
-			return nil, false, err
+			return nil, w, err
+		}
+		if file.Definition != nil {
+			w.adopted = n
 		}
 		file = qapi.BlockdevRef{Reference: ptr(n.name)}
-		probed = true
+		w.probed = true
 	}
 	typ := tx.g.types[driver]
 	if typ == nil || typ.WithFile == nil {
-		return nil, false, qapi.Errorf("Unknown driver '%s'", driver)
+		return nil, w, qapi.Errorf("Unknown driver '%s'", driver)
 	}
-	return typ.WithFile(file), probed, nil
+	return typ.WithFile(file), w, nil
 }
 
 // probeSize is how much of a file probing looks at, in bytes.

@@ -1,47 +1,280 @@
 package blockgraph
 
 import (
-	"context"
+	"slices"
+	"syscall"
 
 	"blockd/qapi"
 )
 
-// SetReadOnly makes a node read-only or writable, and with it the children
-// that were opened for it alone and have no read-only option of their own.
-// The node's roots are drained first; a node that becomes read-only is
-// flushed. Undone with the change.
+// This file changes options and children of open nodes, several nodes at once
+// (the field: bdrv_reopen_multiple). A reopen of a node concerns the children
+// that were defined within it, too: the options that it gives for them, and
+// those that they inherit from it. So a list of nodes becomes a queue of all
+// nodes concerned, parents first. All are prepared, then all are applied, then
+// the permissions are checked over the whole result. From there on the new
+// options are in force within the change, and taken back if it is undone.
+
+// reopening is a node in the queue.
+type reopening struct {
+	node *Node
+	// given are the explicit options, without what went to children; nil: those
+	// that the node has.
+	given *qapi.Object
+	// readOnly overrides the option, if not nil.
+	readOnly *bool
+	// keep: options that are not given stay as they are.
+	keep bool
+	// backingMissing: the options do not say what the backing file is, though
+	// all are to be given.
+	backingMissing bool
+	// parent is the entry that the node inherits from, or nil.
+	parent *reopening
+	role   Role
+
+	explicit, effective *qapi.BlockdevOptions
+	fresh, was          *qapi.Object // flat: what is given, and what the node has of its own
+	changed             bool
+	replaced            bool // a child
+	old                 []*Node
+	prepared            *Reopening
+}
+
+// Reopen gives nodes new options and children (blockdev-reopen). Each element
+// has the node's name, and all of its options: those left out get their default
+// values.
+func (tx *Tx) Reopen(list []*qapi.BlockdevOptions) error {
+	var q reopenQueue
+	for _, o := range list {
+		if o.NodeName == nil {
+			return qapi.Errorf("node-name not specified")
+		}
+		n := tx.Find(*o.NodeName)
+		if n == nil {
+			return qapi.Errorf("Failed to find node with node-name='%s'", *o.NodeName)
+		}
+		if err := q.add(tx, &reopening{node: n, given: qapi.ToObject(o)}); err != nil {
+			return err
+		}
+	}
+	return tx.reopen(q, false)
+}
+
+// SetReadOnly makes a node read-only or writable, and with it the children that
+// were defined within it and have no read-only option of their own. The node's
+// roots are drained first; a node that becomes read-only is flushed.
 func (tx *Tx) SetReadOnly(n *Node, readOnly bool) error {
 	if tx.State(n).ReadOnly == readOnly {
 		return nil
 	}
-	if err := tx.Drain(n); err != nil {
+	var q reopenQueue
+	if err := q.add(tx, &reopening{node: n, readOnly: &readOnly, keep: true}); err != nil {
 		return err
 	}
-	var child *Node
-	if e := tx.State(n).file; e != nil && e.child.inherits && e.child.inheritsReadOnly {
-		child = e.child
+	return tx.reopen(q, true)
+}
+
+// reopenQueue has parents before the children that inherit from them.
+type reopenQueue []*reopening
+
+// add puts an entry at the end, or in the place of an earlier one of the same
+// node, whose explicit options it completes; and then the node's children.
+func (q *reopenQueue) add(tx *Tx, r *reopening) error {
+	s := tx.State(r.node)
+	i := slices.IndexFunc(*q, func(x *reopening) bool { return x.node == r.node })
+	switch {
+	case i < 0:
+		if r.keep && r.given != nil {
+			joinOptions(r.given, explicitOptions(r.node, s))
+		}
+		*q = append(*q, r)
+	default:
+		was := (*q)[i].given
+		if was == nil {
+			was = explicitOptions(r.node, s)
+		}
+		if r.given == nil {
+			r.given = &qapi.Object{}
+		}
+		joinOptions(r.given, was)
+		(*q)[i] = r
 	}
-	if child != nil && !readOnly {
-		if err := tx.SetReadOnly(child, false); err != nil {
+	if !r.keep {
+		r.backingMissing = !r.given.Has("backing")
+	}
+	var children []*reopening
+	for _, e := range s.Edges {
+		if tx.inheritedFrom(e.child) != r.node {
+			continue
+		}
+		if c := r.child(e); c != nil {
+			children = append(children, c)
+		}
+	}
+	if err := r.options(tx); err != nil {
+		return err
+	}
+	for _, c := range children {
+		if err := q.add(tx, c); err != nil {
 			return err
 		}
 	}
-	if readOnly {
-		if err := tx.reopenReadOnly(n, true); err != nil {
+	return nil
+}
+
+// explicitOptions are a node's explicit options, without its children.
+func explicitOptions(n *Node, s *NodeState) *qapi.Object {
+	return n.withoutChildren(qapi.ToObject(s.Explicit), s.Options, s)
+}
+
+// child returns the entry of a child that inherits from the node, or nil when
+// another node is to take its place. What was given for it moves there.
+func (r *reopening) child(e *Edge) *reopening {
+	c := &reopening{node: e.child, parent: r, role: e.role, keep: r.keep}
+	value, said := r.given.Get(e.name)
+	switch v := value.(type) {
+	case string:
+		if v != e.child.name {
+			return nil
+		}
+		c.keep = true
+	case *qapi.Object:
+		r.given.Delete(e.name)
+		c.given = v
+	default:
+		if said {
+			return nil // null
+		}
+	}
+	if c.given == nil && !c.keep {
+		c.given = &qapi.Object{}
+	}
+	return c
+}
+
+// options works out the explicit and effective options of an entry, whose
+// parent's are known, and whether they are others than the node has.
+func (r *reopening) options(tx *Tx) error {
+	n := r.node
+	s := tx.State(n)
+	if r.given == nil {
+		explicit := *s.Explicit
+		r.explicit = &explicit
+	} else {
+		full := &qapi.Object{}
+		joinOptions(full, r.given)
+		r.fresh = full.Flatten()
+		for _, e := range s.Edges {
+			if !full.Has(e.name) {
+				full.Set(e.name, e.child.name)
+			}
+		}
+		if v, ok := full.Get("driver"); !ok {
+			full.Set("driver", n.typ.Name)
+		} else if v != n.typ.Name {
+			return cannotChange("driver")
+		}
+		r.explicit = &qapi.BlockdevOptions{}
+		if err := qapi.Decode(full, r.explicit); err != nil {
 			return err
 		}
 	}
-	tx.Stage(n).ReadOnly = readOnly
-	if err := tx.refresh([]*Node{n}); err != nil {
+	if r.readOnly != nil {
+		r.explicit.ReadOnly = r.readOnly
+	}
+	var parent, old *qapi.BlockdevOptions
+	if r.parent != nil {
+		parent = r.parent.effective
+	}
+	if r.keep {
+		old = s.Options
+	}
+	r.effective = effective(r.explicit, parent, r.role, old)
+	r.was = n.ownOptions(s.Options, s)
+	r.changed = r.isReadOnly(s) != s.ReadOnly || !sameOptions(n.ownOptions(r.effective, s), r.was)
+	return nil
+}
+
+// isReadOnly tells whether the node is to be read-only. One that has fallen
+// back to that stays so, unless told otherwise.
+func (r *reopening) isReadOnly(s *NodeState) bool {
+	fellBack := s.ReadOnly && !*s.Options.ReadOnly && *r.effective.AutoReadOnly
+	return *r.effective.ReadOnly || fellBack && r.readOnly == nil
+}
+
+func cannotChange(option string) error {
+	return Errorf(syscall.EINVAL, "Cannot change the option '%s'", option)
+}
+
+// reopen prepares the whole queue, applies it and checks the permissions.
+// lenient: a driver that knows of no reopening may become read-only, and a
+// filter writable.
+func (tx *Tx) reopen(q reopenQueue, lenient bool) error {
+	var changed []*Node
+	for _, r := range q {
+		if r.changed || r.replaces(tx) {
+			changed = append(changed, r.node)
+		}
+	}
+	if err := tx.Drain(changed...); err != nil {
 		return err
 	}
-	tx.touch(n)
-	if !readOnly {
-		tx.anticipate(n)
-		return tx.reopenReadOnly(n, false)
+	for _, n := range changed {
+		if tx.State(n).ReadOnly {
+			continue
+		}
+		if err := n.flush(tx.ctx); err != nil {
+			return Errorf(Errno(err), "Error flushing drive: %s", Strerror(err))
+		}
 	}
-	if child != nil {
-		return tx.SetReadOnly(child, true)
+	concerned := changed
+	for _, r := range q {
+		if err := tx.prepareReopen(r, lenient); err != nil {
+			return err
+		}
+		concerned = append(concerned, r.old...)
+	}
+	for _, r := range slices.Backward(q) {
+		if r.prepared != nil && r.prepared.Apply != nil {
+			r.prepared.Apply()
+		}
+		if r.changed {
+			tx.limitsChanged(r.node)
+		}
+	}
+	if err := tx.refresh(concerned); err != nil {
+		return err
+	}
+	return tx.startReopened(q)
+}
+
+// limitsChanged has a node look at its driver's limits again, now and, should
+// the change be undone, then.
+func (tx *Tx) limitsChanged(n *Node) {
+	refresh := func() { tx.g.loop.Do(func() { n.limitsChanged(nil) }) }
+	refresh()
+}
+
+// startReopened has nodes that became writable begin to write. What a driver
+// needs of a new child it has only after the commit.
+func (tx *Tx) startReopened(q reopenQueue) error {
+	for _, r := range slices.Backward(q) {
+		if r.changed || r.replaced {
+			tx.touch(r.node)
+		}
+		if r.changed && !r.replaced {
+			tx.anticipate(r.node)
+		}
+		if r.prepared == nil || r.prepared.Start == nil {
+			continue
+		}
+		if r.replaced {
+			tx.After(func() { logClose(r.node, r.prepared.Start(tx.ctx)) })
+			continue
+		}
+		if err := r.prepared.Start(tx.ctx); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -53,69 +286,5 @@ func (tx *Tx) anticipate(n *Node) {
 		perm, shared := e.Perms()
 		e.setPerms(tx.Perms(e))
 		tx.OnAbort(func() { e.setPerms(perm, shared) })
-	}
-}
-
-func (tx *Tx) reopenReadOnly(n *Node, readOnly bool) error {
-	if readOnly {
-		if err := n.flush(tx.ctx); err != nil {
-			return Errorf(Errno(err), "Error flushing drive: %s", Strerror(err))
-		}
-	}
-	s := tx.Stage(n)
-	o := *s.Options
-	o.ReadOnly = ptr(readOnly)
-	s.Options = &o
-	r, ok := n.drv.(Reopener)
-	switch {
-	case ok:
-	case readOnly || n.typ.Filter:
-		return nil
-	default:
-		return qapi.Errorf("Block format '%s' used by node '%s' does not support reopening files", n.typ.Name, n.name)
-	}
-	commit, _, err := r.PrepareReopen(tx.ctx, &o, readOnly)
-	if err != nil {
-		return err
-	}
-	commit()
-	refresh := func() { tx.g.loop.Do(func() { n.limitsChanged(nil) }) }
-	refresh()
-	tx.OnAbort(func() {
-		back := *n.state.Load().Options
-		if commit, _, err := r.PrepareReopen(context.WithoutCancel(tx.ctx), &back, !readOnly); err == nil {
-			commit()
-			refresh()
-		}
-	})
-	return nil
-}
-
-// Resize changes a node's length in bytes, with the gates of its users closed.
-func (tx *Tx) Resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode) error {
-	r, err := tx.NewRoot(n, RootOptions{Perm: PermResize, Shared: PermAll})
-	if err != nil {
-		return err
-	}
-	if err := tx.Drain(n); err != nil {
-		return err
-	}
-	for _, below := range tx.below([]*Node{n}) {
-		tx.anticipate(below)
-	}
-	if err := n.truncate(tx.ctx, size, exact, prealloc, false); err != nil {
-		return err
-	}
-	// Filters above follow.
-	tx.resizeAbove(n)
-	return tx.CloseRoot(r)
-}
-
-func (tx *Tx) resizeAbove(n *Node) {
-	for _, e := range tx.Parents(n) {
-		if e.node != nil && e.role&RoleFiltered != 0 {
-			e.node.size.Store(n.size.Load())
-			tx.resizeAbove(e.node)
-		}
 	}
 }

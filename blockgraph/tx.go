@@ -25,6 +25,7 @@ type Tx struct {
 	removed  map[*Edge]struct{}
 	perms    map[*Edge][2]Perm // staged permissions of published edges
 	owned    map[*Node]bool    // staged monitor references
+	inherits map[*Node]*Node   // staged Node.inherits
 	blockers map[*Node][]*Blocker
 	touched  []*Node // whose users changed
 	drained  map[*Root]struct{}
@@ -45,7 +46,7 @@ func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
 		g: g, ctx: ctx, cause: cause,
 		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
-		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
 		locked: map[*Node]struct{}{},
 	}
 }
@@ -158,6 +159,26 @@ func (tx *Tx) dropEdge(e *Edge) {
 // SetChild makes child the parent's child of that name, in place of the one
 // that it has; child nil: none. It fails for a frozen link and for a cycle.
 func (tx *Tx) SetChild(parent *Node, name string, role Role, child *Node) error {
+	var old *Node
+	if e := tx.State(parent).edge(name); e != nil {
+		old = e.child
+	}
+	// What was defined within the old child takes its place.
+	follows := child != nil && tx.inheritsFrom(child, parent)
+	if err := tx.replaceChild(parent, name, role, child); err != nil {
+		return err
+	}
+	if old != nil && tx.inheritedFrom(old) == parent && !slices.ContainsFunc(tx.State(parent).Edges, func(e *Edge) bool { return e.child == old }) {
+		tx.setInherits(old, nil)
+	}
+	if follows {
+		tx.setInherits(child, parent)
+	}
+	return nil
+}
+
+// replaceChild is SetChild without consequences for what inherits from whom.
+func (tx *Tx) replaceChild(parent *Node, name string, role Role, child *Node) error {
 	s := tx.Stage(parent)
 	edges := slices.Clone(s.Edges)
 	i := slices.IndexFunc(edges, func(e *Edge) bool { return e.name == name })
@@ -171,7 +192,7 @@ func (tx *Tx) SetChild(parent *Node, name string, role Role, child *Node) error 
 		}
 	}
 	if child != nil && tx.reaches(child, parent) {
-		return qapi.Errorf("Making '%s' a %s child of '%s' would create a cycle", child.name, name, parent.name)
+		return cycle(child, name, parent)
 	}
 	if i >= 0 {
 		tx.dropEdge(edges[i])
@@ -197,6 +218,28 @@ func (tx *Tx) SetChild(parent *Node, name string, role Role, child *Node) error 
 		parent.state.Store(s.clone())
 	}
 	return nil
+}
+
+func cycle(child *Node, name string, parent *Node) error {
+	return qapi.Errorf("Making '%s' a %s child of '%s' would create a cycle", child.name, name, parent.name)
+}
+
+// inheritedFrom returns Node.inherits as of this change.
+func (tx *Tx) inheritedFrom(n *Node) *Node {
+	if from, staged := tx.inherits[n]; staged {
+		return from
+	}
+	return n.inherits
+}
+
+func (tx *Tx) setInherits(n, from *Node) { tx.inherits[n] = from }
+
+// inheritsFrom tells whether n was defined within from, directly or not.
+func (tx *Tx) inheritsFrom(n, from *Node) bool {
+	for n != nil && n != from {
+		n = tx.inheritedFrom(n)
+	}
+	return n != nil
 }
 
 // reaches tells whether to is from or below it.
@@ -225,8 +268,12 @@ func (tx *Tx) reaches(from, to *Node) bool {
 }
 
 // ReplaceNode points every use of from at to, except where it must stay: roots
-// made with StayAtNode, and edges that to itself depends on.
+// made with StayAtNode, and edges that to itself depends on. If to was defined
+// within from, it inherits from then on where from did.
 func (tx *Tx) ReplaceNode(from, to *Node) error {
+	if from != to && tx.inheritsFrom(to, from) {
+		tx.setInherits(to, tx.inheritedFrom(from))
+	}
 	for _, e := range slices.Clone(tx.Parents(from)) {
 		switch {
 		case e.root != nil && e.root.stay:
@@ -240,7 +287,7 @@ func (tx *Tx) ReplaceNode(from, to *Node) error {
 			if err := tx.SetRootNode(e.root, to); err != nil {
 				return err
 			}
-		} else if err := tx.SetChild(e.node, e.name, e.role, to); err != nil {
+		} else if err := tx.replaceChild(e.node, e.name, e.role, to); err != nil {
 			return err
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"blockd/clock"
-	"blockd/qapi"
 )
 
 // reopenDriver is a file in memory whose alignment follows the cache option.
@@ -16,13 +15,17 @@ type reopenDriver struct {
 }
 
 func (d *reopenDriver) Limits() Limits { return Limits{RequestAlignment: d.align} }
-func (d *reopenDriver) PrepareReopen(_ context.Context, _ *qapi.BlockdevOptions, readOnly bool) (commit, abort func(), err error) {
-	return func() {
-		d.align = 512
-		if readOnly {
-			d.align = 4096
-		}
-	}, func() {}, nil
+func (d *reopenDriver) PrepareReopen(_ context.Context, r *ReopenRequest) (*Reopening, error) {
+	was := d.align
+	return &Reopening{
+		Apply: func() {
+			d.align = 512
+			if r.ReadOnly {
+				d.align = 4096
+			}
+		},
+		Undo: func(context.Context) { d.align = was },
+	}, nil
 }
 
 // fussyDriver is a format that can be reopened while fail is nil.
@@ -31,8 +34,8 @@ type fussyDriver struct {
 	fail error
 }
 
-func (d *fussyDriver) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, d.fail
+func (d *fussyDriver) PrepareReopen(context.Context, *ReopenRequest) (*Reopening, error) {
+	return &Reopening{Start: func(context.Context) error { return d.fail }}, nil
 }
 
 func newReopenGraph() *Graph {

@@ -1,6 +1,10 @@
 package qapi
 
-import "iter"
+import (
+	"iter"
+	"slices"
+	"strconv"
+)
 
 // objectIndexMin is the number of members from which an Object keeps a map
 // beside its list: below it, comparing keys in turn is faster.
@@ -132,4 +136,56 @@ func (o *Object) All() iter.Seq2[string, any] {
 			}
 		}
 	}
+}
+
+// InOrder walks the members in the field's order (see order.go), in which the
+// field looks for the first mistake, too.
+func (o *Object) InOrder() iter.Seq2[string, any] {
+	return func(yield func(string, any) bool) {
+		order := make([]keyOrder, o.Len())
+		for i := range order {
+			order[i] = keyOrder{keyBucket(o.members[i].key), i}
+		}
+		slices.SortFunc(order, compareKeyOrder)
+		for _, k := range order {
+			if m := o.members[k.index]; !yield(m.key, m.value) {
+				return
+			}
+		}
+	}
+}
+
+// Flatten returns a flat object: a member b of member a becomes `a.b`, an
+// element of list a `a.0` and so on. Empty objects and lists leave nothing.
+func (o *Object) Flatten() *Object {
+	flat := &Object{}
+	var put func(key string, value any)
+	put = func(key string, value any) {
+		switch v := value.(type) {
+		case *Object:
+			for k, m := range v.All() {
+				put(key+"."+k, m)
+			}
+		case []any:
+			for i, m := range v {
+				put(key+"."+strconv.Itoa(i), m)
+			}
+		default:
+			flat.Set(key, v)
+		}
+	}
+	for k, v := range o.All() {
+		put(k, v)
+	}
+	return flat
+}
+
+// ToObject returns the object that a value of an object type with qapi tags, or
+// a pointer to one, is on the wire.
+func ToObject(v any) *Object {
+	parsed, err := ParseJSON(AppendJSON(nil, v))
+	if err != nil {
+		panic("qapi: own output does not parse: " + err.Error())
+	}
+	return parsed.(*Object)
 }

@@ -248,6 +248,6 @@ func (d *ImageDriver) ImageInfo(_ context.Context, info *qapi.ImageInfo) error {
 }
 
 // PrepareReopen has nothing to do.
-func (d *ImageDriver) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, nil
+func (d *ImageDriver) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	return &blockgraph.Reopening{}, nil
 }

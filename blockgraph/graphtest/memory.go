@@ -249,6 +249,6 @@ func (m *Memory) CommitPerms(perm, shared blockgraph.Perm) {
 func (m *Memory) AbortPerms() {}
 
 // PrepareReopen has nothing to do.
-func (m *Memory) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, nil
+func (m *Memory) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	return &blockgraph.Reopening{}, nil
 }

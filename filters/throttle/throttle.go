@@ -58,6 +58,7 @@ func Type(r *objects.Registry) *blockgraph.DriverType {
 			f.now.Store(m)
 			return f, nil
 		},
+		Reopenable: []string{"throttle-group"},
 		StrongOptions: func(o *qapi.BlockdevOptions) *qapi.Object {
 			return qapi.NewObject("throttle-group", o.Throttle.ThrottleGroup)
 		},
@@ -187,10 +188,18 @@ func (f *Filter) ReleaseEnd() {
 }
 
 // PrepareReopen moves the node to the group that the options name.
-func (f *Filter) PrepareReopen(_ context.Context, o *qapi.BlockdevOptions, _ bool) (commit, abort func(), err error) {
-	m, err := f.join(o)
+func (f *Filter) PrepareReopen(_ context.Context, r *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	m, err := f.join(r.Options)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return func() { f.now.Swap(m).leave() }, m.leave, nil
+	was := f.now.Load()
+	return &blockgraph.Reopening{
+		Apply: func() { f.now.Store(m) },
+		Keep:  func() { was.leave() },
+		Undo: func(context.Context) {
+			f.now.Store(was)
+			m.leave()
+		},
+	}, nil
 }

@@ -323,21 +323,21 @@ func TestReopenMovesToAnotherGroup(t *testing.T) {
 	w := newWorld(t, "id=slow,x-iops-total=10", "id=fast")
 	n, r, _ := w.throttled("t", "slow")
 	f := n.Driver().(*Filter)
-	reopen := func(group string) (func(), func(), error) {
-		return f.PrepareReopen(t.Context(), throttleNode("t", group, "t-mem"), false)
+	reopen := func(group string) (*blockgraph.Reopening, error) {
+		return f.PrepareReopen(t.Context(), &blockgraph.ReopenRequest{Options: throttleNode("t", group, "t-mem")})
 	}
-	if _, _, err := reopen("zz"); err == nil || err.Error() != "Throttle group 'zz' does not exist" {
+	if _, err := reopen("zz"); err == nil || err.Error() != "Throttle group 'zz' does not exist" {
 		t.Fatal(err)
 	}
-	_, abort, err := reopen("fast")
+	p, err := reopen("fast")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := w.objects.Delete("fast"); err == nil {
 		t.Fatal("deleted under a reopen")
 	}
-	abort()
-	commit, _, err := reopen("fast")
+	p.Undo(t.Context())
+	p, err = reopen("fast")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +345,8 @@ func TestReopenMovesToAnotherGroup(t *testing.T) {
 		if err := tx.Drain(n); err != nil {
 			return err
 		}
-		commit()
+		p.Apply()
+		tx.After(p.Keep)
 		return nil
 	})
 	for range 50 { // would wait in the other one

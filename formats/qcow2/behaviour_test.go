@@ -475,11 +475,16 @@ func TestReopenReadOnlyLeavesNothingBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ro := range []bool{true, false, true} {
-		commit, _, err := d.PrepareReopen(ctxb, &qapi.BlockdevOptions{}, ro)
+		p, err := d.PrepareReopen(ctxb, &blockgraph.ReopenRequest{Options: &qapi.BlockdevOptions{}, ReadOnly: ro})
 		if err != nil {
 			t.Fatal(err)
 		}
-		commit()
+		p.Apply()
+		if p.Start != nil {
+			if err := p.Start(ctxb); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if ro {
 			mustCheck(t, f, true)
 			writes := f.writes

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"math/bits"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -34,6 +33,7 @@ var Type = &blockgraph.DriverType{
 		return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverQcow2, Qcow2: &qapi.BlockdevOptionsQcow2{File: file}}
 	},
 	BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },
+	Reopenable:    reopenable,
 }
 
 func probe(head []byte) int {
@@ -53,13 +53,13 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 	if h.incompatible&incompatCorrupt != 0 && !readOnly {
 		return nil, blockgraph.Errorf(syscall.EACCES, "qcow2: Image is corrupt; cannot be opened read/write")
 	}
-	opts, err := parseOptions(h, o)
+	opts, err := parseOptions(h, int64(h.size), o)
 	if err != nil {
 		return nil, err
 	}
 	d := &Driver{
 		ch: ch, h: h, head: head, ext: ext, headerTurn: make(chan struct{}, 1),
-		sliceBits: uint32(bits.TrailingZeros64(uint64(opts.l2Entry))) - 3,
+		sliceBits: sliceBits(opts),
 		meta:      newMetadataMap(h.clusterBits),
 		newTables: map[int64]struct{}{}, unsharing: map[int64]struct{}{},
 		cache: sliceCache{loads: map[missingSlice]*loading{}, dirty: map[*slice]struct{}{}},

@@ -26,14 +26,15 @@ const (
 	maxCacheEntries = 1<<31 - 1
 )
 
-// parseOptions checks the runtime options against the image.
-func parseOptions(h *header, o *qapi.BlockdevOptions) (*options, error) {
+// parseOptions checks the runtime options against the image, of a disk of size
+// bytes.
+func parseOptions(h *header, size int64, o *qapi.BlockdevOptions) (*options, error) {
 	q := o.Qcow2
 	if q == nil {
 		q = &qapi.BlockdevOptionsQcow2{}
 	}
 	r := &options{discardNoUnref: is(q.DiscardNoUnref, false)}
-	if err := r.cacheSizes(h, q); err != nil {
+	if err := r.cacheSizes(h, size, q); err != nil {
 		return nil, err
 	}
 	if q.CacheCleanInterval != nil && uint64(*q.CacheCleanInterval) > 1<<32-1 {
@@ -62,8 +63,8 @@ func is(b *bool, other bool) bool {
 }
 
 // cacheSizes applies the field's rules for the four cache options.
-func (r *options) cacheSizes(h *header, q *qapi.BlockdevOptionsQcow2) error {
-	entries := h.clusters(int64(h.size))
+func (r *options) cacheSizes(h *header, size int64, q *qapi.BlockdevOptionsQcow2) error {
+	entries := h.clusters(size)
 	wholeL2 := (entries*l2EntrySize + h.clusterSize - 1) &^ (h.clusterSize - 1)
 	minRef := minRefBlocks * h.clusterSize
 	l2Max := int64(defaultL2Cache)

@@ -2,38 +2,74 @@ package qcow2
 
 import (
 	"context"
+	"math/bits"
 	"syscall"
 
 	"blockd/blockgraph"
-	"blockd/qapi"
 )
 
-// PrepareReopen switches between read-only and read-write. An image that
-// becomes read-only is written back whole; one that becomes writable has done
-// to it what opening it for writing does. On a worker, no request in flight;
-// the file is writable whenever the image is.
-func (d *Driver) PrepareReopen(ctx context.Context, _ *qapi.BlockdevOptions, readOnly bool) (commit, abort func(), err error) {
-	nothing := func() {}
-	was := d.readOnly.Load()
-	switch {
-	case readOnly == was:
-		return nothing, nothing, nil
-	case readOnly:
-		if d.broken.Load() {
-			break // nothing of it can be written any more
-		}
+// reopenable are the options that may change while an image is open: all of its
+// own.
+var reopenable = []string{
+	"lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other", "discard-no-unref", "overlap-check",
+	"cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval",
+}
+
+// PrepareReopen takes new runtime options, and switches between read-only and
+// read-write. An image that becomes read-only is written back whole; one that
+// becomes writable has done to it what opening it for writing does, once its
+// file may be written.
+func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	opts, err := parseOptions(d.h, d.size.Load(), r.Options)
+	if err != nil {
+		return nil, err
+	}
+	wasReadOnly, wasOpts, wasBits := d.readOnly.Load(), d.options(), d.sliceBits
+	nowBits := sliceBits(opts)
+	writing := !wasReadOnly && !d.broken.Load()
+	if writing && (r.ReadOnly || nowBits != wasBits) {
 		if err := d.settle(ctx); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		d.background.wait(ctx)
-	case d.h.incompatible&incompatCorrupt != 0 || d.broken.Load():
-		return nil, nil, blockgraph.Errorf(syscall.EACCES, "qcow2: Image is corrupt; cannot be opened read/write")
-	default:
-		d.readOnly.Store(false) // startWriting writes
-		if err := d.startWriting(ctx); err != nil {
-			d.readOnly.Store(true)
-			return nil, nil, err
-		}
 	}
-	return func() { d.readOnly.Store(readOnly) }, func() { d.readOnly.Store(was) }, nil
+	p := &blockgraph.Reopening{
+		Apply: func() {
+			d.resizeSlices(nowBits)
+			d.apply(opts)
+			d.readOnly.Store(r.ReadOnly)
+		},
+		Undo: func(context.Context) {
+			d.resizeSlices(wasBits)
+			d.apply(wasOpts)
+			d.readOnly.Store(wasReadOnly)
+		},
+	}
+	if wasReadOnly && !r.ReadOnly {
+		if d.h.incompatible&incompatCorrupt != 0 || d.broken.Load() {
+			return nil, blockgraph.Errorf(syscall.EACCES, "qcow2: Image is corrupt; cannot be opened read/write")
+		}
+		p.Start = d.startWriting
+	}
+	return p, nil
+}
+
+// sliceBits returns log2 of the entries of a slice of the cache.
+func sliceBits(o *options) uint32 { return uint32(bits.TrailingZeros64(uint64(o.l2Entry))) - 3 }
+
+// resizeSlices gives the cache another unit: it is emptied. No request is in
+// flight, and nothing in it is dirty.
+func (d *Driver) resizeSlices(bits uint32) {
+	if bits == d.sliceBits {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.l1.Load()
+	for _, s := range d.cache.ring {
+		t.dirs[s.table].Store(nil)
+	}
+	clear(d.cache.ring)
+	d.cache.ring, d.cache.hand = d.cache.ring[:0], 0
+	d.sliceBits = bits
 }

@@ -52,6 +52,7 @@ func DriverType(cfg Config) *blockgraph.DriverType {
 			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverRaw, Raw: &qapi.BlockdevOptionsRaw{File: file}}
 		},
 		StrongOptions: strongOptions,
+		Reopenable:    []string{"offset", "size"},
 	}
 }
 
@@ -102,7 +103,7 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, cfg Config) (blockgrap
 				"         Specify the 'raw' format explicitly to remove the restrictions.\n")
 		}
 	}
-	p, err := d.newPart(ctx, r.Options.Raw)
+	p, err := newPart(ctx, r.Node.File(), r.Options.Raw)
 	if err != nil {
 		return nil, err
 	}
@@ -111,8 +112,8 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, cfg Config) (blockgrap
 }
 
 // newPart checks the options against the file's present size.
-func (d *driver) newPart(ctx context.Context, o *qapi.BlockdevOptionsRaw) (*part, error) {
-	size, err := d.fileSize(ctx)
+func newPart(ctx context.Context, file *blockgraph.Edge, o *qapi.BlockdevOptionsRaw) (*part, error) {
+	size, err := file.Child().Driver().Size(ctx)
 	if err != nil {
 		return nil, blockgraph.Errorf(blockgraph.Errno(err), "Could not get image size: %s", blockgraph.Strerror(err))
 	}
@@ -319,13 +320,18 @@ func (d *driver) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared bloc
 	return np&^own | perm&own, ns
 }
 
-// PrepareReopen takes new values of offset and size.
-func (d *driver) PrepareReopen(ctx context.Context, o *qapi.BlockdevOptions, _ bool) (commit, abort func(), err error) {
-	p, err := d.newPart(ctx, o.Raw)
+// PrepareReopen takes new values of offset and size, which must fit the file as
+// it is to be.
+func (d *driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	p, err := newPart(ctx, r.State.File(), r.Options.Raw)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return func() { d.now.Store(p) }, func() {}, nil
+	was := d.now.Load()
+	return &blockgraph.Reopening{
+		Apply: func() { d.now.Store(p) },
+		Undo:  func(context.Context) { d.now.Store(was) },
+	}, nil
 }
 
 // Close has nothing of its own.

@@ -268,18 +268,25 @@ func TestReopenMovesThePart(t *testing.T) {
 	w := newWorld(t)
 	r := w.mustOpen(rawOptions(path, ptr(int64(512)), nil))
 	d := r.Node().Driver()
-	commit, _, err := d.(blockgraph.Reopener).PrepareReopen(t.Context(), rawOptions(path, ptr(int64(1024)), ptr(int64(512))), false)
+	reopen := func(offset int64, size *int64) (*blockgraph.Reopening, error) {
+		return d.(blockgraph.Reopener).PrepareReopen(t.Context(), &blockgraph.ReopenRequest{Options: rawOptions(path, ptr(offset), size), State: r.Node().State()})
+	}
+	p, err := reopen(1024, ptr(int64(512)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if size, _ := d.Size(t.Context()); size != 7680 {
 		t.Errorf("before the commit: %d bytes", size)
 	}
-	commit()
+	p.Apply()
 	if size, _ := d.Size(t.Context()); size != 512 {
 		t.Errorf("after the commit: %d bytes", size)
 	}
-	if _, _, err := d.(blockgraph.Reopener).PrepareReopen(t.Context(), rawOptions(path, ptr(int64(8193)), nil), false); err == nil {
+	p.Undo(t.Context())
+	if size, _ := d.Size(t.Context()); size != 7680 {
+		t.Errorf("undone: %d bytes", size)
+	}
+	if _, err := reopen(8193, nil); err == nil {
 		t.Error("an offset past the end was taken")
 	}
 }

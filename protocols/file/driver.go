@@ -24,10 +24,7 @@ type driver struct {
 	useLocks   bool
 
 	// Changed on a worker with the graph's token held.
-	options      *qapi.BlockdevOptions
-	readOnly     bool
-	autoReadOnly bool
-	direct       bool
+	settings
 	flags        int    // access mode and O_DIRECT of file
 	fromSet      opened // what is to be given back after file; the descriptor is file's
 	perm, shared blockgraph.Perm
@@ -45,6 +42,18 @@ type driver struct {
 	discards                                    discardCounters
 }
 
+// settings are what a reopen may change.
+type settings struct {
+	options      *qapi.BlockdevOptions
+	readOnly     bool
+	autoReadOnly bool
+	direct       bool
+}
+
+func newSettings(o *qapi.BlockdevOptions, readOnly, autoReadOnly bool) settings {
+	return settings{options: o, readOnly: readOnly, autoReadOnly: autoReadOnly, direct: cacheDirect(o)}
+}
+
 type discardCounters struct{ ok, failed, bytes atomic.Int64 }
 
 // open is the DriverType's Open.
@@ -57,9 +66,9 @@ func (p *opener) open(ctx context.Context, r *blockgraph.OpenRequest) (blockgrap
 		return nil, blockgraph.Errorf(syscall.EINVAL, "No persistent reservation manager with id '%s'", *o.PRManager)
 	}
 	d := &driver{
-		opener: p, node: r.Node, name: o.Filename, fromHeader: r.FromHeader, options: r.Options,
+		opener: p, node: r.Node, name: o.Filename, fromHeader: r.FromHeader,
+		settings:   newSettings(r.Options, r.ReadOnly, r.AutoReadOnly),
 		forceShare: isSet(r.Options.ForceShare), shared: blockgraph.PermAll,
-		readOnly: r.ReadOnly, autoReadOnly: r.AutoReadOnly, direct: cacheDirect(r.Options),
 	}
 	d.flags = d.openFlags(0)
 	got, err := p.descriptor(d.name, d.flags, d.fromHeader)
@@ -134,12 +143,12 @@ func checkWritable(fd, flags int) error {
 
 // openFlags returns how the file is to be open while users have perm. Under
 // auto-read-only it is writable only while somebody needs that.
-func (d *driver) openFlags(perm blockgraph.Perm) int {
+func (s settings) openFlags(perm blockgraph.Perm) int {
 	flags := unix.O_RDONLY
-	if d.autoReadOnly && perm&writers != 0 || !d.autoReadOnly && !d.readOnly {
+	if s.autoReadOnly && perm&writers != 0 || !s.autoReadOnly && !s.readOnly {
 		flags = unix.O_RDWR
 	}
-	if d.direct {
+	if s.direct {
 		flags |= unix.O_DIRECT
 	}
 	return flags

@@ -66,5 +66,6 @@ func (h *Host) driverType(name string, device bool) *blockgraph.DriverType {
 			return qapi.NewObject("filename", o.File.Filename)
 		},
 		PlainFilename: func(o *qapi.BlockdevOptions) (string, bool) { return o.File.Filename, true },
+		Reopenable:    reopenable,
 	}
 }

@@ -271,7 +271,7 @@ func TestWriteThatEndsAfterAFlushBeganIsStillToBeFlushed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slow := &driver{opener: d.opener, node: n, name: d.name, kind: d.kind, options: d.options, file: w.h.cfg.Calls.NewFile(fd)}
+	slow := &driver{opener: d.opener, node: n, name: d.name, kind: d.kind, settings: d.settings, file: w.h.cfg.Calls.NewFile(fd)}
 	holding, release := make(chan struct{}), make(chan struct{})
 	go slow.file.Do(t.Context(), func(int) error { close(holding); <-release; return nil })
 	<-holding

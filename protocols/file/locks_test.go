@@ -254,34 +254,34 @@ func TestReopenChangesModeAndKeepsLocks(t *testing.T) {
 	w.mustRoot(n, blockgraph.PermConsistentRead, readers)
 	d := n.Driver().(*driver)
 	o := *d.options
-	commit, _, err := d.PrepareReopen(t.Context(), &o, true)
-	if err != nil {
-		t.Fatal(err)
+	p := prepareReopen(t, d, &o, true)
+	p.Apply()
+	if got := descriptors(t, name); got != 2 {
+		t.Errorf("%d descriptors while the reopen can be undone", got)
 	}
-	commit()
+	p.Undo(t.Context())
+	if accessMode(t, d.file.Fd()) != os.O_RDWR || heldLocks(t, name) != "100 201 203 " || descriptors(t, name) != 1 {
+		t.Errorf("undone: locks %q", heldLocks(t, name))
+	}
+	p = prepareReopen(t, d, &o, true)
+	p.Apply()
+	p.Keep()
 	if accessMode(t, d.file.Fd()) != os.O_RDONLY || heldLocks(t, name) != "100 201 203 " {
 		t.Errorf("locks %q", heldLocks(t, name))
 	}
-	_, abort, err := d.PrepareReopen(t.Context(), &o, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	abort()
+	prepareReopen(t, d, &o, false).Undo(t.Context())
 	if accessMode(t, d.file.Fd()) != os.O_RDONLY || heldLocks(t, name) != "100 201 203 " || descriptors(t, name) != 1 {
 		t.Error("an aborted reopen left traces")
 	}
-	for option, edit := range map[string]func(f *qapi.BlockdevOptionsFile){
-		"filename":   func(f *qapi.BlockdevOptionsFile) { f.Filename = "other" },
-		"locking":    func(f *qapi.BlockdevOptionsFile) { f.Locking = ptr(qapi.OnOffAutoOff) },
-		"aio":        func(f *qapi.BlockdevOptionsFile) { f.AIO = ptr(qapi.BlockdevAioOptionsIOUring) },
-		"pr-manager": func(f *qapi.BlockdevOptionsFile) { f.PRManager = ptr("x") },
-	} {
-		o, f := *d.options, *d.options.File
-		edit(&f)
-		o.File = &f
-		_, _, err := d.PrepareReopen(t.Context(), &o, false)
-		wantText(t, err, "Cannot change the option '"+option+"'")
+}
+
+func prepareReopen(t *testing.T, d *driver, o *qapi.BlockdevOptions, readOnly bool) *blockgraph.Reopening {
+	t.Helper()
+	p, err := d.PrepareReopen(t.Context(), &blockgraph.ReopenRequest{Options: o, ReadOnly: readOnly})
+	if err != nil {
+		t.Fatal(err)
 	}
+	return p
 }
 
 // TestLocksEndWithTheNodeThoughTheSetKeepsItsFile has a descriptor set keep the
@@ -319,11 +319,8 @@ func TestLocksEndWithTheNodeThoughTheSetKeepsItsFile(t *testing.T) {
 		d := n.Driver().(*driver)
 		opts := *d.options
 		opts.AutoReadOnly = ptr(false)
-		_, abort, err := d.PrepareReopen(t.Context(), &opts, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		abort()
+		p := prepareReopen(t, d, &opts, false)
+		p.Undo(t.Context())
 		if got := heldLocks(t, name); got != "100 201 203 " {
 			t.Errorf("after an aborted reopen: %q", got)
 		}
@@ -409,12 +406,9 @@ func TestSetIsGivenBackWithEachUse(t *testing.T) {
 	d := n.Driver().(*driver)
 	opts := *d.options
 	opts.AutoReadOnly = ptr(false)
-	_, abort, err := d.PrepareReopen(t.Context(), &opts, true)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := prepareReopen(t, d, &opts, true)
 	want("while a reopen is prepared", 2)
-	abort()
+	p.Undo(t.Context())
 	want("after it was aborted", 1)
 	if err := w.update(func(tx *blockgraph.Tx) error {
 		tx.SetMonitorOwned(n, false)

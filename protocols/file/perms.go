@@ -105,21 +105,22 @@ func (d *driver) CommitPerms(perm, shared blockgraph.Perm) {
 
 // swap puts the prepared file in the place of the open one. The old file's
 // locks are given up first: they would last as long as a request on it. Should
-// the kernel refuse, the old file stays.
-func (d *driver) swap(p *prepared) {
+// the kernel refuse, the old file stays, and swap returns false.
+func (d *driver) swap(p *prepared) bool {
 	old := d.locks
 	d.keepLocks(lockSet{})
 	if err := d.file.Replace(p.fd); err != nil {
 		d.discard(p)
 		d.locks, _ = lockMore(d.file.Fd(), d.locks, old)
 		d.host.cfg.Warn("Could not replace the file of '" + d.name + "': " + blockgraph.Strerror(err))
-		return
+		return false
 	}
 	d.fromSet.giveBack()
 	d.fromSet = opened{fd: -1, release: p.release}
 	d.flags, d.locks = p.flags, p.locks
 	d.relock(p.locks)
 	d.setAlignment(p.align)
+	return true
 }
 
 // AbortPerms undoes a prepared change.

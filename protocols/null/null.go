@@ -142,7 +142,7 @@ func (d *driver) Limits() blockgraph.Limits { return blockgraph.Limits{} }
 // Caps: what is written is as durable as it will ever be.
 func (d *driver) Caps() blockgraph.Caps { return blockgraph.Caps{FUA: blockgraph.CapNative} }
 
-// PrepareReopen accepts anything that the graph lets through.
-func (d *driver) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, nil
+// PrepareReopen has nothing to do: none of the driver's own options may change.
+func (d *driver) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	return &blockgraph.Reopening{}, nil
 }

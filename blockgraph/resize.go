@@ -1,0 +1,32 @@
+package blockgraph
+
+import "blockd/qapi"
+
+// Resize changes a node's length in bytes, with the gates of its users closed.
+func (tx *Tx) Resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode) error {
+	r, err := tx.NewRoot(n, RootOptions{Perm: PermResize, Shared: PermAll})
+	if err != nil {
+		return err
+	}
+	if err := tx.Drain(n); err != nil {
+		return err
+	}
+	for _, below := range tx.below([]*Node{n}) {
+		tx.anticipate(below)
+	}
+	if err := n.truncate(tx.ctx, size, exact, prealloc, false); err != nil {
+		return err
+	}
+	// Filters above follow.
+	tx.resizeAbove(n)
+	return tx.CloseRoot(r)
+}
+
+func (tx *Tx) resizeAbove(n *Node) {
+	for _, e := range tx.Parents(n) {
+		if e.node != nil && e.role&RoleFiltered != 0 {
+			e.node.size.Store(n.size.Load())
+			tx.resizeAbove(e.node)
+		}
+	}
+}
