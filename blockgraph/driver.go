@@ -119,6 +119,12 @@ type DriverType struct {
 	// Protocol drivers talk to the outside; the others have children.
 	Protocol bool
 	Filter   bool
+	// NamedByChild: the filter goes by its child's file name, so that no header
+	// comes to name one that a job has put there for a while.
+	NamedByChild bool
+	// NeverFreeze: links to such a node cannot be frozen, so that the job that
+	// inserted it can take it out at any time.
+	NeverFreeze bool
 	// Probe returns a score from 0 (no) to 100 for the first bytes of a file, and
 	// is nil for what is never probed.
 	Probe func(head []byte) int

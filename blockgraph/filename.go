@@ -37,10 +37,6 @@ func (n *Node) FullOptions() *qapi.Object { return NewNaming(nil).of(n).full }
 // in the field.
 const maxFilename = 4095
 
-// byChild are the filters that go by their child's file name, so that no header
-// comes to name one that a job has put there for a while.
-var byChild = map[qapi.BlockdevDriver]bool{qapi.BlockdevDriverCopyBeforeWrite: true}
-
 // Naming works out names of nodes. It is used by one goroutine.
 type Naming struct {
 	states map[*Node]*NodeState
@@ -114,7 +110,7 @@ func (g *Naming) exact(n *Node, s *NodeState, overridden bool) string {
 			return ""
 		})
 	}
-	if f := n.filteredIn(s); f != nil && byChild[qapi.BlockdevDriver(n.typ.Name)] {
+	if f := n.filteredIn(s); f != nil && n.typ.NamedByChild {
 		return g.of(f.child).file
 	}
 	if n.typ.Filter || s.file == nil || !s.file.child.typ.named() || overridden || n.strong(s) != nil {

@@ -43,7 +43,7 @@ func newNamingGraph(headers map[string]string) *Graph {
 			return qapi.NewObject("filename", o.File.Filename)
 		},
 		PlainFilename: func(o *qapi.BlockdevOptions) (string, bool) { return o.File.Filename, true }}
-	named := &DriverType{Name: "copy-before-write", Filter: true, Children: fileChild(RoleFiltered | RolePrimary), Open: openPass}
+	named := &DriverType{Name: "copy-before-write", Filter: true, NamedByChild: true, Children: fileChild(RoleFiltered | RolePrimary), Open: openPass}
 	return NewGraph(NewLoop(), clock.Real(), file, img, named)
 }
 

@@ -32,6 +32,12 @@ func (tx *Tx) Open(o *qapi.BlockdevOptions) (*Node, error) {
 	return tx.open(o, opening{files: map[string]struct{}{}})
 }
 
+// OpenType opens a node of a type that no options name: a filter that a job puts
+// into the graph for itself. Otherwise it is like Open.
+func (tx *Tx) OpenType(typ *DriverType, o *qapi.BlockdevOptions) (*Node, error) {
+	return tx.openType(typ, o, opening{files: map[string]struct{}{}})
+}
+
 // OpenRef opens what the reference defines, or finds the node that it names.
 func (tx *Tx) OpenRef(ref *qapi.BlockdevRef) (*Node, error) {
 	return tx.openRef(ref, opening{files: map[string]struct{}{}})
@@ -69,6 +75,10 @@ func (tx *Tx) open(given *qapi.BlockdevOptions, w opening) (*Node, error) {
 	if typ == nil {
 		return nil, qapi.Errorf("Unknown driver '%s'", given.Driver)
 	}
+	return tx.openType(typ, given, w)
+}
+
+func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) (*Node, error) {
 	o := effective(given, w.parent, w.role, nil)
 	n := &Node{graph: tx.g, typ: typ}
 	explicit := *given

@@ -8,6 +8,19 @@ func (tx *Tx) Resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode
 	if err != nil {
 		return err
 	}
+	if err := tx.resize(n, size, exact, prealloc); err != nil {
+		return err
+	}
+	return tx.CloseRoot(r)
+}
+
+// ResizeRoot is Resize by a root that has PermResize already and may not share
+// it.
+func (tx *Tx) ResizeRoot(r *Root, size int64) error {
+	return tx.resize(r.Node(), size, false, qapi.PreallocModeOff)
+}
+
+func (tx *Tx) resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode) error {
 	if err := tx.Drain(n); err != nil {
 		return err
 	}
@@ -17,9 +30,8 @@ func (tx *Tx) Resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode
 	if err := n.truncate(tx.ctx, size, exact, prealloc, false); err != nil {
 		return err
 	}
-	// Filters above follow.
-	tx.resizeAbove(n)
-	return tx.CloseRoot(r)
+	tx.resizeAbove(n) // filters above follow
+	return nil
 }
 
 func (tx *Tx) resizeAbove(n *Node) {

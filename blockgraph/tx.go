@@ -444,20 +444,25 @@ var backingAllows = map[Operation]bool{OpCommitTarget: true, OpStream: true, OpB
 
 // FreezeChain keeps the links from top down to base as they are until thaw is
 // called within a later change; if that one is undone they are frozen as
-// before. It fails when one is frozen already.
+// before. It fails when one is frozen already, or leads to a node that must
+// stay free to go.
 func (tx *Tx) FreezeChain(top, base *Node) (thaw func(tx *Tx), err error) {
 	var links []*Edge
 	for n := top; n != base; {
-		s := tx.State(n)
-		e := n.FilterOrCOWIn(s)
+		e := n.FilterOrCOWIn(tx.State(n))
 		if e == nil {
 			break
 		}
 		if *e.frozen > 0 {
-			return nil, qapi.Errorf("Cannot freeze '%s' link to '%s'", e.name, e.child.name)
+			return nil, qapi.Errorf("Cannot change '%s' link from '%s' to '%s'", e.name, n.name, e.child.name)
 		}
 		links = append(links, e)
 		n = e.child
+	}
+	for _, e := range links {
+		if e.child.typ.NeverFreeze {
+			return nil, qapi.Errorf("Cannot freeze '%s' link to '%s'", e.name, e.child.name)
+		}
 	}
 	add := func(k int32) func() {
 		return func() {

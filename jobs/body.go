@@ -57,6 +57,14 @@ func (j *Job) signalPause() {
 	}
 }
 
+// Change makes a graph change on behalf of the body and waits for it. Data
+// plane; the body has nothing in flight.
+func (j *Job) Change(ctx context.Context, fn func(tx *blockgraph.Tx) error) error {
+	done := make(chan error, 1)
+	j.set.workers.Go(func() { done <- j.set.graph.Update(ctx, blockgraph.Cause{Job: j.id}, fn) })
+	return <-done
+}
+
 // PauseWanted tells whether the body should come to rest. Data plane.
 func (j *Job) PauseWanted() bool { return j.pausing.isSet() }
 

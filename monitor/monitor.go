@@ -51,6 +51,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerSnapshots(r)
 	m.registerBackup(r)
 	m.registerStream(r)
+	m.registerCommit(r)
 	m.registerTransaction(r)
 	m.registerJobs(r)
 	m.registerExports(r)

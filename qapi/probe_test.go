@@ -58,13 +58,13 @@ func TestLibvirtFindsWhatItProbesFor(t *testing.T) {
 		"blockdev-add/arg-type/+file/$dynamic-auto-read-only":                 true,
 		"blockdev-add/arg-type/+qcow2/discard-no-unref":                       true,
 		"block-stream/arg-type/backing-mask-protocol":                         true,
+		"block-commit/arg-type/backing-mask-protocol":                         true,
 		"blockdev-snapshot/$allow-write-only-overlay":                         true,
 		"nbd-server-start/arg-type/tls-creds":                                 true,
 		"blockdev-set-active":                                                 true,
 		"transaction/arg-type/actions/+blockdev-backup/data/filter-node-name": true,
 		"blockdev-add/arg-type/+nvme":                                         false,
 		"blockdev-add/arg-type/+nbd/tls-hostname":                             false,
-		"block-commit/arg-type/backing-mask-protocol":                         false,
 		"blockdev-add/arg-type/driver/^vmdk":                                  false,
 	} {
 		if got := probe(schema, query); got != want {

@@ -44,6 +44,7 @@ func testSchema() *Schema {
 		{name: "drive-backup", args: DriveBackup{}, features: []string{"deprecated"}},
 		{name: "blockdev-backup", args: BlockdevBackup{}},
 		{name: "block-stream", args: BlockStreamArg{}},
+		{name: "block-commit", args: BlockCommitArg{}},
 		{name: "transaction", args: TransactionArg{}},
 		{name: "query-jobs", ret: []JobInfo{}},
 		{name: "query-block-jobs", ret: []BlockJobInfo{}},

@@ -138,3 +138,34 @@ type BlockStreamArg struct {
 	// Default true.
 	AutoDismiss *bool `qapi:"auto-dismiss"`
 }
+
+// BlockCommitArg is the argument of block-commit. Top and TopNode exclude each
+// other, and so do Base and BaseNode.
+type BlockCommitArg struct {
+	// Default: the device's name.
+	JobID  *string `qapi:"job-id"`
+	Device string  `qapi:"device"`
+	// Node that is merged into. Default: the lowest image.
+	BaseNode *string `qapi:"base-node"`
+	// The same by file name.
+	Base *string `qapi:"base,features=deprecated"`
+	// Highest node that is merged. Default: the device.
+	TopNode *string `qapi:"top-node"`
+	// The same by file name.
+	Top *string `qapi:"top,features=deprecated"`
+	// What to write into the header of the overlay. Default: chosen from the
+	// new chain.
+	BackingFile *string `qapi:"backing-file"`
+	// Write "raw" for a protocol node's format. Default false.
+	BackingMaskProtocol *bool `qapi:"backing-mask-protocol"`
+	// Bytes per second; 0 is no limit. Default 0.
+	Speed *int64 `qapi:"speed"`
+	// Default report.
+	OnError *BlockdevOnError `qapi:"on-error"`
+	// Default: a generated name.
+	FilterNodeName *string `qapi:"filter-node-name"`
+	// Default true.
+	AutoFinalize *bool `qapi:"auto-finalize"`
+	// Default true.
+	AutoDismiss *bool `qapi:"auto-dismiss"`
+}

@@ -7,6 +7,7 @@ type JobType string
 
 // Values of JobType.
 const (
+	JobTypeCommit JobType = "commit"
 	JobTypeStream JobType = "stream"
 	JobTypeBackup JobType = "backup"
 	JobTypeCreate JobType = "create"
@@ -14,7 +15,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (JobType) QAPIEnum() []string {
-	return []string{"stream", "backup", "create"}
+	return []string{"commit", "stream", "backup", "create"}
 }
 
 // JobStatus is a state of the job state machine.

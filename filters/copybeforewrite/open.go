@@ -22,8 +22,9 @@ const maxCluster = 64 << 20
 // cbw-timeout.
 func Type(real clock.Clock) *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverCopyBeforeWrite),
-		Filter: true,
+		Name:         string(qapi.BlockdevDriverCopyBeforeWrite),
+		Filter:       true,
+		NamedByChild: true,
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{
 				{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.CopyBeforeWrite.File},

@@ -28,66 +28,20 @@ type PopulateOptions struct {
 // node and allocated from there down to Bottom is populated through the
 // filter, never over newer data of a guest.
 func NewPopulate(o PopulateOptions) Work {
-	return &populate{o: o, unit: max(o.Cluster, DefaultCluster)}
+	w := &populate{o: o}
+	w.scan = scan{root: o.Root, length: o.Length, unit: max(o.Cluster, DefaultCluster), progress: o.Progress, status: w.status}
+	return w
 }
 
 type populate struct {
-	o      PopulateOptions
-	unit   int64
-	cursor int64 // of the planner
+	scan
+	o PopulateOptions
 }
 
-// DefaultCluster is the least unit of copying, in bytes.
-const DefaultCluster = 64 << 10
-
-// Unit implements Work.
-func (w *populate) Unit() int64 { return w.unit }
-
-// Next implements Work.
-func (w *populate) Next(ctx context.Context, l Limit) (Piece, error) {
-	if w.cursor >= w.o.Length {
-		return Piece{}, nil
-	}
-	a, err := w.o.Root.Enter(ctx)
-	if err != nil {
-		return Piece{}, err
-	}
-	defer a.Leave()
-	off := w.cursor
-	p, err := w.status(ctx, a.Node().SkipFilters(), off)
-	if err != nil {
-		if ctx.Err() != nil {
-			return Piece{}, ctx.Err()
-		}
-		n := min(l.Data, w.o.Length-off)
-		w.cursor += n
-		return Piece{}, &Fault{Op: Read, Off: off, N: n, Err: err}
-	}
-	switch p.Kind {
-	case Data:
-		p.N = w.cut(off, p.N, l.Data)
-	case Zero:
-		p.N = w.cut(off, p.N, l.Zero)
-	}
-	w.cursor += p.N
-	return p, nil
-}
-
-// cut shortens a piece to the limit, ending at a multiple of the unit where
-// that leaves something.
-func (w *populate) cut(off, n, limit int64) int64 {
-	if n <= limit {
-		return n
-	}
-	if end := (off + limit) &^ (w.unit - 1); end > off {
-		return end - off
-	}
-	return limit
-}
-
-// status says what the range at off, of unbounded length, needs.
-func (w *populate) status(ctx context.Context, top *blockgraph.Node, off int64) (Piece, error) {
-	p := Piece{Off: off, N: w.o.Length - off, Kind: Skip}
+// status says what the range at off, n bytes at most, needs.
+func (w *populate) status(ctx context.Context, filter *blockgraph.Node, off, n int64) (Piece, error) {
+	p := Piece{Off: off, N: n, Kind: Skip}
+	top := filter.SkipFilters()
 	below := child(top)
 	if top == w.o.Bottom || below == nil {
 		return p, nil
@@ -126,14 +80,6 @@ func (w *populate) status(ctx context.Context, top *blockgraph.Node, off int64) 
 	return p, nil
 }
 
-// child returns the next node of a chain, or nil.
-func child(n *blockgraph.Node) *blockgraph.Node {
-	if e := n.FilterOrCOW(); e != nil {
-		return e.Child()
-	}
-	return nil
-}
-
 // Do implements Work. The filter decides again, range by range, what is still
 // unallocated.
 func (w *populate) Do(ctx context.Context, p Piece, buf []byte) error {
@@ -153,15 +99,3 @@ func (w *populate) Do(ctx context.Context, p Piece, buf []byte) error {
 	w.tell(p.N)
 	return nil
 }
-
-func (w *populate) tell(n int64) {
-	if w.o.Progress != nil {
-		w.o.Progress(n, -n)
-	}
-}
-
-// Skip implements Work.
-func (w *populate) Skip(p Piece, _ bool) { w.tell(p.N) }
-
-// Settle implements Work: a stream looks at each byte once.
-func (w *populate) Settle(context.Context) (more bool, err error) { return false, nil }

@@ -19,6 +19,7 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/jobs"
+	"blockd/jobs/chain"
 	"blockd/jobs/copy"
 	"blockd/jobs/transfer"
 	"blockd/qapi"
@@ -44,7 +45,13 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 		blocker: jobs.Blocker(qapi.JobTypeStream, blockgraph.OpDataplane),
 	}
 	if s.readOnly = tx.State(top).ReadOnly; s.readOnly {
-		if err := makeWritable(tx, top); err != nil {
+		// A chain that cannot be frozen is refused before anything is reopened.
+		thaw, err := tx.FreezeChain(top, p.aboveBase)
+		if err != nil {
+			return nil, err
+		}
+		thaw(tx)
+		if err := chain.MakeWritable(tx, top); err != nil {
 			return nil, err
 		}
 	}
@@ -68,15 +75,6 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 	}
 	j.StartIn(tx, false)
 	return j, nil
-}
-
-// makeWritable reopens a read-only image, which an image below another one
-// mostly is. A driver that cannot be told of it must not be written to.
-func makeWritable(tx *blockgraph.Tx, n *blockgraph.Node) error {
-	if _, ok := n.Driver().(blockgraph.Reopener); !ok {
-		return qapi.Errorf("Block format '%s' used by node '%s' does not support reopening files", n.Type().Name, n.Name())
-	}
-	return tx.SetReadOnly(n, false)
 }
 
 // stream is the driver of the job.
@@ -153,8 +151,8 @@ func (s *stream) attach(tx *blockgraph.Tx, j *jobs.Job) error {
 	if err := use(s.top, "active node", basic|blockgraph.PermWrite); err != nil {
 		return err
 	}
-	end := below(tx, s.aboveBase)
-	for n := below(tx, s.top); n != end; n = below(tx, n) {
+	end := chain.Below(tx, s.aboveBase)
+	for n := chain.Below(tx, s.top); n != end; n = chain.Below(tx, n) {
 		if err := use(n, "intermediate node", basic); err != nil {
 			return err
 		}
@@ -191,32 +189,16 @@ func (s *stream) Prepare(tx *blockgraph.Tx) error {
 	if err := s.remove(tx); err != nil {
 		return err
 	}
-	image := skipFilters(tx, s.top)
-	if !hasBacking(tx, image) {
+	image := chain.SkipFilters(tx, s.top)
+	if !chain.HasBacking(tx, image) {
 		return nil
 	}
-	base := below(tx, s.aboveBase)
-	name, format := s.newBacking(tx, skipFilters(tx, base))
+	base := chain.Below(tx, s.aboveBase)
+	name, format := chain.HeaderFor(tx, base, s.backing, s.mask)
 	if err := tx.SetChild(image, "backing", blockgraph.RoleCOW, base); err != nil {
 		return err
 	}
-	return writeHeader(tx, image, name, format)
-}
-
-// newBacking returns what the header is to say about the new backing file, nil
-// for none.
-func (s *stream) newBacking(tx *blockgraph.Tx, base *blockgraph.Node) (name, format string) {
-	if base == nil {
-		return "", ""
-	}
-	name, format = tx.Filename(base), base.Type().Name
-	if s.backing != nil {
-		name = *s.backing
-	}
-	if s.mask && base.Type().Protocol {
-		format = "raw"
-	}
-	return name, format
+	return chain.WriteHeader(tx, image, name, format)
 }
 
 // Clean gives up what the job holds.
@@ -226,9 +208,8 @@ func (s *stream) Clean(tx *blockgraph.Tx) error {
 			return err
 		}
 	}
-	const writes = blockgraph.PermWrite | blockgraph.PermWriteUnchanged | blockgraph.PermResize
-	if s.readOnly && tx.Used(s.top)&writes == 0 { // else somebody has come to write to it
-		return tx.SetReadOnly(s.top, true)
+	if s.readOnly {
+		return chain.MakeReadOnly(tx, s.top)
 	}
 	return nil
 }
@@ -245,7 +226,7 @@ func (s *stream) remove(tx *blockgraph.Tx) error {
 	for _, n := range s.blocked {
 		tx.Unblock(n, s.blocker)
 	}
-	if err := tx.ReplaceNode(s.filter, below(tx, s.filter)); err != nil {
+	if err := tx.ReplaceNode(s.filter, chain.Below(tx, s.filter)); err != nil {
 		return err
 	}
 	// It would need to write to the image until it is closed.

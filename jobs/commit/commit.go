@@ -1,0 +1,240 @@
+// Package commit is the intermediate commit: it moves the data of images in the
+// middle of a chain down into their base, and then takes them out of the
+// chain, while guests go on using the image above.
+//
+// A filter over the top lets the overlays read on while the job has the chain
+// between top and base to itself: nobody else may read an image there, which
+// would change its content under him as the base does, and nobody may write.
+// The links from the filter down to the base are frozen. What is above the
+// filter is not the job's: other jobs may relink it meanwhile. So the overlays
+// are whoever uses the filter at the end, looked up within the graph change
+// that gives them the base, and each one's header is written in that change.
+//
+// A commit whose top may change under it, active commit, is a mirror and not
+// here; Find tells which one a command asks for.
+//
+// Find and Prepare are called on a worker with the graph token held. It must
+// not import formats, exports or qmp.
+package commit
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/jobs"
+	"blockd/jobs/chain"
+	"blockd/jobs/copy"
+	"blockd/jobs/transfer"
+	"blockd/qapi"
+)
+
+// Prepare sets an intermediate commit up within a graph change: it creates the
+// job, makes the base writable, puts the filter over the top and makes the job
+// a user of its nodes; the job starts with the change's commit. r comes from
+// Find within the same change. It fails with the field's texts; the change is
+// then to be undone.
+func Prepare(tx *blockgraph.Tx, set *jobs.Set, r Range, a *qapi.BlockCommitArg) (*jobs.Job, error) {
+	if chain.SkipFilters(tx, r.Top) == chain.SkipFilters(tx, r.Base) {
+		return nil, qapi.Errorf("Invalid files for merge: top and base are the same")
+	}
+	c := &commit{
+		Range:   r,
+		onError: or(a.OnError, qapi.BlockdevOnErrorReport),
+		mask:    or(a.BackingMaskProtocol, false),
+		backing: a.BackingFile,
+		overlay: chain.Overlay(tx, r.Top, r.Base),
+		blocker: jobs.Blocker(qapi.JobTypeCommit, blockgraph.OpDataplane),
+	}
+	j, err := set.Create(jobs.Options{
+		ID:             or(a.JobID, ""),
+		Type:           qapi.JobTypeCommit,
+		Block:          true,
+		Speed:          or(a.Speed, 0),
+		ManualFinalize: !or(a.AutoFinalize, true),
+		ManualDismiss:  !or(a.AutoDismiss, true),
+	}, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.attach(tx, j, a.FilterNodeName); err != nil {
+		j.Fail()
+		return nil, err
+	}
+	j.StartIn(tx, false)
+	return j, nil
+}
+
+// commit is the driver of the job.
+type commit struct {
+	Range
+	transfer.Body
+
+	onError qapi.BlockdevOnError
+	mask    bool // name the format of a protocol node "raw"
+	backing *string
+	// overlay is the lowest image that is merged.
+	overlay *blockgraph.Node
+	// readOnly: the base was, and is to be again.
+	readOnly bool
+	blocker  *blockgraph.Blocker
+
+	filter    *blockgraph.Node
+	thaw      func(tx *blockgraph.Tx)
+	top, base *blockgraph.Root
+	users     []*blockgraph.Root
+	blocked   []*blockgraph.Node
+	// removed is the change that has taken the filter out.
+	removed *blockgraph.Tx
+}
+
+// attach makes the job a user of its nodes, in the field's order.
+func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) error {
+	if err := c.use(tx, j, c.Device, "main node", blockgraph.PermAll); err != nil {
+		return err
+	}
+	if c.readOnly = tx.State(c.Base).ReadOnly; c.readOnly {
+		if err := chain.MakeWritable(tx, c.Base); err != nil {
+			return err
+		}
+	}
+	var err error
+	if c.filter, err = insertAbove(tx, c.Top, filterName); err != nil {
+		return err
+	}
+	// A write that is not shared on an image is not shared on its backing file
+	// either, and the job itself writes to the base.
+	shared := blockgraph.PermWriteUnchanged | blockgraph.PermWrite
+	aboveBase := chain.Below(tx, c.overlay)
+	for n := c.Top; n != c.Base; n = chain.Below(tx, n) {
+		if n == aboveBase {
+			shared |= blockgraph.PermConsistentRead // from here on filters of the base
+		}
+		if err := c.use(tx, j, n, "intermediate node", shared); err != nil {
+			return err
+		}
+	}
+	if c.thaw, err = tx.FreezeChain(c.filter, c.Base); err != nil {
+		return err
+	}
+	if err := c.use(tx, j, c.Base, "base", blockgraph.PermAll); err != nil {
+		return err
+	}
+	perm := blockgraph.PermConsistentRead | blockgraph.PermWrite
+	if c.Base.Size() < c.Top.Size() {
+		perm |= blockgraph.PermResize
+	}
+	c.base, err = c.root(tx, c.Base, perm, blockgraph.PermConsistentRead|blockgraph.PermWriteUnchanged)
+	if err != nil {
+		return err
+	}
+	c.top, err = c.root(tx, c.Top, 0, blockgraph.PermAll)
+	return err
+}
+
+// use makes the job a user of a node without needs, and blocks what would
+// reshape the node.
+func (c *commit) use(tx *blockgraph.Tx, j *jobs.Job, n *blockgraph.Node, name string, shared blockgraph.Perm) error {
+	r, err := tx.NewRoot(n, blockgraph.RootOptions{Name: name, Desc: "commit job '" + j.ID() + "'", Shared: shared, StayAtNode: true, Job: j.ID()})
+	if err != nil {
+		return err
+	}
+	c.users = append(c.users, r)
+	c.blocked = append(c.blocked, n)
+	tx.Block(n, c.blocker)
+	return nil
+}
+
+// root is what the job does its I/O by.
+func (c *commit) root(tx *blockgraph.Tx, n *blockgraph.Node, perm, shared blockgraph.Perm) (*blockgraph.Root, error) {
+	r, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: shared, StayAtNode: true})
+	if err == nil {
+		c.users = append(c.users, r)
+	}
+	return r, err
+}
+
+// Run moves the data down.
+func (c *commit) Run(ctx context.Context, j *jobs.Job) error {
+	length := c.Top.Size()
+	j.Progress().SetRemaining(length)
+	if c.Base.Size() < length {
+		err := j.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(c.base, length) })
+		if err != nil {
+			return transfer.Error(err)
+		}
+	}
+	err := c.Body.Run(ctx, j, copy.NewMerge(copy.MergeOptions{
+		Top: c.top, Base: c.base, Overlay: c.overlay, Length: length, Progress: j.Progress().Report,
+	}), transfer.Options{
+		SpeedChunk: copy.StreamChunk,
+		OnRead:     c.onError, OnWrite: c.onError,
+	})
+	if err != nil {
+		return err
+	}
+	// Headers may name the base only when the data is safe in it.
+	return c.Flush(ctx, j, c.base, c.onError)
+}
+
+// Busy implements jobs.Busier.
+func (c *commit) Busy() bool { return c.Usage().Steps > 0 }
+
+// Prepare gives the base to the overlays, and says so in their headers.
+func (c *commit) Prepare(tx *blockgraph.Tx) error {
+	var overlays []*blockgraph.Node
+	for _, e := range tx.Parents(c.filter) {
+		if e.Role()&blockgraph.RoleCOW != 0 {
+			overlays = append(overlays, e.Parent())
+		}
+	}
+	// All that is to change is drained at once.
+	if err := tx.Drain(append([]*blockgraph.Node{c.filter}, overlays...)...); err != nil {
+		return err
+	}
+	if err := c.remove(tx, c.Base); err != nil {
+		return err
+	}
+	name, format := chain.HeaderFor(tx, c.Base, c.backing, c.mask)
+	for _, n := range overlays {
+		if err := chain.WriteHeader(tx, n, name, format); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Clean gives up what the job holds.
+func (c *commit) Clean(tx *blockgraph.Tx) error {
+	if c.removed != tx {
+		if err := c.remove(tx, c.Top); err != nil {
+			return err
+		}
+	}
+	if c.readOnly {
+		return chain.MakeReadOnly(tx, c.Base)
+	}
+	return nil
+}
+
+// remove ends the job's use of its nodes, and gives the filter's users to
+// another node.
+func (c *commit) remove(tx *blockgraph.Tx, to *blockgraph.Node) error {
+	c.removed = tx
+	c.thaw(tx)
+	for _, r := range c.users {
+		if err := tx.CloseRoot(r); err != nil {
+			return err
+		}
+	}
+	for _, n := range c.blocked {
+		tx.Unblock(n, c.blocker)
+	}
+	return tx.ReplaceNode(c.filter, to)
+}
+
+func or[T any](p *T, d T) T {
+	if p == nil {
+		return d
+	}
+	return *p
+}

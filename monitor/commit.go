@@ -1,0 +1,45 @@
+package monitor
+
+import (
+	"blockd/blockgraph"
+	"blockd/jobs/commit"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+func (m *Monitor) registerCommit(r *qmp.Registry) {
+	qmp.Register(r, "block-commit", qmp.CommandOptions{}, m.blockCommit)
+}
+
+func (m *Monitor) blockCommit(c *qmp.Context, a *qapi.BlockCommitArg) (struct{}, error) {
+	return struct{}{}, m.update(c, "block-commit", func(tx *blockgraph.Tx) error {
+		// The class of this error comes before all others: clients tell from it
+		// what a daemon can do.
+		device := tx.Find(a.Device)
+		if device == nil {
+			return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", a.Device)
+		}
+		if hasParentNode(tx, device) {
+			return qapi.Errorf("Need a root block node")
+		}
+		r, err := commit.Find(tx, device, a)
+		if err != nil {
+			return err
+		}
+		if r.Active {
+			return qapi.Errorf("Committing the active layer, or an image with a writer on it, is not supported")
+		}
+		_, err = commit.Prepare(tx, m.jobs, r, a)
+		return err
+	})
+}
+
+// hasParentNode tells whether a node is part of another one.
+func hasParentNode(tx *blockgraph.Tx, n *blockgraph.Node) bool {
+	for _, e := range tx.Parents(n) {
+		if e.Parent() != nil {
+			return true
+		}
+	}
+	return false
+}
