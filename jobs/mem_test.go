@@ -329,3 +329,6 @@ func failing(n int, err error) func(int64, int64) error {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// blockgraphDump describes the graph.
+func blockgraphDump(w *world) string { return graphtest.Dump(w.graph) }

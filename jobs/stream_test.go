@@ -348,3 +348,20 @@ func TestStreamRefusals(t *testing.T) {
 		t.Errorf("backup of a streamed node: %v", err)
 	}
 }
+
+// TestStreamOfAFilterDownToItsImage is refused: there is nothing to copy into.
+func TestStreamOfAFilterDownToItsImage(t *testing.T) {
+	w := newWorld(t)
+	chain(w)
+	w.update(func(tx *blockgraph.Tx) error {
+		n, err := tx.Open(&qapi.BlockdevOptions{Driver: "copy-on-read", NodeName: ptr("cor"), CopyOnRead: &qapi.BlockdevOptionsCor{File: qapi.BlockdevRef{Reference: ptr("top")}}})
+		if err == nil {
+			tx.SetMonitorOwned(n, true)
+		}
+		return err
+	})
+	err := w.stream(qapi.BlockStreamArg{Device: "cor", BaseNode: ptr("top")})
+	if err == nil || err.Error() != "'top' is not in the backing chain of 'cor'" {
+		t.Errorf("%v", err)
+	}
+}

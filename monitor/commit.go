@@ -19,7 +19,7 @@ func (m *Monitor) blockCommit(c *qmp.Context, a *qapi.BlockCommitArg) (struct{},
 		if device == nil {
 			return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", a.Device)
 		}
-		if hasParentNode(tx, device) {
+		if !isRoot(tx, device) {
 			return qapi.Errorf("Need a root block node")
 		}
 		r, err := commit.Find(tx, device, a)
@@ -34,12 +34,12 @@ func (m *Monitor) blockCommit(c *qmp.Context, a *qapi.BlockCommitArg) (struct{},
 	})
 }
 
-// hasParentNode tells whether a node is part of another one.
-func hasParentNode(tx *blockgraph.Tx, n *blockgraph.Node) bool {
+// isRoot tells whether a node is no part of another one, and no job works on it.
+func isRoot(tx *blockgraph.Tx, n *blockgraph.Node) bool {
 	for _, e := range tx.Parents(n) {
-		if e.Parent() != nil {
-			return true
+		if r := e.Root(); r == nil || r.Job() != "" {
+			return false
 		}
 	}
-	return false
+	return true
 }
