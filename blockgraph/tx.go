@@ -267,13 +267,19 @@ func (tx *Tx) reaches(from, to *Node) bool {
 	return walk(from)
 }
 
+// Inherit has n inherit where from does, if it was defined within from, directly
+// or not: from is about to leave the chain.
+func (tx *Tx) Inherit(n, from *Node) {
+	if n != from && tx.inheritsFrom(n, from) {
+		tx.setInherits(n, tx.inheritedFrom(from))
+	}
+}
+
 // ReplaceNode points every use of from at to, except where it must stay: roots
 // made with StayAtNode, and edges that to itself depends on. If to was defined
 // within from, it inherits from then on where from did.
 func (tx *Tx) ReplaceNode(from, to *Node) error {
-	if from != to && tx.inheritsFrom(to, from) {
-		tx.setInherits(to, tx.inheritedFrom(from))
-	}
+	tx.Inherit(to, from)
 	for _, e := range slices.Clone(tx.Parents(from)) {
 		switch {
 		case e.root != nil && e.root.stay:

@@ -6,21 +6,11 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/jobs/transfer"
-	"blockd/qapi"
 )
 
 var notSupported = transfer.Error(blockgraph.ErrNotSupported)
 
-// MakeWritable reopens a read-only node, which an image below another one mostly
-// is. A driver that cannot be told of it must not be written to.
-func MakeWritable(tx *blockgraph.Tx, n *blockgraph.Node) error {
-	if _, ok := n.Driver().(blockgraph.Reopener); !ok && !n.Type().Filter {
-		return qapi.Errorf("Block format '%s' used by node '%s' does not support reopening files", n.Type().Name, n.Name())
-	}
-	return tx.SetReadOnly(n, false)
-}
-
-// MakeReadOnly takes a MakeWritable back, unless somebody has come to write to
+// MakeReadOnly makes a node read-only that was made writable for a job, unless somebody has come to write to
 // the node meanwhile.
 func MakeReadOnly(tx *blockgraph.Tx, n *blockgraph.Node) error {
 	const writes = blockgraph.PermWrite | blockgraph.PermWriteUnchanged | blockgraph.PermResize
@@ -62,7 +52,7 @@ func WriteHeader(tx *blockgraph.Tx, n *blockgraph.Node, name, format string) err
 	}
 	readOnly := tx.State(n).ReadOnly
 	if readOnly {
-		if err := MakeWritable(tx, n); err != nil {
+		if err := tx.SetReadOnly(n, false); err != nil {
 			return err
 		}
 	}

@@ -93,7 +93,7 @@ func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) erro
 		return err
 	}
 	if c.readOnly = tx.State(c.Base).ReadOnly; c.readOnly {
-		if err := chain.MakeWritable(tx, c.Base); err != nil {
+		if err := tx.SetReadOnly(c.Base, false); err != nil {
 			return err
 		}
 	}
@@ -191,6 +191,7 @@ func (c *commit) Prepare(tx *blockgraph.Tx) error {
 	if err := tx.Drain(append([]*blockgraph.Node{c.filter}, overlays...)...); err != nil {
 		return err
 	}
+	tx.Inherit(c.Base, c.Top)
 	if err := c.remove(tx, c.Base); err != nil {
 		return err
 	}

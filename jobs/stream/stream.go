@@ -51,7 +51,7 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 			return nil, err
 		}
 		thaw(tx)
-		if err := chain.MakeWritable(tx, top); err != nil {
+		if err := tx.SetReadOnly(top, false); err != nil {
 			return nil, err
 		}
 	}
