@@ -11,6 +11,7 @@ import (
 // assertPerm holds that a request uses only what its edge was granted.
 func assertPerm(e *Edge, need Perm, flags Flags) {
 	perm, _ := e.Perms()
+	perm |= Perm(e.ahead.Load())
 	if need == PermConsistentRead {
 		return // formats read their own metadata whoever uses them
 	}

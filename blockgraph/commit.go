@@ -87,6 +87,7 @@ func (tx *Tx) touchedAlive(dead []*Node) []*Node {
 func (tx *Tx) publish(dead []*Node) {
 	g := tx.g
 	g.loop.assertOn()
+	step := tx.differences(dead)
 	for _, n := range tx.newNodes {
 		g.names[n.name] = n
 		g.order.Set(n.seq, n)
@@ -140,7 +141,7 @@ func (tx *Tx) publish(dead []*Node) {
 			}
 		}
 	}
-	g.changes++
+	g.history.add(tx.cause, step)
 	for _, f := range tx.onCommit {
 		f()
 	}
@@ -209,9 +210,11 @@ func (tx *Tx) loosen(nodes []*Node) {
 		logClose(nodes[0], err)
 	}
 	tx.g.loop.Do(func() {
+		step := tx.differences(nil)
 		for e, p := range tx.perms {
 			e.setPerms(p[0], p[1])
 		}
+		tx.g.history.add(tx.cause, step)
 	})
 	clear(tx.perms)
 }

@@ -26,7 +26,7 @@ type Graph struct {
 	roots   map[*Root]struct{}
 	waiting []*tokenWait
 	held    bool
-	changes uint64
+	history *History
 
 	corruption func(node, msg string, off, n int64, fatal bool)
 
@@ -43,7 +43,7 @@ type tokenWait struct {
 // NewGraph returns an empty graph whose control plane is loop. clk is the
 // virtual clock, for accounting. The drivers are fixed from here on.
 func NewGraph(loop *Loop, clk clock.Clock, drivers ...*DriverType) *Graph {
-	g := &Graph{loop: loop, clock: clk, types: map[string]*DriverType{}, names: map[string]*Node{}, roots: map[*Root]struct{}{}}
+	g := &Graph{loop: loop, clock: clk, types: map[string]*DriverType{}, names: map[string]*Node{}, roots: map[*Root]struct{}{}, history: newHistory(clk)}
 	for _, d := range drivers {
 		g.types[d.Name] = d
 		g.ordered = append(g.ordered, d)
@@ -93,30 +93,17 @@ func (n *Node) Parents() []*Edge { return n.parents }
 // Control plane.
 func (n *Node) MonitorOwned() bool { return n.monitorOwned }
 
-// Cause says what a graph change is for.
-type Cause struct {
-	// Command is the QMP command, or "".
-	Command string
-	// Job is the id of the job, or "".
-	Job string
-}
-
-func (c Cause) String() string {
-	switch {
-	case c.Job != "":
-		return "job " + c.Job
-	default:
-		return c.Command
-	}
-}
-
 // Update makes one graph change: fn prepares it and may do I/O; when fn
 // returns nil the change is committed at once, else undone in reverse order.
 // Changes take turns; ctx ends the wait for the turn and what the change
-// waits for before its commit.
+// waits for before its commit. A cause that is no job gives way to the origin
+// that ctx knows (qapi.OriginOf).
 //
 // Called on a worker, never on the loop, and never from within fn.
 func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) error {
+	if o, ok := qapi.OriginOf(ctx); ok {
+		cause = cause.of(o)
+	}
 	w := &tokenWait{granted: make(chan struct{})}
 	if !g.loop.Do(func() { g.await(w) }) {
 		return qapi.Errorf("The daemon is shutting down")

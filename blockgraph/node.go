@@ -264,6 +264,7 @@ type Edge struct {
 	seq    uint64        // order of attachment
 	frozen *int32        // control plane: how many jobs rely on this link; survives replacement
 	perms  atomic.Uint32 // perm | shared<<8
+	ahead  atomic.Uint32 // what a change in the making lets its driver use before the commit
 
 	index int // in child.parents; control plane
 }

@@ -283,8 +283,10 @@ func (tx *Tx) startReopened(q reopenQueue) error {
 // driver may write to its file before the commit.
 func (tx *Tx) anticipate(n *Node) {
 	for _, e := range tx.State(n).Edges {
-		perm, shared := e.Perms()
-		e.setPerms(tx.Perms(e))
-		tx.OnAbort(func() { e.setPerms(perm, shared) })
+		perm, _ := tx.Perms(e)
+		e.ahead.Store(uint32(perm))
+		over := func() { e.ahead.Store(0) }
+		tx.OnCommit(over)
+		tx.OnAbort(over)
 	}
 }

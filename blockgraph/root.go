@@ -13,6 +13,7 @@ import (
 // Its name and description never change; its node may, at a commit.
 type Root struct {
 	graph *Graph
+	id    uint64
 	name  string // of the edge: "root", "source"
 	desc  string // for error texts: "an unnamed block device"
 	edge  atomic.Pointer[Edge]
@@ -58,6 +59,9 @@ func (r *Root) Node() *Node {
 	}
 	return nil
 }
+
+// ID is the root's number, which no other root has and none will have.
+func (r *Root) ID() uint64 { return r.id }
 
 // Job returns the id of the job that the root belongs to, or "".
 func (r *Root) Job() string { return r.job }

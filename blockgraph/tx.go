@@ -325,7 +325,8 @@ type RootOptions struct {
 
 // NewRoot makes a root over a node.
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
-	r := &Root{graph: tx.g, name: o.Name, desc: o.Desc, perm: o.Perm, shared: o.Shared, stay: o.StayAtNode, job: o.Job}
+	tx.g.seq++
+	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, perm: o.Perm, shared: o.Shared, stay: o.StayAtNode, job: o.Job}
 	if r.name == "" {
 		r.name = "root"
 	}

@@ -89,7 +89,7 @@ func (r *Registry) StopNBD(ctx context.Context) error {
 			for _, e := range r.exports {
 				if e.typ == qapi.BlockExportTypeNBD {
 					ending = append(ending, e)
-					r.shutDown(e)
+					r.shutDown(ctx, e)
 				}
 			}
 		})

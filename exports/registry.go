@@ -196,7 +196,7 @@ func (r *Registry) Del(ctx context.Context, id string, mode *qapi.BlockExportRem
 		return qapi.Errorf("export '%s' still in use", id)
 	}
 	unused := e.nbd.Clients() == 0
-	r.shutDown(e)
+	r.shutDown(ctx, e)
 	r.mu.Unlock()
 	if unused {
 		select {
@@ -207,8 +207,9 @@ func (r *Registry) Del(ctx context.Context, id string, mode *qapi.BlockExportRem
 	return nil
 }
 
-// shutDown begins the end of an export. Called with mu held.
-func (r *Registry) shutDown(e *export) {
+// shutDown begins the end of an export; it goes on when ctx ends, which says
+// only who asked for it. Called with mu held.
+func (r *Registry) shutDown(ctx context.Context, e *export) {
 	if e.shuttingDown {
 		return
 	}
@@ -216,7 +217,7 @@ func (r *Registry) shutDown(e *export) {
 	r.removals.Go(func() {
 		e.nbd.Close()
 		<-e.nbd.Done()
-		err := r.Graph.Update(context.Background(), blockgraph.Cause{Command: "block-export-del"}, func(tx *blockgraph.Tx) error {
+		err := r.Graph.Update(context.WithoutCancel(ctx), blockgraph.Cause{Command: "block-export-del"}, func(tx *blockgraph.Tx) error {
 			for _, f := range e.releases {
 				f(tx)
 			}

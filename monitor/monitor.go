@@ -47,6 +47,7 @@ func New(c Config) *Monitor {
 func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerNodes(r)
 	m.registerQueries(r)
+	m.registerHistory(r)
 	m.registerCreate(r)
 	m.registerSnapshots(r)
 	m.registerBackup(r)

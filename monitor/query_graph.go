@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"slices"
 
 	"blockd/blockgraph"
@@ -25,6 +26,7 @@ func drawGraph(graph *blockgraph.Graph, g *qapi.XDbgBlockGraph) {
 	rootIDs := map[*blockgraph.Root]uint64{}
 	jobIDs := map[string]uint64{}
 	roots := graph.Roots()
+	slices.SortFunc(roots, func(a, b *blockgraph.Root) int { return cmp.Compare(a.ID(), b.ID()) })
 	for _, r := range roots {
 		if r.Job() == "" {
 			rootIDs[r] = add(qapi.XDbgBlockGraphNodeTypeBlockBackend, "")
@@ -49,6 +51,9 @@ func drawGraph(graph *blockgraph.Graph, g *qapi.XDbgBlockGraph) {
 			parent := rootIDs[e.Root()]
 			if e.Root() == nil {
 				parent = nodeIDs[e.Parent()]
+			}
+			if parent == 0 {
+				continue // of a node that is gone but not closed yet
 			}
 			perm, shared := e.Perms()
 			g.Edges = append(g.Edges, qapi.XDbgBlockGraphEdge{

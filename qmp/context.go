@@ -20,6 +20,12 @@ type Context struct {
 // Server is the server that the client is connected to.
 func (c *Context) Server() *Server { return c.s.mon.srv }
 
+// Subscribe begins or ends the sending of an event to this client that is not
+// sent to clients unless they ask; see Hub.EmitSubscribed.
+func (c *Context) Subscribe(event string, on bool) {
+	c.s.mon.srv.hub.subscribe(c.s, event, on)
+}
+
 // TakeFD claims the descriptor that the client passed with this command, or
 // before it with one that did not ask. Further ones of the same message are
 // closed.

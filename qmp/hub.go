@@ -17,8 +17,14 @@ type Hub struct {
 	limit time.Duration
 
 	mu       sync.Mutex
-	sessions map[*Session]struct{}
+	sessions map[*Session]*member
 	limited  map[string]*limitedEvent // by event and key, while within the limit
+}
+
+// member is a client that gets events. subscribed are those that it asked for
+// beside the ones that everybody gets.
+type member struct {
+	subscribed map[string]struct{}
 }
 
 // EventInterval is the least time between two events of one kind and key, for
@@ -45,7 +51,7 @@ type limitedEvent struct {
 // clock; pace times the rate limits and is the virtual one.
 func NewHub(wall, pace clock.Clock) *Hub {
 	return &Hub{wall: wall, pace: pace, limit: EventInterval,
-		sessions: map[*Session]struct{}{}, limited: map[string]*limitedEvent{}}
+		sessions: map[*Session]*member{}, limited: map[string]*limitedEvent{}}
 }
 
 // Emit sends an event to every negotiated client. data is a struct with qapi
@@ -58,14 +64,14 @@ func (h *Hub) Emit(event string, data any) {
 	at := h.wall.Now()
 	key, limited := limitKey(event, data)
 	if !limited {
-		h.send(event, data, at)
+		h.send(event, data, at, h.everybody)
 		return
 	}
 	if e := h.limited[key]; e != nil {
 		e.waiting, e.data, e.at = true, data, at // the latest one counts
 		return
 	}
-	h.send(event, data, at)
+	h.send(event, data, at, h.everybody)
 	h.limited[key] = &limitedEvent{}
 	h.pace.AfterFunc(h.limit, func() { h.intervalEnds(event, key) })
 }
@@ -81,7 +87,7 @@ func (h *Hub) intervalEnds(event, key string) {
 		delete(h.limited, key)
 		return
 	}
-	h.send(event, e.data, e.at)
+	h.send(event, e.data, e.at, h.everybody)
 	e.waiting, e.data = false, nil
 	h.pace.AfterFunc(h.limit, func() { h.intervalEnds(event, key) })
 }
@@ -106,24 +112,59 @@ func limitKey(event string, data any) (string, bool) {
 	return strings.Join(key, "\x00"), true
 }
 
-// send queues the event everywhere; h.mu is held.
-func (h *Hub) send(event string, data any, at time.Time) {
+// EmitSubscribed is Emit to those clients alone that have subscribed to the
+// event. data is called only if there are any.
+func (h *Hub) EmitSubscribed(event string, data func() any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	wants := func(m *member) bool { _, ok := m.subscribed[event]; return ok }
+	for _, m := range h.sessions {
+		if wants(m) {
+			h.send(event, data(), h.wall.Now(), wants)
+			return
+		}
+	}
+}
+
+func (h *Hub) subscribe(s *Session, event string, on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.sessions[s]
+	switch {
+	case m == nil: // it has left, or is not there yet
+	case on:
+		if m.subscribed == nil {
+			m.subscribed = map[string]struct{}{}
+		}
+		m.subscribed[event] = struct{}{}
+	default:
+		delete(m.subscribed, event)
+	}
+}
+
+func (*Hub) everybody(*member) bool { return true }
+
+// send queues the event for the clients that want it; h.mu is held.
+func (h *Hub) send(event string, data any, at time.Time, wants func(*member) bool) {
 	if len(h.sessions) == 0 {
 		return
 	}
 	ts := eventTimestamp{Seconds: at.Unix(), Microseconds: int64(at.Nanosecond()) / 1000}
-	var m any = &eventMessage{Event: event, Timestamp: ts}
+	var msg any = &eventMessage{Event: event, Timestamp: ts}
 	if data != nil {
-		m = &eventDataMessage{Event: event, Data: data, Timestamp: ts}
+		msg = &eventDataMessage{Event: event, Data: data, Timestamp: ts}
 	}
 	var text [2][]byte // plain, pretty
-	for s := range h.sessions {
+	for s, m := range h.sessions {
+		if !wants(m) {
+			continue
+		}
 		i := 0
 		if s.mon.pretty {
 			i = 1
 		}
 		if text[i] == nil {
-			text[i] = appendMessage(nil, s.mon.pretty, m)
+			text[i] = appendMessage(nil, s.mon.pretty, msg)
 		}
 		if !s.out.append(text[i]) {
 			delete(h.sessions, s)
@@ -138,7 +179,7 @@ func (h *Hub) join(s *Session, reply []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.send(reply)
-	h.sessions[s] = struct{}{}
+	h.sessions[s] = &member{}
 }
 
 func (h *Hub) leave(s *Session) {

@@ -205,7 +205,8 @@ func (s *Session) execute(q *request, files *[]*os.File) (any, error) {
 	if q.oob && !c.opts.AllowOOB {
 		return nil, qapi.Errorf("The command %s does not support OOB", q.command)
 	}
-	return c.run(&Context{Context: s.mon.srv.life, s: s, files: files}, q.args)
+	ctx := qapi.WithOrigin(s.mon.srv.life, qapi.Origin{Command: q.command, ID: q.id, HasID: q.hasID})
+	return c.run(&Context{Context: ctx, s: s, files: files}, q.args)
 }
 
 // negotiate is the command qmp_capabilities.

@@ -441,3 +441,34 @@ func TestStdioLikeDeviceServesOneClient(t *testing.T) {
 		t.Fatalf("%v %q", err, text)
 	}
 }
+
+// TestSubscribedEventsComeToThoseWhoAskedAlone, and are not made for nobody.
+func TestSubscribedEventsComeToThoseWhoAskedAlone(t *testing.T) {
+	b := startServer(t, nil)
+	Register(b.reg, "test-subscribe", CommandOptions{}, func(c *Context, a *qapi.XGraphSubscribeArg) (noArgs, error) {
+		c.Subscribe("TEST", a.Enable == nil)
+		return noArgs{}, nil
+	})
+	made := 0
+	emit := func() {
+		b.Hub().EmitSubscribed("TEST", func() any { made++; return qapi.NewObject("n", int64(made)) })
+		b.Hub().EmitSubscribed("OTHER", func() any { t.Error("made for nobody"); return nil })
+	}
+	c, other := negotiated(t, b.mon()), negotiated(t, b.addMonitor(t, "second", ""))
+	emit()
+	c.ask(`{"execute": "test-subscribe"}`)
+	emit()
+	if got := c.line(); !strings.HasSuffix(got, `"event": "TEST", "data": {"n": 1}}`) {
+		t.Fatal(got)
+	}
+	c.ask(`{"execute": "test-subscribe", "arguments": {"enable": false}}`)
+	emit()
+	for _, from := range []*client{c, other} {
+		if got := from.ask(`{"execute": "test-nothing", "id": 1}`); !strings.Contains(got, "CommandNotFound") {
+			t.Error(got)
+		}
+	}
+	if made != 1 {
+		t.Errorf("made %d times", made)
+	}
+}

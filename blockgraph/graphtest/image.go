@@ -123,7 +123,10 @@ func ImageType(native bool) *blockgraph.DriverType {
 			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
 		},
 		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			file := r.Node.File().Child().SkipFilters().Driver().(*Memory)
+			file, ok := r.Node.File().Child().SkipFilters().Driver().(*Memory)
+			if !ok {
+				return nil, qapi.Errorf("An image lies in a mem")
+			}
 			return &ImageDriver{Image: file.Image(), node: r.Node, native: native}, nil
 		},
 		BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },

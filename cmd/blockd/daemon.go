@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -43,6 +44,11 @@ func daemonMain(args []string) int {
 			daemonize = true
 		case "pidfile":
 			pidPath, givenPid = o.value, true
+		case "graph-history":
+			if err := checkHistory(o); err != nil {
+				complain(err.Error())
+				return 1
+			}
 		case "":
 			complain(o.given + ": Unexpected argument")
 			return 1
@@ -151,6 +157,7 @@ func newDaemon(opts []option, daemonize bool) *daemon {
 	d.objects = objects.New(real)
 	drivers := newDrivers(d, allowedPaths(opts), real)
 	d.graph = blockgraph.NewGraph(d.loop, real, drivers.types...)
+	d.graph.KeepHistory(historySteps(opts), real, func(s *blockgraph.Step) { d.monitor.TellStep(d.qmp.Hub(), s) })
 	d.graph.OnCorruption(func(node, msg string, off, n int64, fatal bool) {
 		e := &qapi.BlockImageCorrupted{NodeName: &node, Msg: msg, Fatal: fatal}
 		if off >= 0 {
@@ -198,11 +205,33 @@ func allowedPaths(opts []option) []string {
 	return paths
 }
 
+// historySteps returns the value of --graph-history, which checkHistory has
+// found good.
+func historySteps(opts []option) int {
+	steps := blockgraph.DefaultHistory
+	for _, o := range opts {
+		if o.name == "graph-history" {
+			steps, _ = strconv.Atoi(o.value)
+		}
+	}
+	return steps
+}
+
+// maxHistory is the largest value of --graph-history.
+const maxHistory = 1 << 20
+
+func checkHistory(o option) error {
+	if k, err := strconv.Atoi(o.value); err != nil || k < 1 || k > maxHistory {
+		return fmt.Errorf("%s: a number of steps from 1 to %d is expected", o.given, maxHistory)
+	}
+	return nil
+}
+
 // setUp works the options off in their order. Its errors name the option. The
 // end of ctx ends what waits.
 func (d *daemon) setUp(ctx context.Context, opts []option) error {
 	for _, o := range opts {
-		if err := d.apply(ctx, o); err != nil {
+		if err := d.apply(qapi.WithOrigin(ctx, qapi.Origin{Option: o.name}), o); err != nil {
 			if _, help := helpText(err); help {
 				return err
 			}
@@ -257,6 +286,11 @@ func (d *daemon) apply(ctx context.Context, o option) error {
 // last replies.
 const closeTime = 30 * time.Second
 
+// endContext is what an end runs in.
+func endContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(qapi.WithOrigin(context.Background(), qapi.Origin{Shutdown: true}), closeTime)
+}
+
 // endWork ends exports and jobs, once; whoever comes second waits for the
 // first. Then the daemon ends.
 func (d *daemon) endWork() {
@@ -265,7 +299,7 @@ func (d *daemon) endWork() {
 	case <-d.stopped:
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	ctx, cancel := endContext()
 	defer cancel()
 	if err := d.exports.Close(ctx); err != nil {
 		complain(err.Error())
@@ -281,7 +315,7 @@ func (d *daemon) endWork() {
 // removed.
 func (d *daemon) close() {
 	d.endWork()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	ctx, cancel := endContext()
 	defer cancel()
 	if err := d.monitor.CloseNodes(ctx); err != nil {
 		complain(err.Error())

@@ -21,6 +21,7 @@ A storage daemon: QMP in, jobs over disk images, events out
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
            [,writable=on|off]
                          export a block node over NBD (requires --nbd-server)
+  --graph-history <n>    keep the last <n> changes of the block graph
   --monitor [chardev=]<name>[,mode=control][,pretty[=on|off]]
                          serve QMP on a character device
   --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>

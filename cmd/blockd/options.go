@@ -27,6 +27,7 @@ var optionSpecs = []optionSpec{
 	{name: "chardev", value: true},
 	{name: "daemonize"},
 	{name: "export", value: true},
+	{name: "graph-history", value: true},
 	{name: "help", short: 'h'},
 	{name: "monitor", value: true},
 	{name: "nbd-server", value: true},

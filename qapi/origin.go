@@ -1,0 +1,30 @@
+package qapi
+
+import "context"
+
+// Origin says at whose wish something happens, where no job is the cause.
+// Exactly one of its kinds holds: a command, an option, the end.
+type Origin struct {
+	// Command is the QMP command, or "". ID is the id that its client gave it,
+	// if HasID.
+	Command string
+	ID      any
+	HasID   bool
+	// Option is the command line's option, without dashes, or "".
+	Option string
+	// Shutdown: the daemon ends.
+	Shutdown bool
+}
+
+type originKey struct{}
+
+// WithOrigin returns a context of what is done at the wish of o.
+func WithOrigin(ctx context.Context, o Origin) context.Context {
+	return context.WithValue(ctx, originKey{}, o)
+}
+
+// OriginOf returns the origin of what is done under ctx, if it is known.
+func OriginOf(ctx context.Context) (Origin, bool) {
+	o, ok := ctx.Value(originKey{}).(Origin)
+	return o, ok
+}
