@@ -145,6 +145,7 @@ func (f *Filter) copyUp(ctx context.Context, off int64, v *blockgraph.IOVec) err
 	if err := f.node.File().ReadV(ctx, off, v, 0); err != nil {
 		return err
 	}
+	f.node.File().DebugEvent("cor_write")
 	const flags = blockgraph.WriteUnchanged | blockgraph.OnlyUnallocated
 	if isZero(v) {
 		return f.WriteZeroes(ctx, off, v.Len(), flags)

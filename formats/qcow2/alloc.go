@@ -135,6 +135,7 @@ func (d *Driver) findFree(n int64) (int64, error) {
 				return 0, err
 			}
 			d.newRefBlock(index, at)
+			d.passed("refblock_alloc")
 			return 0, errAgain
 		}
 		end := min((b.index+1)<<r.blockBits, limit)

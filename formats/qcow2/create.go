@@ -86,7 +86,6 @@ func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) 
 	cs := int64(1) << c.clusterBits
 	// An old image's tables must not come to life when a crash cuts us off.
 	head := make([]byte, cs)
-	f.DebugEvent("empty_image_prepare")
 	if err := writeAt(ctx, f, 0, head[:sector]); err != nil {
 		return headerError("Could not write qcow2 header", err)
 	}

@@ -53,6 +53,21 @@ type Driver struct {
 	packAt     int64        // where the next compressed data may go; 0: nowhere
 	nextSize   int64        // size for the header
 	diskFields headerFields // as in the header on disk
+	points     []string     // fault points passed under the lock, for unlock
+}
+
+// passed notes a fault point of something rare that happens under Driver.mu.
+func (d *Driver) passed(point string) { d.points = append(d.points, point) }
+
+// unlock gives Driver.mu back after an allocation, and reports the fault points
+// that were passed: who acts on them may wait.
+func (d *Driver) unlock() {
+	points := d.points
+	d.points = nil
+	d.mu.Unlock()
+	for _, p := range points {
+		d.file().DebugEvent(p)
+	}
 }
 
 func (d *Driver) file() storage     { return d.ch.file() }

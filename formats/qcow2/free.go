@@ -115,6 +115,7 @@ func (d *Driver) dropExtents(ctx context.Context, list []extent) ([]extent, erro
 				slog.Debug("qcow2: a freed cluster keeps its space", "error", err)
 			}
 		}
+		d.file().DebugEvent("cluster_free")
 		if err := d.dropRun(ctx, x, n); err != nil {
 			return list, err
 		}

@@ -203,6 +203,7 @@ func (d *Driver) unshareTable(t *l1Table, table int64) error {
 	if err != nil {
 		return err
 	}
+	d.passed("l2_alloc_cow_read")
 	delete(d.unsharing, table)
 	for i := range d.slicesPerTable() {
 		d.dirtyWhole(t.cached(table, i))

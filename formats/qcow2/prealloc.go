@@ -18,7 +18,7 @@ func (d *Driver) preallocate(ctx context.Context, from, to int64, mode qapi.Prea
 		d.mu.Lock()
 		done, err := int64(0), error(nil)
 		a, done, err = d.tryPreallocate(first, end)
-		d.mu.Unlock()
+		d.unlock()
 		if err != nil {
 			if err := d.fetch(ctx, err); err != nil {
 				return blockgraph.Errorf(blockgraph.Errno(err), "Failed to allocate data clusters: %s", blockgraph.Strerror(err))

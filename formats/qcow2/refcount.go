@@ -334,6 +334,7 @@ func (d *Driver) growRefTable() error {
 	if err := d.checkUnclaimed(first, k+m); err != nil {
 		return err
 	}
+	d.passed("reftable_grow")
 	oldOffset, oldClusters := r.tableOffset, old/perCluster
 	r.table = append(r.table, make([]uint64, entries-old)...)
 	for i := range m {

@@ -16,7 +16,7 @@ func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, nex
 		d.mu.Lock()
 		end, wait, err := d.tryRemap(from, to, why, next)
 		crowded := err == nil && wait == nil && d.pressed()
-		d.mu.Unlock()
+		d.unlock()
 		switch {
 		case wait != nil:
 			err = wait.wait(ctx)

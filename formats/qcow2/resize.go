@@ -99,7 +99,7 @@ func (d *Driver) growL1(ctx context.Context, n int64) error {
 				d.free(t.offset>>d.h.clusterBits, d.h.clusters(old*l1EntrySize), discardOther)
 			}
 		}
-		d.mu.Unlock()
+		d.unlock()
 		if err == nil {
 			return nil
 		}
@@ -176,6 +176,7 @@ func (d *Driver) shrink(ctx context.Context, size, old int64) error {
 	}
 	err := d.remap(ctx, d.h.clusters(size), d.h.clusters(old), discardAlways, func(uint64) (uint64, error) { return 0, nil })
 	if err == nil {
+		d.file().DebugEvent("l1_shrink_write_table")
 		d.file().DebugEvent("l1_shrink_free_l2_clusters")
 		d.dropTables(int64(d.h.l1Entries(uint64(size))))
 		err = d.settle(ctx)

@@ -97,7 +97,7 @@ func (d *Driver) beginAllocation(ctx context.Context, off, n int64, onlyUnalloca
 	for {
 		d.mu.Lock()
 		a, skip, wait, err := d.tryAllocation(off, n, onlyUnallocated)
-		d.mu.Unlock()
+		d.unlock()
 		if wait != nil {
 			if err := wait.wait(ctx); err != nil {
 				return nil, 0, err

@@ -189,7 +189,10 @@ func (d *Driver) takeChanges() *copied {
 		set := b.dirty.take()
 		c.blocks[b] = set
 		event := "refblock_update_part"
-		if b.fresh {
+		switch {
+		case b.fresh && r.moved:
+			event = "refblock_alloc_write_blocks"
+		case b.fresh:
 			event = "refblock_alloc_write"
 		}
 		set.runs(d.h.clusterSize, func(from, to int64) {
@@ -344,7 +347,6 @@ func (d *Driver) writeCounts(ctx context.Context, f storage, c *copied) error {
 		}
 	}
 	if len(c.table) > 0 {
-		f.DebugEvent("flush_to_disk")
 		if err := f.Flush(ctx); err != nil {
 			return err
 		}
@@ -371,7 +373,9 @@ func (d *Driver) writeCounts(ctx context.Context, f storage, c *copied) error {
 	if len(c.early) == 0 && len(c.table) == 0 && len(c.late) == 0 && !c.setHeader {
 		return nil // phase 5 will do
 	}
-	f.DebugEvent("flush_to_disk")
+	if len(c.late) == 0 {
+		f.DebugEvent("flush_to_disk") // all metadata is written
+	}
 	return f.Flush(ctx)
 }
 

@@ -63,10 +63,11 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 		return syscall.EIO
 	}
 	cluster := off >> d.h.clusterBits
+	d.file().DebugEvent("cluster_alloc_bytes")
 	for {
 		d.mu.Lock()
 		s, c, host, wait, err := d.beginCompressed(cluster, int64(n), flags)
-		d.mu.Unlock()
+		d.unlock()
 		if wait != nil {
 			if err := wait.wait(ctx); err != nil {
 				return err
@@ -116,6 +117,9 @@ func (d *Driver) beginCompressed(cluster, n int64, flags blockgraph.Flags) (*sli
 
 // endCompressed maps a guest cluster to its compressed data.
 func (d *Driver) endCompressed(ctx context.Context, s *slice, c *claim, cluster, host, n int64, err error) error {
+	if err == nil {
+		d.file().DebugEvent("l2_update_compressed")
+	}
 	d.mu.Lock()
 	p := d.position(cluster << d.h.clusterBits)
 	entry := uint64(host) | flagCompressed | uint64((host+n-1)/sector-host/sector)<<d.h.compressedShift
