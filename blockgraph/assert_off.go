@@ -4,6 +4,8 @@ package blockgraph
 
 func assertPerm(*Edge, Perm, Flags) {}
 
+func assertTracked(bool) {}
+
 func goroutineID() uint64 { return 0 }
 
 func (l *Loop) assertOn() {}

@@ -26,6 +26,14 @@ func assertPerm(e *Edge, need Perm, flags Flags) {
 	}
 }
 
+// assertTracked holds that a request that excludes others meets only tracked
+// ones.
+func assertTracked(exclusive bool) {
+	if exclusive {
+		panic("blockgraph: a serialising request on a node whose requests are not tracked")
+	}
+}
+
 func goroutineID() uint64 {
 	var buf [64]byte
 	b := buf[:runtime.Stack(buf[:], false)]

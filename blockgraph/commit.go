@@ -2,6 +2,7 @@ package blockgraph
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"syscall"
 
@@ -46,10 +47,35 @@ func (tx *Tx) drainReplaced() error {
 			nodes = append(nodes, n)
 		}
 	}
+	for n := range tx.serialised() {
+		nodes = append(nodes, n)
+	}
 	if err := tx.Drain(nodes...); err != nil {
 		return err
 	}
 	return tx.drainRoots(roots)
+}
+
+// serialised yields the nodes that get a user who sends Serialising requests.
+func (tx *Tx) serialised() iter.Seq[*Node] {
+	return func(yield func(*Node) bool) {
+		for n, list := range tx.added {
+			if n.tracker.serialised {
+				continue
+			}
+			for _, e := range list {
+				if e.node == nil {
+					continue
+				}
+				if s, ok := e.node.drv.(Serialiser); ok && s.Serialises(e) {
+					if !yield(n) {
+						return
+					}
+					break
+				}
+			}
+		}
+	}
 }
 
 // collect returns the nodes that nobody uses any more, parents before
@@ -123,6 +149,10 @@ func (tx *Tx) publish(dead []*Node) {
 	}
 	for e, p := range tx.perms {
 		e.setPerms(p[0], p[1])
+	}
+	for n := range tx.serialised() {
+		n.tracker.serialised = true
+		n.tracker.refresh(n.limits.RequestAlignment)
 	}
 	for n, s := range tx.states {
 		n.state.Store(s)

@@ -230,6 +230,12 @@ type CorruptionReporter interface {
 	OnCorruption(f func(msg string, off, n int64, fatal bool))
 }
 
+// Serialiser is a driver that sends requests with the flag Serialising to some
+// of its children. The edge is new; the answer holds as long as it does.
+type Serialiser interface {
+	Serialises(e *Edge) bool
+}
+
 // Releaser is a node that makes requests wait on purpose (throttling). Between
 // ReleaseBegin and ReleaseEnd it lets those that wait, and those that come,
 // pass. The calls nest, from several roots at a time; neither blocks.

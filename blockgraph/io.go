@@ -391,7 +391,7 @@ func (n *Node) zeroByWriting(ctx context.Context, off, length int64, flags Flags
 			err = n.writeUnaligned(ctx, off, v, flags, align)
 		} else {
 			var h *RangeHold
-			if h, err = n.tracker.begin(ctx, off, int64(len(z)), false); err == nil {
+			if h, err = n.tracker.begin(ctx, off, int64(len(z)), flags&Serialising != 0); err == nil {
 				err = n.writeDriver(ctx, off, v, flags)
 				n.tracker.end(h)
 			}

@@ -156,7 +156,7 @@ func (n *Node) refreshLimits() {
 		n.caps.Backing = false
 	}
 	n.caps.Filter = n.typ.Filter
-	n.tracker.on = n.limits.RequestAlignment > 1
+	n.tracker.refresh(n.limits.RequestAlignment)
 }
 
 // limitsChanged has a node and those above it look at their limits again, but

@@ -26,7 +26,8 @@ const (
 	Prefetch
 	// CopyOnRead: a read populates what is unallocated in the node.
 	CopyOnRead
-	// Serialising: the request overlaps with no other one on this node.
+	// Serialising: the request overlaps with no other one on this node, reads
+	// included. Only a Serialiser sends it.
 	Serialising
 )
 

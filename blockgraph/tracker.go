@@ -105,15 +105,26 @@ func (l *RangeLock) blocked(i int) bool {
 
 // tracker is the request tracking of one node. Requests are tracked only when
 // some of them may have to exclude others: where the driver's alignment makes
-// the wrapper read, modify and write.
+// the wrapper read, modify and write, and where a user sends Serialising
+// requests. Who may send them says so in advance (Serialiser): what began
+// untracked could not be waited for.
 type tracker struct {
-	on    bool // changes only while no request is under way
+	// Both change only while no request is under way.
+	on         bool
+	serialised bool // by some user, now or once
+
 	locks RangeLock
 }
 
+// refresh decides again whether requests are tracked.
+func (t *tracker) refresh(align int64) { t.on = t.serialised || align > 1 }
+
 func (t *tracker) begin(ctx context.Context, off, n int64, exclusive bool) (*RangeHold, error) {
-	if !t.on && !exclusive {
-		return nil, nil
+	if !t.on {
+		assertTracked(exclusive)
+		if !exclusive {
+			return nil, nil
+		}
 	}
 	return t.locks.Lock(ctx, off, n, exclusive)
 }

@@ -137,6 +137,12 @@ func (f *Filter) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared bloc
 
 // PrepareReopen implements blockgraph.Reopener: nothing depends on what may
 // change.
-func (f *Filter) PrepareReopen(context.Context, *qapi.BlockdevOptions, bool) (commit, abort func(), err error) {
-	return func() {}, func() {}, nil
+func (f *Filter) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	return &blockgraph.Reopening{}, nil
 }
+
+var (
+	_ blockgraph.Reopener     = (*Filter)(nil)
+	_ blockgraph.Breakpointer = (*Filter)(nil)
+	_ blockgraph.Truncater    = (*Filter)(nil)
+)

@@ -102,6 +102,11 @@ func (f *Filter) Enter(root *blockgraph.Root) func(ctx context.Context) (copy.En
 	}
 }
 
+// Serialises implements blockgraph.Serialiser.
+func (f *Filter) Serialises(e *blockgraph.Edge) bool {
+	return e.Name() == "target" && f.flags&blockgraph.Serialising != 0
+}
+
 // ends is called under an admission.
 func (f *Filter) ends() copy.Ends {
 	return copy.Ends{Source: f.node.File(), Target: f.node.Child("target")}
