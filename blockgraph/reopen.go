@@ -279,9 +279,16 @@ func (tx *Tx) startReopened(q reopenQueue) error {
 	return nil
 }
 
-// anticipate gives a node what it is to need of its children at once: its
-// driver may write to its file before the commit.
+// anticipate gives a node what it is to need of its children at once, and lets
+// it be written to if that is what it is to be: its driver, or that above it,
+// may write before the commit.
 func (tx *Tx) anticipate(n *Node) {
+	if was := n.state.Load(); was.ReadOnly && !tx.State(n).ReadOnly {
+		s := was.clone()
+		s.ReadOnly = false
+		n.state.Store(s)
+		tx.OnAbort(func() { n.state.Store(was) })
+	}
 	for _, e := range tx.State(n).Edges {
 		perm, _ := tx.Perms(e)
 		e.ahead.Store(uint32(perm))

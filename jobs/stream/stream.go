@@ -5,8 +5,8 @@
 // A copy-on-read filter over the image does the copying: it writes only where
 // the image has nothing yet, decided under the image's own allocator, so a
 // newer write of a guest is never overwritten. The links from the filter down
-// to the lowest streamed image are frozen. What is below that one is not the
-// job's: another job may replace it meanwhile. So the new backing file is
+// to the lowest streamed image, and on to the node right above the base, are
+// frozen. What is below that one is not the job's: another job may replace it meanwhile. So the new backing file is
 // whatever is there at the end, looked up within the graph change that makes
 // the new link, when nobody else can change it.
 //
@@ -44,13 +44,13 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 		backing: a.BackingFile,
 		blocker: jobs.Blocker(qapi.JobTypeStream, blockgraph.OpDataplane),
 	}
+	// A chain that cannot be frozen is refused before anything is changed.
+	thaw, err := tx.FreezeChain(top, p.aboveBase)
+	if err != nil {
+		return nil, err
+	}
+	thaw(tx)
 	if s.readOnly = tx.State(top).ReadOnly; s.readOnly {
-		// A chain that cannot be frozen is refused before anything is reopened.
-		thaw, err := tx.FreezeChain(top, p.aboveBase)
-		if err != nil {
-			return nil, err
-		}
-		thaw(tx)
 		if err := tx.SetReadOnly(top, false); err != nil {
 			return nil, err
 		}
@@ -116,7 +116,7 @@ func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 		tx.SetImplicit(n)
 	}
 	s.filter = n
-	if s.thaw, err = tx.FreezeChain(n, s.bottom); err != nil {
+	if s.thaw, err = tx.FreezeChain(n, s.aboveBase); err != nil {
 		return qapi.Errorf("Could not create node: %s", err)
 	}
 	if err := tx.ReplaceNode(s.top, n); err != nil {
