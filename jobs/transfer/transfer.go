@@ -132,6 +132,9 @@ func (b *Body) Drained() <-chan struct{} {
 	return nil
 }
 
+// Orphans implements jobs.Orphaner.
+func (b *Body) Orphans() int { return b.Usage().Orphans }
+
 // Usage returns what is in flight. Any goroutine.
 func (b *Body) Usage() copy.Usage {
 	if e := b.engine.Load(); e != nil {
