@@ -9,12 +9,13 @@ const (
 
 func BenchmarkParse(b *testing.B) {
 	n := 0
-	p := NewParser(func(any, error) { n++ })
+	emit := func(any, error) { n++ }
+	p := NewParser()
 	data := []byte(benchRequest)
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		p.Feed(data)
+		p.Feed(data, emit)
 	}
 	if n != b.N {
 		b.Fatalf("%d values of %d", n, b.N)

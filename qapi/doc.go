@@ -42,4 +42,6 @@
 // plans are built once per type under planMu, the only lock, and are immutable
 // afterwards; everything else is a pure function. Any plane may call it. This
 // is a leaf package: it imports nothing of this module.
+//
+//blockd:any
 package qapi

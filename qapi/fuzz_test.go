@@ -15,7 +15,7 @@ func FuzzParser(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, piece byte) {
 		run := func(piece int) (out [][]byte) {
-			p := NewParser(func(v any, err error) {
+			emit := func(v any, err error) {
 				if err != nil {
 					out = append(out, []byte("! "+err.Error()))
 					return
@@ -29,13 +29,14 @@ func FuzzParser(f *testing.F) {
 				if err != nil || !bytes.Equal(AppendJSON(nil, again), text) {
 					t.Fatalf("%s reads back as %s (%v)", text, AppendJSON(nil, again), err)
 				}
-			})
+			}
+			p := NewParser()
 			for rest := data; len(rest) > 0; {
 				n := min(piece, len(rest))
-				p.Feed(rest[:n])
+				p.Feed(rest[:n], emit)
 				rest = rest[n:]
 			}
-			p.End()
+			p.End(emit)
 			return out
 		}
 		whole, cut := run(len(data)+1), run(int(piece)+1)

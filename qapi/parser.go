@@ -21,11 +21,11 @@ type token struct {
 }
 
 // Parser reads a stream of JSON values in the dialect of QMP. For each value,
-// and for each error, it calls emit once, in order, from within Feed or End;
-// exactly one of emit's arguments is meaningful (err is a *Error). Not safe for
-// concurrent use.
+// and for each error, Feed and End call their emit once, in order; exactly one
+// of emit's arguments is meaningful (err is a *Error). Not safe for concurrent
+// use.
 type Parser struct {
-	emit      func(v any, err error)
+	out       []parsed // since emit was called
 	lex       lexer
 	tokens    []token
 	text      []byte
@@ -34,24 +34,52 @@ type Parser struct {
 	totalSize int
 }
 
-// NewParser makes a parser that hands what it reads to emit.
-func NewParser(emit func(v any, err error)) *Parser {
-	p := &Parser{emit: emit}
+// parsed is one value or error.
+type parsed struct {
+	v   any
+	err error
+}
+
+// feedBytes is how much is read between calls of emit: input of nothing but
+// errors makes one for each byte, and they should not pile up.
+const feedBytes = 512
+
+// NewParser makes a parser.
+func NewParser() *Parser {
+	p := &Parser{}
 	p.lex.emit = p.token
 	return p
 }
 
-// Feed reads more input, cut anywhere. It keeps no reference to data.
-func (p *Parser) Feed(data []byte) { p.lex.feed(data) }
+// Feed reads more input, cut anywhere. It keeps no reference to data. emit may
+// wait; it must not use the parser.
+func (p *Parser) Feed(data []byte, emit func(v any, err error)) {
+	for len(data) > 0 {
+		n := min(len(data), feedBytes)
+		p.lex.feed(data[:n])
+		data = data[n:]
+		p.hand(emit)
+	}
+}
 
 // End tells that the input is over: an unfinished token or value is reported as
 // an error. The parser can be used again afterwards.
-func (p *Parser) End() {
+func (p *Parser) End(emit func(v any, err error)) {
 	p.lex.end()
 	if len(p.tokens) > 0 {
 		p.deliver()
 	}
 	p.reset()
+	p.hand(emit)
+}
+
+// hand gives out what was read.
+func (p *Parser) hand(emit func(v any, err error)) {
+	for i, o := range p.out {
+		p.out[i] = parsed{}
+		emit(o.v, o.err)
+	}
+	p.out = p.out[:0]
 }
 
 // Reset forgets unfinished input, for the next client of the same stream.
@@ -75,7 +103,7 @@ func (p *Parser) reset() {
 
 func (p *Parser) fail(err error) {
 	p.reset()
-	p.emit(nil, err)
+	p.out = append(p.out, parsed{err: err})
 }
 
 func (p *Parser) token(kind tokenKind, text []byte) {
@@ -125,10 +153,9 @@ func (p *Parser) deliver() {
 	v, err := m.value()
 	p.reset()
 	if err != nil {
-		p.emit(nil, err)
-		return
+		v = nil
 	}
-	p.emit(v, nil)
+	p.out = append(p.out, parsed{v, err})
 }
 
 // cString cuts a text where the field's C strings would end.
@@ -148,7 +175,7 @@ func ParseJSON(data []byte) (any, error) {
 		got    bool
 		first  error
 	)
-	p := NewParser(func(v any, err error) {
+	emit := func(v any, err error) {
 		switch {
 		case first != nil:
 		case got:
@@ -158,9 +185,10 @@ func ParseJSON(data []byte) (any, error) {
 		default:
 			result, got = v, true
 		}
-	})
-	p.Feed(data)
-	p.End()
+	}
+	p := NewParser()
+	p.Feed(data, emit)
+	p.End(emit)
 	if first != nil {
 		return nil, first
 	}

@@ -10,20 +10,21 @@ import (
 // as JSON, errors as "! text".
 func read(input string, piece int, end bool) []string {
 	out := []string{}
-	p := NewParser(func(v any, err error) {
+	emit := func(v any, err error) {
 		if err != nil {
 			out = append(out, "! "+err.Error())
 		} else {
 			out = append(out, string(AppendJSON(nil, v)))
 		}
-	})
+	}
+	p := NewParser()
 	for len(input) > 0 {
 		n := min(piece, len(input))
-		p.Feed([]byte(input[:n]))
+		p.Feed([]byte(input[:n]), emit)
 		input = input[n:]
 	}
 	if end {
-		p.End()
+		p.End(emit)
 	}
 	return out
 }
@@ -135,28 +136,29 @@ func TestTokensPast64MiBAreRefused(t *testing.T) {
 		t.Skip("large")
 	}
 	var got []string
-	p := NewParser(func(v any, err error) {
+	emit := func(v any, err error) {
 		if err != nil {
 			got = append(got, err.Error())
 		} else {
 			got = append(got, fmt.Sprint(v))
 		}
-	})
+	}
+	p := NewParser()
 	block := []byte(strings.Repeat("a", 1<<20))
-	p.Feed([]byte(`"`))
+	p.Feed([]byte(`"`), emit)
 	for range 64 {
-		p.Feed(block)
+		p.Feed(block, emit)
 	}
 	if fmt.Sprint(got) != "[JSON token size limit exceeded]" {
 		t.Fatalf("one long string gave %.100q", got)
 	}
 	p.Reset()
 	got = nil
-	p.Feed([]byte("["))
+	p.Feed([]byte("["), emit)
 	for range 65 {
-		p.Feed([]byte(`"`))
-		p.Feed(block)
-		p.Feed([]byte(`",`))
+		p.Feed([]byte(`"`), emit)
+		p.Feed(block, emit)
+		p.Feed([]byte(`",`), emit)
 		if len(got) > 0 {
 			break
 		}
@@ -171,11 +173,12 @@ func TestTokenCountIsLimited(t *testing.T) {
 		t.Skip("large")
 	}
 	var got []string
-	p := NewParser(func(v any, err error) { got = append(got, fmt.Sprint(err)) })
-	p.Feed([]byte("["))
+	emit := func(v any, err error) { got = append(got, fmt.Sprint(err)) }
+	p := NewParser()
+	p.Feed([]byte("["), emit)
 	block := []byte(strings.Repeat("1,", 1<<16))
 	for range 17 {
-		p.Feed(block)
+		p.Feed(block, emit)
 		if len(got) > 0 {
 			break
 		}
@@ -187,10 +190,11 @@ func TestTokenCountIsLimited(t *testing.T) {
 
 func TestParserCanBeResetForANewClient(t *testing.T) {
 	var got []string
-	p := NewParser(func(v any, err error) { got = append(got, fmt.Sprint(v, err)) })
-	p.Feed([]byte(`{"a": ["half`))
+	emit := func(v any, err error) { got = append(got, fmt.Sprint(v, err)) }
+	p := NewParser()
+	p.Feed([]byte(`{"a": ["half`), emit)
 	p.Reset()
-	p.Feed([]byte(`[]`))
+	p.Feed([]byte(`[]`), emit)
 	if len(got) != 1 || got[0] != "[] <nil>" {
 		t.Errorf("got %q", got)
 	}

@@ -76,7 +76,7 @@ type outMember struct {
 }
 
 var (
-	planMu    sync.Mutex // guards building; finished plans are in planCache
+	planMu    sync.Mutex //blockd:short // guards building; finished plans are in planCache
 	planCache sync.Map   // planKey -> *typePlan
 )
 

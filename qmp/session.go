@@ -99,6 +99,8 @@ func (s *Session) serve() {
 
 // drop gives the client up: nothing more is sent, and reading ends. It never
 // waits and may be called by anyone, with Hub.mu held too.
+//
+//blockd:any
 func (s *Session) drop() {
 	s.drops.Do(func() {
 		close(s.gone)
@@ -110,7 +112,7 @@ func (s *Session) drop() {
 // read feeds the parser until the input ends. It reports false when the client
 // has gone, and true when it may still read answers.
 func (s *Session) read() bool {
-	parser := qapi.NewParser(s.received)
+	parser := qapi.NewParser()
 	defer func() {
 		chardev.CloseFiles(s.arrived)
 		s.arrived = nil
@@ -122,7 +124,7 @@ func (s *Session) read() bool {
 			chardev.CloseFiles(s.arrived)
 			s.arrived = files
 		}
-		parser.Feed(buf[:n])
+		parser.Feed(buf[:n], s.received)
 		if err != nil {
 			return errors.Is(err, io.EOF) && !s.conn.HungUp()
 		}
