@@ -19,4 +19,6 @@
 // graph changes and must be called on workers, not on the loop.
 //
 // Imports blockgraph, clock, exports/nbd and qapi of this module.
+//
+//blockd:blocking
 package exports

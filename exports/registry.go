@@ -40,8 +40,8 @@ type Options struct {
 type Registry struct {
 	Options
 
-	mu       sync.Mutex
-	exports  []*export // the newest first, as the field lists them
+	mu       sync.Mutex //blockd:short
+	exports  []*export  // the newest first, as the field lists them
 	server   *nbd.Server
 	starting bool
 	removals sync.WaitGroup
@@ -209,11 +209,14 @@ func (r *Registry) Del(ctx context.Context, id string, mode *qapi.BlockExportRem
 
 // shutDown begins the end of an export; it goes on when ctx ends, which says
 // only who asked for it. Called with mu held.
+//
+//blockd:any
 func (r *Registry) shutDown(ctx context.Context, e *export) {
 	if e.shuttingDown {
 		return
 	}
 	e.shuttingDown = true
+	//blockd:blocking
 	r.removals.Go(func() {
 		e.nbd.Close()
 		<-e.nbd.Done()
@@ -239,6 +242,8 @@ func (r *Registry) shutDown(ctx context.Context, e *export) {
 }
 
 // forget takes an export off the list.
+//
+//blockd:any
 func (r *Registry) forget(e *export) {
 	r.mu.Lock()
 	r.exports = slices.DeleteFunc(r.exports, func(x *export) bool { return x == e })

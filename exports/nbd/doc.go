@@ -29,4 +29,6 @@
 //
 // Imports blockgraph, clock, ioengine, nbdproto and qapi of this module, never
 // jobs or the monitor.
+//
+//blockd:io
 package nbd

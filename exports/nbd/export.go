@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"blockd/nbdproto"
@@ -44,7 +46,7 @@ type Export struct {
 	writethrough bool
 	contexts     []statusContext
 
-	mu     sync.Mutex
+	mu     sync.Mutex //blockd:short
 	conns  map[*conn]struct{}
 	closed bool
 	done   chan struct{}
@@ -108,38 +110,34 @@ func (e *Export) Clients() int {
 // disconnects its clients. It does not wait; see Done.
 func (e *Export) Close() {
 	e.server.forget(e)
-	e.shut(false)
+	conns, _ := e.end(false)
+	for _, c := range conns {
+		c.close()
+	}
 }
 
 // CloseIfUnused is Close, if there is no client; otherwise it returns false.
 func (e *Export) CloseIfUnused() bool {
-	if !e.shut(true) {
+	if _, ended := e.end(true); !ended {
 		return false
 	}
 	e.server.forget(e)
 	return true
 }
 
-func (e *Export) shut(onlyUnused bool) bool {
+// end takes no more clients, and returns those that there are, to be closed.
+// With onlyUnused it does nothing when there are any.
+func (e *Export) end(onlyUnused bool) (clients []*conn, ended bool) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	if onlyUnused && len(e.conns) > 0 {
-		e.mu.Unlock()
-		return false
+		return nil, false
 	}
-	first := !e.closed
-	e.closed = true
-	conns := make([]*conn, 0, len(e.conns))
-	for c := range e.conns {
-		conns = append(conns, c)
-	}
-	e.mu.Unlock()
-	if first && len(conns) == 0 {
+	if !e.closed && len(e.conns) == 0 {
 		close(e.done)
 	}
-	for _, c := range conns {
-		c.close()
-	}
-	return true
+	e.closed = true
+	return slices.Collect(maps.Keys(e.conns)), true
 }
 
 // Done is closed when the export is closed and no request will reach its

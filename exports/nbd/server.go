@@ -58,7 +58,7 @@ type Server struct {
 	watchdog  *watchdog
 	memory    *memory
 
-	mu      sync.Mutex
+	mu      sync.Mutex //blockd:short
 	conns   map[*conn]struct{}
 	exports []*Export // in the order of addition
 	closed  bool
@@ -121,6 +121,8 @@ func (s *Server) Close() {
 
 // AddExport offers an export from now on. The errors are those of names that
 // are too long or taken, with the field's texts.
+//
+//blockd:any
 func (s *Server) AddExport(cfg *ExportConfig) (*Export, error) {
 	if err := cfg.CheckNames(); err != nil {
 		return nil, err
