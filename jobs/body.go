@@ -12,8 +12,10 @@ import (
 // loop that answers it.
 
 // pauseSignal tells a body that it should come to rest.
+//
+//blockd:any
 type pauseSignal struct {
-	mu     sync.Mutex
+	mu     sync.Mutex //blockd:short
 	wanted bool
 	c      chan struct{} // closed while a pause is wanted
 }
@@ -57,24 +59,42 @@ func (j *Job) signalPause() {
 	}
 }
 
-// Change makes a graph change on behalf of the body and waits for it. Data
-// plane; the body has nothing in flight.
-func (j *Job) Change(ctx context.Context, fn func(tx *blockgraph.Tx) error) error {
+// OnWorker runs f on a worker, where it may change the graph, and waits for it.
+// Data plane; the body has nothing in flight: a change might wait for it.
+//
+//blockd:io
+//blockd:handoff blocking
+func (j *Job) OnWorker(f func() error) error {
 	done := make(chan error, 1)
-	j.set.workers.Go(func() { done <- j.set.graph.Update(ctx, blockgraph.Cause{Job: j.id}, fn) })
+	//blockd:blocking
+	j.set.workers.Go(func() { done <- f() })
 	return <-done
 }
 
+// Change makes a graph change on behalf of the body and waits for it. Data
+// plane; the body has nothing in flight.
+//
+//blockd:io
+func (j *Job) Change(ctx context.Context, fn func(tx *blockgraph.Tx) error) error {
+	return j.OnWorker(func() error { return j.set.graph.Update(ctx, blockgraph.Cause{Job: j.id}, fn) })
+}
+
 // PauseWanted tells whether the body should come to rest. Data plane.
+//
+//blockd:any
 func (j *Job) PauseWanted() bool { return j.pausing.isSet() }
 
 // PauseRequested returns a channel that is closed when the body should come to
 // rest and call PausePoint. It is good until PausePoint returns. Data plane.
+//
+//blockd:any
 func (j *Job) PauseRequested() <-chan struct{} { return j.pausing.channel() }
 
 // PausePoint is called by the body while it has nothing in flight. If a pause
 // is wanted the job is paused (standby when it was ready) until it is resumed
 // or cancelled. It returns ctx.Err(). Data plane.
+//
+//blockd:io
 func (j *Job) PausePoint(ctx context.Context) error {
 	if !j.pausing.isSet() {
 		return ctx.Err()
@@ -139,6 +159,8 @@ func (j *Job) unpause() {
 }
 
 // Ready tells that the job could complete now. Data plane.
+//
+//blockd:io
 func (j *Job) Ready() {
 	j.set.loop.Do(func() {
 		j.move(ready)
@@ -149,6 +171,8 @@ func (j *Job) Ready() {
 }
 
 // Canceled tells whether a cancel was asked for, by force or not. Data plane.
+//
+//blockd:io
 func (j *Job) Canceled() bool {
 	var c bool
 	j.set.loop.Do(func() { c = j.cancelled })
@@ -158,6 +182,8 @@ func (j *Job) Canceled() bool {
 // OnError decides what is to be done about a failed request, as the policy
 // says, and tells clients. After stop the body calls PausePoint and then
 // tries again; after report it ends with an error. Data plane.
+//
+//blockd:io
 func (j *Job) OnError(policy qapi.BlockdevOnError, op qapi.IoOperationType, err error) qapi.BlockErrorAction {
 	nospace := blockgraph.Errno(err) == noSpace
 	action := errorAction(policy, nospace)

@@ -19,4 +19,6 @@
 // those marked "worker" may block and must not be called from the loop; those
 // marked "data plane" are for the job's own body.
 // Imports: blockgraph, clock and qapi; never exports, qmp or monitor.
+//
+//blockd:global loop
 package jobs

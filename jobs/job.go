@@ -12,6 +12,8 @@ import (
 
 // Driver is what a kind of job does. The optional interfaces below are found
 // when the job is created.
+//
+//blockd:io
 type Driver interface {
 	// Run is the body. It runs on a goroutine of its own on the data plane, from
 	// the job's start until its work is done; nil is success. ctx ends when the
@@ -34,27 +36,37 @@ type Driver interface {
 // elsewhere they undo with Tx.OnAbort.
 
 // Preparer does what may still fail.
+//
+//blockd:blocking
 type Preparer interface {
 	Prepare(tx *blockgraph.Tx) error
 }
 
 // Committer makes the success final.
+//
+//blockd:blocking
 type Committer interface {
 	Commit(tx *blockgraph.Tx) error
 }
 
 // Aborter undoes the job's work after a failure or a cancel.
+//
+//blockd:blocking
 type Aborter interface {
 	Abort(tx *blockgraph.Tx) error
 }
 
 // Cleaner gives up what the job holds, after Commit or Abort.
+//
+//blockd:blocking
 type Cleaner interface {
 	Clean(tx *blockgraph.Tx) error
 }
 
 // Completer is a job that goes on until it is asked to complete. Complete runs
 // on the loop and must not wait.
+//
+//blockd:global loop
 type Completer interface {
 	Complete() error
 }
@@ -62,18 +74,24 @@ type Completer interface {
 // SoftCanceller is a job for which a cancel without force may mean something
 // else than giving up. Cancel returns whether it counts as forced. It runs on
 // the loop and must not wait.
+//
+//blockd:global loop
 type SoftCanceller interface {
 	Cancel(force bool) bool
 }
 
 // SpeedSetter is told of a new speed in bytes per second, 0 for no limit. It
 // runs on the loop and must not wait.
+//
+//blockd:global loop
 type SpeedSetter interface {
 	SetSpeed(speed int64)
 }
 
 // Kicker is told that a pause is wanted, so that a body that sleeps comes to its
 // pause point. It runs on the loop and must not wait.
+//
+//blockd:global loop
 type Kicker interface {
 	Kick()
 }
@@ -81,6 +99,8 @@ type Kicker interface {
 // Busier tells whether the body has requests in flight, for query-block-jobs;
 // without it a body is busy whenever it is not at a pause point. It runs on
 // the loop and must not wait.
+//
+//blockd:global loop
 type Busier interface {
 	Busy() bool
 }
@@ -90,16 +110,10 @@ type Busier interface {
 // Run; the result is closed when nothing is in flight any more, and nil when
 // nothing was left. The job's end is told at once, but what it holds in the
 // graph stays until then.
+//
+//blockd:blocking
 type Orphaner interface {
 	Drained() <-chan struct{}
-	// Orphans is how many requests the body left behind. Any goroutine.
-	Orphans() int
-}
-
-// Scratcher is a job that may have a scratch. Scratch returns what queries tell
-// about it, nil for nothing. It runs on the loop and must not wait.
-type Scratcher interface {
-	Scratch() *qapi.JobScratch
 }
 
 // Options are what is common to the creation of all jobs.
@@ -134,21 +148,20 @@ type Job struct {
 	pausing  pauseSignal
 
 	// Control plane.
-	status     qapi.JobStatus
-	txn        *Txn
-	started    bool
-	ended      bool // the body has returned
-	cancelled  bool
-	forced     bool // cancelled by force
-	userPaused bool
-	late       bool // it is over, but requests of it are not
-	pauses     int  // how many reasons there are to pause; 1 until the start
-	ioStatus   qapi.BlockDeviceIoStatus
-	err        error
-	stop       context.CancelFunc
-	resumed    chan struct{} // while paused or standby: closed to go on
-	rested     chan struct{} // closed when it rests next; nil: nobody waits
-	over       chan struct{} // closed when the job has concluded
+	status     qapi.JobStatus           //blockd:global loop
+	txn        *Txn                     //blockd:global loop
+	started    bool                     //blockd:global loop
+	ended      bool                     //blockd:global loop // the body has returned
+	cancelled  bool                     //blockd:global loop
+	forced     bool                     //blockd:global loop // cancelled by force
+	userPaused bool                     //blockd:global loop
+	pauses     int                      //blockd:global loop // how many reasons there are to pause; 1 until the start
+	ioStatus   qapi.BlockDeviceIoStatus //blockd:global loop
+	err        error                    //blockd:global loop
+	stop       context.CancelFunc       //blockd:global loop
+	resumed    chan struct{}            //blockd:global loop // while paused or standby: closed to go on
+	rested     chan struct{}            //blockd:global loop // closed when it rests next; nil: nobody waits
+	over       chan struct{}            // closed when the job has concluded
 }
 
 // Create adds a job in the state created. It fails for a bad or used id and
@@ -156,6 +169,8 @@ type Job struct {
 //
 // The job must then either be started or given up: by StartIn within a graph
 // change, by Start, or by Fail.
+//
+//blockd:blocking
 func (s *Set) Create(o Options, d Driver) (*Job, error) {
 	j := &Job{
 		set: s, id: o.ID, typ: o.Type, block: o.Block, driver: d,
@@ -223,6 +238,8 @@ func (j *Job) Status() qapi.JobStatus { return j.status }
 func (j *Job) Over() <-chan struct{} { return j.over }
 
 // Fail gives up a job that could not be set up. Worker.
+//
+//blockd:blocking
 func (j *Job) Fail() { j.set.loop.Do(j.fail) }
 
 // fail ends a job that never was complete. Control plane.
@@ -245,16 +262,10 @@ func (j *Job) undo() {
 // conclude ends the job's part in its transaction. Control plane.
 func (j *Job) conclude() {
 	j.move(concluded)
-	j.dismissOver()
-	j.leave()
-}
-
-// dismissOver forgets a job that has concluded, if nobody else is to do it. One
-// with requests that do not return stays to be seen. Control plane.
-func (j *Job) dismissOver() {
-	if j.set.closing || !j.late && (j.autoDismiss || !j.started) {
+	if j.autoDismiss || !j.started || j.set.closing {
 		j.drop()
 	}
+	j.leave()
 }
 
 // leave lets those go on who wait for the job, after they have its last

@@ -12,6 +12,8 @@ import (
 
 // update runs fn in a graph change on behalf of the jobs; when none of them has
 // phases, without one.
+//
+//blockd:blocking
 func (t *Txn) update(ctx context.Context, jobs []*Job, fn func(tx *blockgraph.Tx) error) error {
 	for _, j := range jobs {
 		if j.hasPhases() {
@@ -78,6 +80,7 @@ func (j *Job) clean(tx *blockgraph.Tx) error {
 	return nil
 }
 
+//blockd:blocking
 func logAbort(jobs []*Job, err error) {
 	ids := make([]string, len(jobs))
 	for i, j := range jobs {

@@ -4,8 +4,10 @@ import "sync"
 
 // Progress counts a job's work, in bytes for all that copy. The total is what
 // is done plus what is known to remain; it may grow and shrink. Any goroutine.
+//
+//blockd:any
 type Progress struct {
-	mu             sync.Mutex
+	mu             sync.Mutex //blockd:short
 	current, total int64
 }
 

@@ -21,9 +21,9 @@ type Set struct {
 	workers sync.WaitGroup // bodies and ends of transactions
 
 	// Control plane.
-	jobs    []*Job // the newest first
-	closing bool
-	empty   []chan struct{} // closed when no job is left
+	jobs    []*Job          //blockd:global loop // the newest first
+	closing bool            //blockd:global loop
+	empty   []chan struct{} //blockd:global loop // closed when no job is left
 }
 
 // New returns an empty set. clk is the real clock. emit is called on the loop,
@@ -85,6 +85,8 @@ func (s *Set) remove(j *Job) {
 // Shutdown cancels every job by force, dismisses what has concluded, and
 // waits until none is left and nothing of them is in flight. From then on no job can be created. Worker. When
 // ctx ends first, the error names the jobs that are still there.
+//
+//blockd:blocking
 func (s *Set) Shutdown(ctx context.Context) error {
 	gone := make(chan struct{})
 	if !s.loop.Do(func() {

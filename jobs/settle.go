@@ -10,6 +10,8 @@ const SettleTime = 100 * time.Millisecond
 // transaction is. The field does these before it answers whenever the job is
 // idle, and clients' logs show them before the reply; a job that takes longer
 // does not hold the monitor up. Worker.
+//
+//blockd:blocking
 func (j *Job) Settle(v Verb) {
 	var done <-chan struct{}
 	j.set.loop.Do(func() {

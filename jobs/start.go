@@ -22,6 +22,8 @@ func (j *Job) StartIn(tx *blockgraph.Tx, drained bool) {
 }
 
 // Start starts a job that was created outside a graph change. Worker.
+//
+//blockd:blocking
 func (j *Job) Start() { j.set.loop.Do(func() { j.start(false) }) }
 
 // start begins the body. Control plane.
@@ -43,6 +45,8 @@ func (j *Job) start(drained bool) {
 }
 
 // body runs the driver on the data plane.
+//
+//blockd:io
 func (j *Job) body(ctx context.Context, rest <-chan struct{}) {
 	if rest != nil {
 		<-rest

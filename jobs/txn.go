@@ -21,13 +21,13 @@ type Txn struct {
 	set *Set
 
 	// Control plane.
-	jobs     []*Job // the last one created first
-	closed   bool   // it is on its way to its end: no job can join
-	aborting bool
-	ending   bool // a worker runs the phases
-	decided  bool // they were committed
-	stop     context.CancelFunc
-	over     chan struct{} // closed when the last job has left
+	jobs     []*Job             //blockd:global loop // the last one created first
+	closed   bool               //blockd:global loop // it is on its way to its end: no job can join
+	aborting bool               //blockd:global loop
+	ending   bool               //blockd:global loop // a worker runs the phases
+	decided  bool               //blockd:global loop // they were committed
+	stop     context.CancelFunc //blockd:global loop
+	over     chan struct{}      // closed when the last job has left
 }
 
 // NewTxn returns a transaction for jobs that are to end together. Any
@@ -130,12 +130,16 @@ func (t *Txn) finalize() {
 	ctx, stop := context.WithCancel(context.Background())
 	t.stop = stop
 	jobs := slices.Clone(t.jobs)
-	t.set.workers.Go(func() { t.runCommit(ctx, jobs) })
+	t.set.workers.Go(func() {
+		defer stop()
+		t.runCommit(ctx, jobs)
+	})
 }
 
 // runCommit is the success on a worker.
+//
+//blockd:blocking
 func (t *Txn) runCommit(ctx context.Context, jobs []*Job) {
-	defer t.stop()
 	var failed *Job
 	err := t.update(ctx, jobs, func(tx *blockgraph.Tx) error {
 		var err error
@@ -169,8 +173,9 @@ func (t *Txn) runCommit(ctx context.Context, jobs []*Job) {
 }
 
 // runAbort is the failure on a worker. Jobs that still have requests in flight
-// are cleaned after these have returned; clients hear of their end before, and
-// still find them concluded.
+// are cleaned after these have returned; clients hear of their end before.
+//
+//blockd:blocking
 func (t *Txn) runAbort(jobs []*Job) {
 	var at, late []*Job
 	for _, j := range jobs {
@@ -183,25 +188,18 @@ func (t *Txn) runAbort(jobs []*Job) {
 	t.abortNow(at)
 	t.set.loop.Do(func() {
 		t.decided = true
-		for _, j := range late {
-			j.late = true
-		}
 		t.failAll(jobs)
 	})
 	for _, j := range late {
 		<-j.driver.(Orphaner).Drained()
 		t.abortNow([]*Job{j})
-		t.set.loop.Do(func() {
-			j.late = false
-			if j.status == concluded {
-				j.dismissOver()
-			}
-		})
 	}
 }
 
 // abortNow has no way to fail: should the change of all be refused, each job is
 // cleaned in a change of its own.
+//
+//blockd:blocking
 func (t *Txn) abortNow(jobs []*Job) {
 	err := t.update(context.Background(), jobs, func(tx *blockgraph.Tx) error { return abortAll(tx, jobs) })
 	if err == nil {
@@ -217,6 +215,8 @@ func (t *Txn) abortNow(jobs []*Job) {
 }
 
 // drained tells whether nothing of the job is in flight. Worker.
+//
+//blockd:blocking
 func (j *Job) drained() bool {
 	d, ok := j.driver.(Orphaner)
 	if !ok {

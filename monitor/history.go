@@ -52,12 +52,15 @@ func (m *Monitor) graphSubscribe(c *qmp.Context, a *qapi.XGraphSubscribeArg) (*q
 }
 
 // TellStep sends GRAPH_CHANGED to those who asked for it. On the loop.
+//
+//blockd:global loop
 func (m *Monitor) TellStep(hub *qmp.Hub, s *blockgraph.Step) {
 	hub.EmitSubscribed(graphChanged, func() any {
 		return &qapi.GraphChanged{Instance: m.graph.History().Instance(), Step: graphStep(s)}
 	})
 }
 
+//blockd:any
 func graphStep(s *blockgraph.Step) qapi.GraphStep {
 	step := qapi.GraphStep{
 		Number:    s.Number,
@@ -71,6 +74,7 @@ func graphStep(s *blockgraph.Step) qapi.GraphStep {
 	return step
 }
 
+//blockd:any
 func graphCause(c blockgraph.Cause) qapi.GraphCause {
 	switch {
 	case c.Job != "":
@@ -87,6 +91,7 @@ func graphCause(c blockgraph.Cause) qapi.GraphCause {
 	return qapi.GraphCause{Type: qapi.GraphCauseTypeCommand, Command: command}
 }
 
+//blockd:any
 func graphChange(c *blockgraph.Change) qapi.GraphChange {
 	g := qapi.GraphChange{Type: qapi.GraphChangeType(c.Kind)}
 	edge := qapi.GraphChangeEdge{Name: c.Name, Child: c.Child}

@@ -7,6 +7,8 @@
 // what only looks takes a snapshot on the loop.
 //
 // Imports: everything below; nothing but cmd/blockd imports it.
+//
+//blockd:blocking
 package monitor
 
 import (
@@ -15,7 +17,6 @@ import (
 	"blockd/blockgraph"
 	"blockd/exports"
 	"blockd/jobs"
-	"blockd/jobs/scratch"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -25,8 +26,6 @@ type Config struct {
 	Graph   *blockgraph.Graph
 	Jobs    *jobs.Set
 	Exports *exports.Registry
-	// Scratch is where backups keep what guests overwrite; nil: nowhere.
-	Scratch *scratch.Pool
 	// CreateFile makes files; Formats writes formats into them, by driver name.
 	CreateFile FileCreator
 	Formats    map[string]FormatCreator
@@ -49,9 +48,6 @@ func New(c Config) *Monitor {
 // Register adds the commands and events to a registry.
 func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerNodes(r)
-	m.registerReopen(r)
-	m.registerBackingFile(r)
-	m.registerThreshold(r)
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerCreate(r)

@@ -17,6 +17,8 @@ func (m *Monitor) queryBlockGraph(*qmp.Context, *struct{}) (*qapi.XDbgBlockGraph
 }
 
 // drawGraph runs on the loop.
+//
+//blockd:global
 func drawGraph(graph *blockgraph.Graph, g *qapi.XDbgBlockGraph) {
 	add := func(t qapi.XDbgBlockGraphNodeType, name string) uint64 {
 		id := uint64(len(g.Nodes) + 1)

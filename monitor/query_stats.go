@@ -23,11 +23,15 @@ func (m *Monitor) queryBlockstats(_ *qmp.Context, a *qapi.QueryBlockstatsArg) ([
 }
 
 // discardCounter is a driver of host files, which counts discards.
+//
+//blockd:any
 type discardCounter interface {
 	DiscardStats() (ok, failed, bytes int64)
 }
 
 // nodeStats only looks at counters. Control plane.
+//
+//blockd:global
 func nodeStats(n *blockgraph.Node) qapi.BlockStats {
 	name := n.Name()
 	s := qapi.BlockStats{NodeName: &name, Stats: qapi.BlockDeviceStats{WrHighestOffset: n.WriteHighest(), TimedStats: []qapi.BlockDeviceTimedStats{}}}

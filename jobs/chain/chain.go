@@ -4,6 +4,8 @@
 //
 // All functions are called on a worker with the graph token held. It must not
 // import formats, exports or qmp.
+//
+//blockd:io
 package chain
 
 import (

@@ -15,6 +15,8 @@
 //
 // Find and Prepare are called on a worker with the graph token held. It must
 // not import formats, exports or qmp.
+//
+//blockd:io
 package commit
 
 import (

@@ -41,4 +41,6 @@
 // Lock tree: Scheduler.mu, Job.mu, Clusters.mu, limiter.mu; each is a leaf,
 // no two are held together, none across I/O or a callback. What blocks is said
 // at each function. It must not import jobs, qmp, monitor, exports or formats.
+//
+//blockd:io
 package copy

@@ -88,7 +88,7 @@ type Job struct {
 	again []Piece // to be retried
 	spare []*step
 
-	mu       sync.Mutex
+	mu       sync.Mutex //blockd:short
 	adapt    adaptation
 	flight   int   // steps
 	bytes    int64 // of these
@@ -137,6 +137,8 @@ func NewJob(w Work, o Options) *Job {
 
 // SetSpeed changes the limit, in bytes per second, 0 for none. It takes effect
 // on the next piece, and ends a sleep for the old one.
+//
+//blockd:any
 func (j *Job) SetSpeed(bytesPerSecond int64) {
 	j.limit.set(bytesPerSecond)
 	j.Kick()
@@ -144,6 +146,8 @@ func (j *Job) SetSpeed(bytesPerSecond int64) {
 
 // Kick ends a sleep of the dispatcher for the speed limit, so that it looks at
 // PauseRequested; it sleeps on afterwards if there is no pause.
+//
+//blockd:any
 func (j *Job) Kick() {
 	select {
 	case j.wake <- struct{}{}:
@@ -152,6 +156,8 @@ func (j *Job) Kick() {
 }
 
 // Usage returns what is in flight.
+//
+//blockd:any
 func (j *Job) Usage() Usage {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -159,6 +165,8 @@ func (j *Job) Usage() Usage {
 }
 
 // Drained is closed when Run has returned and the last orphan has, too.
+//
+//blockd:any
 func (j *Job) Drained() <-chan struct{} { return j.done }
 
 // Run copies until the work has nothing left, and returns nil; or until the

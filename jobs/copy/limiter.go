@@ -10,11 +10,13 @@ import (
 // limiter is a job's speed limit, by the field's rule: time goes in slices of
 // SliceTime, each with a quota; what goes beyond the quota makes the slice
 // longer, so an overshoot delays what comes next and is never lost.
+//
+//blockd:any
 type limiter struct {
 	clock clock.Clock
 
-	mu         sync.Mutex
-	quota      int64 // bytes per slice; 0: no limit
+	mu         sync.Mutex //blockd:short
+	quota      int64      // bytes per slice; 0: no limit
 	start, end time.Time
 	spent      int64
 }

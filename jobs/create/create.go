@@ -4,6 +4,8 @@
 // only.
 //
 // Nothing here blocks but the job's body, on a goroutine of its own.
+//
+//blockd:blocking
 package create
 
 import (
@@ -44,7 +46,7 @@ type job struct {
 // Run makes the image. Its progress is one step.
 func (c *job) Run(ctx context.Context, j *jobs.Job) error {
 	j.Progress().SetRemaining(1)
-	err := c.create(ctx, j.Set().Graph(), &c.options)
+	err := j.OnWorker(func() error { return c.create(ctx, j.Set().Graph(), &c.options) })
 	j.Progress().Add(1)
 	return err
 }

@@ -12,6 +12,8 @@
 //
 // Prepare is called on a worker with the graph token held. It must not import
 // formats, exports or qmp.
+//
+//blockd:io
 package stream
 
 import (

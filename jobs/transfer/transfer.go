@@ -5,6 +5,8 @@
 // Run blocks and is data plane; the other methods never block and are for the
 // loop, through the interfaces of package jobs. It must not import formats,
 // filters, exports or qmp.
+//
+//blockd:io
 package transfer
 
 import (
@@ -132,10 +134,9 @@ func (b *Body) Drained() <-chan struct{} {
 	return nil
 }
 
-// Orphans implements jobs.Orphaner.
-func (b *Body) Orphans() int { return b.Usage().Orphans }
-
 // Usage returns what is in flight. Any goroutine.
+//
+//blockd:any
 func (b *Body) Usage() copy.Usage {
 	if e := b.engine.Load(); e != nil {
 		return e.Usage()
