@@ -57,6 +57,8 @@ func (tx *Tx) drainReplaced() error {
 }
 
 // serialised yields the nodes that get a user who sends Serialising requests.
+//
+//blockd:global
 func (tx *Tx) serialised() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) {
 		for n, list := range tx.added {
@@ -110,6 +112,8 @@ func (tx *Tx) touchedAlive(dead []*Node) []*Node {
 }
 
 // publish makes the staged graph the graph. Control plane.
+//
+//blockd:global loop
 func (tx *Tx) publish(dead []*Node) {
 	g := tx.g
 	g.loop.assertOn()
@@ -178,6 +182,8 @@ func (tx *Tx) publish(dead []*Node) {
 }
 
 // unlink takes the edge off its child's list of users. Control plane.
+//
+//blockd:global loop
 func (e *Edge) unlink() {
 	p := e.child.parents
 	last := p[len(p)-1]

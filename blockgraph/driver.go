@@ -21,6 +21,8 @@ import (
 // All I/O methods are data plane: called from many goroutines at once, they
 // may block on I/O, and return only when they no longer use the vector. Errors
 // wrap a syscall.Errno (see Errno). No mutex is held across I/O on a child.
+//
+//blockd:io
 type Driver interface {
 	// ReadV fills v from byte off on.
 	ReadV(ctx context.Context, off int64, v *IOVec, flags Flags) error
@@ -45,6 +47,8 @@ type Driver interface {
 	// Close flushes what is the driver's own and gives up everything it holds. It is
 	// called once, when no request is in flight and none will come. Children
 	// are still open.
+	//
+	//blockd:blocking
 	Close(ctx context.Context) error
 }
 
@@ -169,12 +173,16 @@ type ChildSpec struct {
 
 // Truncater changes the length of a node. exact: fail rather than end up larger (a block device).
 // zeroed: a grown range must read as zeroes even if a backing file is longer.
+//
+//blockd:io
 type Truncater interface {
 	Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error
 }
 
 // LimitsReader tells a node's limits and capabilities; without it a filter has its
 // child's and other drivers the zero ones.
+//
+//blockd:any
 type LimitsReader interface {
 	Limits() Limits
 	Caps() Caps
@@ -183,6 +191,8 @@ type LimitsReader interface {
 // Permissioner takes locks as permissions change (files). Prepare may fail and
 // block; exactly one of Commit and Abort follows. They run on a worker with
 // the graph token held, no request in flight that needs what is withdrawn.
+//
+//blockd:blocking
 type Permissioner interface {
 	PreparePerms(ctx context.Context, perm, shared Perm) error
 	CommitPerms(perm, shared Perm)
@@ -191,12 +201,16 @@ type Permissioner interface {
 
 // ChildPermissioner replaces the default permission rules for its children.
 // Control plane.
+//
+//blockd:global
 type ChildPermissioner interface {
 	ChildPerms(e *Edge, writable bool, perm, shared Perm) (Perm, Perm)
 }
 
 // BackingImage is a format whose header names a backing file. Control plane,
 // on a worker.
+//
+//blockd:blocking
 type BackingImage interface {
 	// BackingFile returns what the header says; empty: none.
 	BackingFile() (name, format string)
@@ -206,17 +220,23 @@ type BackingImage interface {
 
 // ImageInformer fills in what query-named-block-nodes tells about an image:
 // cluster size, format-specific part, dirty flag, encryption, snapshots. Any goroutine.
+//
+//blockd:io
 type ImageInformer interface {
 	ImageInfo(ctx context.Context, info *qapi.ImageInfo) error
 }
 
 // AllocatedSizer tells how many bytes the image takes on its storage.
+//
+//blockd:io
 type AllocatedSizer interface {
 	AllocatedSize(ctx context.Context) (int64, error)
 }
 
 // Quiescer has background work of its own that must rest while the node's
 // roots are drained. Begin waits for the work to rest.
+//
+//blockd:blocking
 type Quiescer interface {
 	QuiesceBegin(ctx context.Context)
 	QuiesceEnd()
@@ -227,11 +247,15 @@ type Quiescer interface {
 // wait. off and n are bytes in the image file, or -1; fatal: the image can no
 // longer be written.
 type CorruptionReporter interface {
+	//blockd:blocking
+	//blockd:handoff any
 	OnCorruption(f func(msg string, off, n int64, fatal bool))
 }
 
 // Serialiser is a driver that sends requests with the flag Serialising to some
 // of its children. The edge is new; the answer holds as long as it does.
+//
+//blockd:global
 type Serialiser interface {
 	Serialises(e *Edge) bool
 }
@@ -239,6 +263,8 @@ type Serialiser interface {
 // Releaser is a node that makes requests wait on purpose (throttling). Between
 // ReleaseBegin and ReleaseEnd it lets those that wait, and those that come,
 // pass. The calls nest, from several roots at a time; neither blocks.
+//
+//blockd:blocking
 type Releaser interface {
 	ReleaseBegin()
 	ReleaseEnd()
@@ -247,6 +273,8 @@ type Releaser interface {
 // DebugEventer is a node that acts on fault points (blkdebug): those that the
 // node above names, and those of the checked wrapper about requests to itself.
 // It may have the caller wait; the caller holds no lock.
+//
+//blockd:io
 type DebugEventer interface {
 	DebugEvent(event string)
 }
@@ -272,6 +300,8 @@ type Breakpointer interface {
 // Copier copies a range between two nodes without moving it through memory.
 // dst is the node whose driver understands the same mechanism, srcOff its
 // peer's offset. ErrNotSupported makes the caller copy by buffers.
+//
+//blockd:io
 type Copier interface {
 	CopyRangeFrom(ctx context.Context, src Driver, srcOff, dstOff, n int64) error
 }
@@ -305,15 +335,8 @@ type Reopening struct {
 // DriverType.Reopenable lists, and those that all drivers share. PrepareReopen
 // checks and takes what the change needs; nothing is in force yet. The node was
 // flushed before.
+//
+//blockd:blocking
 type Reopener interface {
 	PrepareReopen(ctx context.Context, r *ReopenRequest) (*Reopening, error)
-}
-
-// ChildChanger is a driver whose children may be added and removed one by one
-// while the node is open (quorum). Both check what the driver demands and
-// change the graph by Tx.SetChild, with names of the driver's choice. The node
-// to add has no users.
-type ChildChanger interface {
-	AddChild(tx *Tx, child *Node) error
-	RemoveChild(tx *Tx, e *Edge) error
 }

@@ -21,7 +21,7 @@ type gate struct {
 	waits   atomic.Int64 // how many requests had to wait
 	stripes [gateStripes]gateStripe
 
-	mu     sync.Mutex
+	mu     sync.Mutex    //blockd:short
 	opened chan struct{} // closed when the gate opens; nil while open
 	kicked chan struct{} // closed when a count fell while closed; nil: nobody waits
 }

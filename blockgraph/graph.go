@@ -21,24 +21,23 @@ type Graph struct {
 	ordered []*DriverType
 
 	// Control plane.
-	names   map[string]*Node
-	order   btree.Map[uint64, *Node] // published nodes by seq
-	roots   map[*Root]struct{}
-	waiting []*tokenWait
-	held    bool
+	names   map[string]*Node         //blockd:global
+	order   btree.Map[uint64, *Node] //blockd:global // published nodes by seq
+	roots   map[*Root]struct{}       //blockd:global
+	waiting []*tokenWait             //blockd:global loop
+	held    bool                     //blockd:global loop
 	history *History
 
 	corruption func(node, msg string, off, n int64, fatal bool)
-	crossed    func(node string, exceeded, threshold uint64)
 
 	// Held by the token.
-	seq     uint64
-	autoSeq uint64
+	seq     uint64 //blockd:global
+	autoSeq uint64 //blockd:global
 }
 
 type tokenWait struct {
 	granted chan struct{}
-	gone    bool
+	gone    bool //blockd:global loop
 }
 
 // NewGraph returns an empty graph whose control plane is loop. clk is the
@@ -63,12 +62,16 @@ func (g *Graph) Loop() *Loop { return g.loop }
 func (g *Graph) DriverType(name string) *DriverType { return g.types[name] }
 
 // Node returns the published node of that name, or nil. Control plane.
+//
+//blockd:global
 func (g *Graph) Node(name string) *Node {
 	return g.names[name]
 }
 
 // Nodes returns the published nodes, the newest first, which is the field's
 // order in queries. Control plane.
+//
+//blockd:global
 func (g *Graph) Nodes() []*Node {
 	nodes := make([]*Node, 0, g.order.Len())
 	g.order.Reverse(func(_ uint64, n *Node) bool {
@@ -79,6 +82,8 @@ func (g *Graph) Nodes() []*Node {
 }
 
 // Roots returns the roots, in no order. Control plane.
+//
+//blockd:global
 func (g *Graph) Roots() []*Root {
 	roots := make([]*Root, 0, len(g.roots))
 	for r := range g.roots {
@@ -88,10 +93,14 @@ func (g *Graph) Roots() []*Root {
 }
 
 // Parents returns the edges that use n. Control plane.
+//
+//blockd:global
 func (n *Node) Parents() []*Edge { return n.parents }
 
 // MonitorOwned tells whether the node stays without users until blockdev-del.
 // Control plane.
+//
+//blockd:global
 func (n *Node) MonitorOwned() bool { return n.monitorOwned }
 
 // Update makes one graph change: fn prepares it and may do I/O; when fn
@@ -101,6 +110,8 @@ func (n *Node) MonitorOwned() bool { return n.monitorOwned }
 // that ctx knows (qapi.OriginOf).
 //
 // Called on a worker, never on the loop, and never from within fn.
+//
+//blockd:blocking
 func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) error {
 	if o, ok := qapi.OriginOf(ctx); ok {
 		cause = cause.of(o)
@@ -137,6 +148,8 @@ func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) 
 }
 
 // await and release are the queue for the token. Control plane.
+//
+//blockd:global loop
 func (g *Graph) await(w *tokenWait) {
 	if !g.held {
 		g.held = true
@@ -146,6 +159,7 @@ func (g *Graph) await(w *tokenWait) {
 	g.waiting = append(g.waiting, w)
 }
 
+//blockd:global loop
 func (g *Graph) release() {
 	for len(g.waiting) > 0 {
 		w := g.waiting[0]

@@ -34,14 +34,16 @@ const stepBytes = 4096
 const maxCauseID = 1024
 
 // History is the recent past of a graph.
+//
+//blockd:global loop
 type History struct {
 	instance string
 	clock    clock.Clock // real
 	onStep   func(*Step)
 
-	ring        []*Step // by number modulo its length
-	first, last uint64  // numbers of the steps kept; first > last: none
-	weights     int     // of the steps kept, in bytes
+	ring        []*Step //blockd:global loop // by number modulo its length
+	first, last uint64  //blockd:global loop // numbers of the steps kept; first > last: none
+	weights     int     //blockd:global loop // of the steps kept, in bytes
 }
 
 // Step is one published change. It is immutable.
@@ -99,8 +101,7 @@ func newHistory(clk clock.Clock) *History {
 // KeepHistory sets how many steps are kept, at least one, which clock their
 // times are of, and who is told of each, on the loop. Before the first change.
 func (g *Graph) KeepHistory(steps int, real clock.Clock, onStep func(*Step)) {
-	g.history.ring = make([]*Step, steps)
-	g.history.clock, g.history.onStep = real, onStep
+	g.history = &History{instance: g.history.instance, clock: real, onStep: onStep, ring: make([]*Step, steps), first: 1}
 }
 
 // History returns the graph's history. Control plane.
@@ -186,6 +187,8 @@ func ofRoot(kind ChangeKind, r *Root) Change {
 
 // differences lists what publishing the staged graph changes: what comes first,
 // then edges, then what goes.
+//
+//blockd:global
 func (tx *Tx) differences(dead []*Node) []Change {
 	gone := make(map[*Node]struct{}, len(dead))
 	for _, n := range dead {
@@ -219,6 +222,8 @@ func (tx *Tx) differences(dead []*Node) []Change {
 
 // edgeDifferences lists unlinked, relinked, linked, changed edges, each in the
 // order in which they were attached.
+//
+//blockd:global
 func (tx *Tx) edgeDifferences(dead []*Node, isGone func(*Node) bool) []Change {
 	type place struct {
 		node *Node

@@ -6,13 +6,16 @@ import "sync"
 // permissions, job states, the order of events) is changed by functions that
 // it runs, one after the other. None of them may wait.
 type Loop struct {
-	mu      sync.Mutex
-	queue   []func()
+	mu      sync.Mutex //blockd:short
+	queue   []posted
 	wake    chan struct{} // capacity 1
 	stopped chan struct{}
 	stop    bool
 	id      uint64 // of the goroutine, under blockddebug
 }
+
+// posted is a function in the queue.
+type posted func()
 
 // NewLoop starts a loop.
 func NewLoop() *Loop {
@@ -23,6 +26,9 @@ func NewLoop() *Loop {
 
 // Post has the loop run f later, after everything posted before. Any
 // goroutine; never waits. After Stop it does nothing and returns false.
+//
+//blockd:any
+//blockd:handoff global loop
 func (l *Loop) Post(f func()) bool {
 	l.mu.Lock()
 	if l.stop {
@@ -40,6 +46,8 @@ func (l *Loop) Post(f func()) bool {
 
 // Do has the loop run f and waits for it. Never from the loop itself. After
 // Stop it returns false without having run f.
+//
+//blockd:handoff global loop
 func (l *Loop) Do(f func()) bool {
 	done := make(chan struct{})
 	if !l.Post(func() { f(); close(done) }) {
@@ -50,6 +58,8 @@ func (l *Loop) Do(f func()) bool {
 }
 
 // Stop runs what was posted and ends the loop.
+//
+//blockd:blocking
 func (l *Loop) Stop() {
 	l.mu.Lock()
 	l.stop = true
@@ -61,10 +71,13 @@ func (l *Loop) Stop() {
 	<-l.stopped
 }
 
+// run takes what was posted, all of it at a time.
+//
+//blockd:loop
 func (l *Loop) run() {
 	defer close(l.stopped)
 	l.id = goroutineID()
-	var batch []func()
+	var batch []posted
 	for {
 		l.mu.Lock()
 		batch, l.queue = l.queue, batch[:0]

@@ -31,23 +31,22 @@ type Node struct {
 	caps      Caps
 
 	state     atomic.Pointer[NodeState]
-	size      atomic.Int64  // length in bytes
-	wrHighest atomic.Int64  // end of the highest write, in bytes
-	threshold atomic.Uint64 // see SetWriteThreshold
+	size      atomic.Int64 // length in bytes
+	wrHighest atomic.Int64 // end of the highest write, in bytes
 	tracker   tracker
 	marks     atomic.Pointer[[]Marker]
 
 	// Control plane: changed by a commit on the loop, read there and by the
 	// holder of the token.
-	parents      []*Edge // each edge knows its index
-	monitorOwned bool
+	parents      []*Edge //blockd:global // each edge knows its index
+	monitorOwned bool    //blockd:global
 	// inherits is the parent within whose options the node was defined: what the
 	// node's own do not say is as in the parent's, and a reopen of the parent
 	// concerns it, too. It is nil for a node defined by itself.
-	inherits  *Node
-	blockers  []*Blocker
-	published bool
-	seq       uint64 // order among the named nodes
+	inherits  *Node      //blockd:global
+	blockers  []*Blocker //blockd:global
+	published bool       //blockd:global
+	seq       uint64     // order among the named nodes
 }
 
 // NodeState is what a graph change may replace in a node. It is immutable.
@@ -109,6 +108,8 @@ func (s *NodeState) setEdges(edges []*Edge) {
 // Marker is told of every change of a node's content after it landed and
 // before it is reported complete (dirty bitmaps, mirrors). Data plane; it must
 // not block.
+//
+//blockd:any
 type Marker interface {
 	MarkDirty(off, n int64)
 }
@@ -243,6 +244,8 @@ func (n *Node) Inspect(f func(d Driver)) bool {
 }
 
 // close closes the driver once nobody inspects it any more.
+//
+//blockd:blocking
 func (n *Node) close(ctx context.Context) error {
 	n.inspected.Lock()
 	n.closed = true
@@ -263,11 +266,11 @@ type Edge struct {
 	root   *Root // the parent root, or nil
 	child  *Node
 	seq    uint64        // order of attachment
-	frozen *int32        // control plane: how many jobs rely on this link; survives replacement
+	frozen *int32        //blockd:global // control plane: how many jobs rely on this link; survives replacement
 	perms  atomic.Uint32 // perm | shared<<8
 	ahead  atomic.Uint32 // what a change in the making lets its driver use before the commit
 
-	index int // in child.parents; control plane
+	index int //blockd:global // in child.parents; control plane
 }
 
 // Name returns the edge's name ("file", "backing", "root").
@@ -291,6 +294,7 @@ func (e *Edge) Perms() (perm, shared Perm) {
 	return Perm(p), Perm(p >> 8)
 }
 
+//blockd:any
 func (e *Edge) setPerms(perm, shared Perm) {
 	e.perms.Store(uint32(perm) | uint32(shared)<<8)
 }

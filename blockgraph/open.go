@@ -139,6 +139,7 @@ func (n *Node) FallBackReadOnly() {
 	n.state.Store(s)
 }
 
+//blockd:global
 func (n *Node) setDriver(drv Driver) {
 	n.drv = drv
 	n.truncater, _ = drv.(Truncater)
@@ -146,6 +147,7 @@ func (n *Node) setDriver(drv Driver) {
 	n.refreshLimits()
 }
 
+//blockd:global
 func (n *Node) refreshLimits() {
 	switch l, ok := n.drv.(LimitsReader); {
 	case ok:
@@ -162,6 +164,8 @@ func (n *Node) refreshLimits() {
 // limitsChanged has a node and those above it look at their limits again, but
 // for dead ones, which may have lost their children. No request is under way in
 // them. Control plane.
+//
+//blockd:global
 func (n *Node) limitsChanged(dead []*Node) {
 	limits, caps := n.limits, n.caps
 	n.refreshLimits()

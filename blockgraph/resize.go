@@ -34,6 +34,7 @@ func (tx *Tx) resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode
 	return nil
 }
 
+//blockd:global
 func (tx *Tx) resizeAbove(n *Node) {
 	for _, e := range tx.Parents(n) {
 		if e.node != nil && e.role&RoleFiltered != 0 {

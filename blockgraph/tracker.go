@@ -12,7 +12,7 @@ import (
 // Whoever takes one was first admitted at every root that it will use, and
 // does not wait for a gate while holding it.
 type RangeLock struct {
-	mu   sync.Mutex
+	mu   sync.Mutex   //blockd:short
 	reqs []*RangeHold // held and waiting, in order of arrival
 	free []*RangeHold
 }
@@ -80,7 +80,10 @@ func (l *RangeLock) Unlock(h *RangeHold) {
 	for i, r := range l.reqs {
 		if !r.held && !l.blocked(i) {
 			r.held = true
-			r.wake <- struct{}{}
+			select {
+			case r.wake <- struct{}{}:
+			default: // never: it is woken once
+			}
 		}
 	}
 	select { // granted to a waiter that had given up
@@ -117,6 +120,8 @@ type tracker struct {
 }
 
 // refresh decides again whether requests are tracked.
+//
+//blockd:global
 func (t *tracker) refresh(align int64) { t.on = t.serialised || align > 1 }
 
 func (t *tracker) begin(ctx context.Context, off, n int64, exclusive bool) (*RangeHold, error) {

@@ -15,6 +15,8 @@ import (
 //
 // A Tx is used on the goroutine of the Update that made it. New nodes are real
 // at once, but nobody can reach them before the commit.
+//
+//blockd:token
 type Tx struct {
 	g     *Graph
 	ctx   context.Context
@@ -36,11 +38,18 @@ type Tx struct {
 	newRoots []*Root
 	oldRoots []*Root
 
-	undo     []func()
-	onCommit []func()
-	after    []func()
+	undo     []undoStep
+	onCommit []commitStep
+	after    []afterStep
 	dying    []*Node // nobody uses them; closed after the commit
 }
+
+// Each kind of step has a type of its own: where its functions may run differs.
+type (
+	undoStep   func() // on the worker, last first
+	commitStep func() // on the loop
+	afterStep  func() // on the worker
+)
 
 func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
@@ -59,6 +68,8 @@ func (tx *Tx) Context() context.Context { return tx.ctx }
 
 // OnCommit has the loop run f when the change is published, in the order of
 // the calls, before anything else sees it. f must not wait.
+//
+//blockd:handoff global loop
 func (tx *Tx) OnCommit(f func()) { tx.onCommit = append(tx.onCommit, f) }
 
 // OnAbort has f run, last first, if the change is undone.
@@ -98,6 +109,8 @@ func (tx *Tx) Stage(n *Node) *NodeState {
 }
 
 // Parents returns the users of a node as of this change.
+//
+//blockd:global
 func (tx *Tx) Parents(n *Node) []*Edge {
 	if len(tx.added[n]) == 0 && len(tx.removed) == 0 {
 		return n.parents

@@ -10,6 +10,8 @@
 // Locks: Virtual.mu, a leaf; no callback runs while it is held.
 // Blocking: Sleep and Virtual.Step block; everything else returns at once.
 // Imports: the standard library only.
+//
+//blockd:any
 package clock
 
 import (
@@ -29,9 +31,13 @@ type Clock interface {
 	// AfterFunc calls f once d has passed. The timer's channel is nil. The real
 	// clock calls f on a goroutine of its own, Virtual on the one that calls
 	// Step.
+	//
+	//blockd:handoff io
 	AfterFunc(d time.Duration, f func()) Timer
 	// Sleep waits for d or for ctx, and returns nil or the context's error. A
 	// context that has already ended wins over a duration of zero.
+	//
+	//blockd:io
 	Sleep(ctx context.Context, d time.Duration) error
 }
 
@@ -51,6 +57,8 @@ func Since(c Clock, t time.Time) time.Duration { return c.Now().Sub(t) }
 func Until(c Clock, t time.Time) time.Duration { return t.Sub(c.Now()) }
 
 // sleep waits on a timer of c; both clocks share it.
+//
+//blockd:io
 func sleep(ctx context.Context, c Clock, d time.Duration) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 type Virtual struct {
 	stepping sync.Mutex // one Step at a time; taken before mu
 
-	mu     sync.Mutex
+	mu     sync.Mutex //blockd:short
 	now    time.Duration
 	seq    uint64
 	timers timerHeap
@@ -59,7 +59,7 @@ func (v *Virtual) add(t *virtualTimer, d time.Duration) Timer {
 	t.when = v.now + max(d, 0)
 	t.index = -1
 	if d <= 0 && t.f == nil {
-		t.c <- epochPlus(v.now)
+		t.fire()
 		return t
 	}
 	v.seq++
@@ -75,6 +75,8 @@ func (v *Virtual) add(t *virtualTimer, d time.Duration) Timer {
 // run before Step returns and on its goroutine, so they must not call Step.
 // Timers that a callback adds fire in the same Step when they fall within it.
 // A negative d panics: time does not go back.
+//
+//blockd:io
 func (v *Virtual) Step(d time.Duration) {
 	if d < 0 {
 		panic("clock: negative step")
@@ -87,7 +89,7 @@ func (v *Virtual) Step(d time.Duration) {
 		t := heap.Pop(&v.timers).(*virtualTimer)
 		v.now = max(v.now, t.when)
 		if t.f == nil {
-			t.c <- epochPlus(v.now)
+			t.fire()
 			continue
 		}
 		v.mu.Unlock()
@@ -110,6 +112,8 @@ func (v *Virtual) Next() (time.Duration, bool) {
 
 // WaitForTimers blocks until at least n timers are pending. A test calls it
 // before Step, to know that the code under test has begun to wait.
+//
+//blockd:io
 func (v *Virtual) WaitForTimers(ctx context.Context, n int) error {
 	for {
 		v.mu.Lock()
@@ -135,6 +139,15 @@ type virtualTimer struct {
 	when  time.Duration
 	seq   uint64 // breaks ties: first added, first fired
 	index int    // in the heap, -1 outside
+}
+
+// fire sends the time. There is room for it: a timer fires once. Called with
+// clock.mu held.
+func (t *virtualTimer) fire() {
+	select {
+	case t.c <- epochPlus(t.clock.now):
+	default:
+	}
 }
 
 func (t *virtualTimer) C() <-chan time.Time { return t.c }

@@ -9,4 +9,6 @@
 //     file and a header that names it.
 //   - `pass` is a filter that passes everything through.
 //   - World is a graph of these, and of the driver types under test.
+//
+//blockd:io
 package graphtest

@@ -21,7 +21,7 @@ type Image struct {
 
 	file *Memory
 
-	mu              sync.Mutex
+	mu              sync.Mutex //blockd:short
 	allocated       []bool
 	backing, format string
 	headerErr       error
@@ -56,6 +56,8 @@ func (i *Image) Fill(from, to int, b byte) {
 }
 
 // Allocated tells for each cluster whether it is the image's own.
+//
+//blockd:any
 func (i *Image) Allocated() []bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()

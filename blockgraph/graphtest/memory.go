@@ -30,7 +30,7 @@ type Memory struct {
 	hook  atomic.Pointer[Hook]
 	locks atomic.Pointer[locks]
 
-	mu      sync.RWMutex
+	mu      sync.RWMutex //blockd:short
 	data    []byte
 	written []bool // per Block
 	synced  bool   // flushed since the last change
@@ -75,6 +75,8 @@ func (m *Memory) Punch(off, n int64) {
 }
 
 // Bytes returns a copy of the content.
+//
+//blockd:any
 func (m *Memory) Bytes() []byte {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

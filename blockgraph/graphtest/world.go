@@ -15,6 +15,8 @@ import (
 const ReadWrite = blockgraph.PermConsistentRead | blockgraph.PermWrite
 
 // World is a graph over a loop of its own, which ends with the test.
+//
+//blockd:blocking
 type World struct {
 	T     testing.TB
 	Graph *blockgraph.Graph
