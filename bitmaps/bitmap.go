@@ -23,7 +23,7 @@ type Bitmap struct {
 	size   atomic.Int64
 	levels atomic.Pointer[levels]
 	// mu keeps readers out while bits or the levels are taken away.
-	mu sync.RWMutex
+	mu sync.RWMutex //blockd:short
 }
 
 // Check tells whether New can make such a bitmap.

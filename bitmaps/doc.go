@@ -21,4 +21,6 @@
 //
 // The package knows neither nodes nor formats; a Bitmap fits
 // blockgraph.Marker.
+//
+//blockd:any
 package bitmaps

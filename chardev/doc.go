@@ -18,4 +18,6 @@
 // control loop. Everything else returns at once.
 //
 // Imports clock and qapi of this module, nothing else.
+//
+//blockd:io
 package chardev

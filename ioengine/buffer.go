@@ -15,6 +15,8 @@
 // call. Budget.Acquire blocks for memory; the methods of File block for slots,
 // where they honour contexts, and in system calls, which nothing interrupts.
 // Imports nothing else of this module.
+//
+//blockd:io
 package ioengine
 
 import (

@@ -14,4 +14,6 @@
 // the callers.
 //
 // Imports the standard library only.
+//
+//blockd:any
 package nbdproto

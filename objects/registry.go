@@ -12,6 +12,8 @@
 // Blocking: Add and AddOption may read a file; the rest returns at once.
 // Imports: the clock, qapi, throttlegroup, and qmp for the registration of
 // the commands.
+//
+//blockd:blocking
 package objects
 
 import (

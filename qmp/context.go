@@ -22,6 +22,8 @@ func (c *Context) Server() *Server { return c.s.mon.srv }
 
 // Subscribe begins or ends the sending of an event to this client that is not
 // sent to clients unless they ask; see Hub.EmitSubscribed.
+//
+//blockd:any
 func (c *Context) Subscribe(event string, on bool) {
 	c.s.mon.srv.hub.subscribe(c.s, event, on)
 }
@@ -41,6 +43,8 @@ func (c *Context) TakeFD() (*os.File, error) {
 
 // TakeNamedFD claims the descriptor that getfd stored under name in this
 // monitor. The caller owns it.
+//
+//blockd:io
 func (c *Context) TakeNamedFD(name string) (*os.File, error) {
 	return c.s.mon.fds.take(name)
 }

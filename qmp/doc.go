@@ -23,4 +23,6 @@
 // block. Server.Close waits. Everything else returns at once.
 //
 // Imports chardev, clock and qapi of this module; never the block layer.
+//
+//blockd:blocking
 package qmp

@@ -12,6 +12,8 @@ const maxNamedFDs = 1024
 
 // fdNames are the descriptors that clients of one monitor stored by name. They
 // outlive the client that stored them, as in the field.
+//
+//blockd:io
 type fdNames struct {
 	mu    sync.Mutex
 	files map[string]*os.File

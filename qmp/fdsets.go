@@ -22,6 +22,8 @@ const maxSetFDs = 4096
 // FdSets are the sets of descriptors that clients passed with add-fd. A file
 // name /dev/fdset/N opens a copy of the one whose access mode fits. A set lasts
 // while it has descriptors or copies of them are open.
+//
+//blockd:io
 type FdSets struct {
 	mu      sync.Mutex
 	sets    []*fdset // by ascending id

@@ -16,7 +16,7 @@ type Hub struct {
 	pace  clock.Clock // for rate limits
 	limit time.Duration
 
-	mu       sync.Mutex
+	mu       sync.Mutex //blockd:short
 	sessions map[*Session]*member
 	limited  map[string]*limitedEvent // by event and key, while within the limit
 }
@@ -58,6 +58,8 @@ func NewHub(wall, pace clock.Clock) *Hub {
 // tags, a *qapi.Object, or nil for an event without data; it must not change
 // afterwards. Emit never waits and may be called from any goroutine, on both
 // planes.
+//
+//blockd:any
 func (h *Hub) Emit(event string, data any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -76,6 +78,7 @@ func (h *Hub) Emit(event string, data any) {
 	h.pace.AfterFunc(h.limit, func() { h.intervalEnds(event, key) })
 }
 
+//blockd:any
 func (h *Hub) intervalEnds(event, key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,6 +117,8 @@ func limitKey(event string, data any) (string, bool) {
 
 // EmitSubscribed is Emit to those clients alone that have subscribed to the
 // event. data is called only if there are any.
+//
+//blockd:any
 func (h *Hub) EmitSubscribed(event string, data func() any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -126,6 +131,7 @@ func (h *Hub) EmitSubscribed(event string, data func() any) {
 	}
 }
 
+//blockd:any
 func (h *Hub) subscribe(s *Session, event string, on bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -145,6 +151,8 @@ func (h *Hub) subscribe(s *Session, event string, on bool) {
 func (*Hub) everybody(*member) bool { return true }
 
 // send queues the event for the clients that want it; h.mu is held.
+//
+//blockd:any
 func (h *Hub) send(event string, data any, at time.Time, wants func(*member) bool) {
 	if len(h.sessions) == 0 {
 		return

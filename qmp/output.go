@@ -19,7 +19,7 @@ const outputKeepBytes = 64 << 10
 type output struct {
 	limit int // MaxBacklog
 
-	mu      sync.Mutex
+	mu      sync.Mutex //blockd:short
 	pending []byte
 	writing int  // bytes that the writer holds
 	ended   bool // nothing more may be appended
@@ -32,6 +32,8 @@ func newOutput(limit int) *output {
 
 // append queues a whole message. It reports false when the client is to be
 // disconnected for not reading; what is appended after the end is dropped.
+//
+//blockd:any
 func (o *output) append(msg []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -46,6 +48,7 @@ func (o *output) append(msg []byte) bool {
 	return true
 }
 
+//blockd:any
 func (o *output) signal() {
 	select {
 	case o.wake <- struct{}{}:
@@ -55,6 +58,8 @@ func (o *output) signal() {
 
 // end lets the writer stop once the queue is empty; with drop the queue is
 // emptied now.
+//
+//blockd:any
 func (o *output) end(drop bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -11,4 +11,6 @@
 // control loop. Errors carry the field's texts.
 //
 // Imports clock and qapi of this module, nothing else.
+//
+//blockd:io
 package sockets

@@ -15,7 +15,6 @@ import (
 	"blockd/clock"
 	"blockd/exports"
 	"blockd/jobs"
-	"blockd/jobs/scratch"
 	"blockd/monitor"
 	"blockd/objects"
 	"blockd/qapi"
@@ -61,17 +60,12 @@ func daemonMain(args []string) int {
 			return daemonizeParent()
 		}
 	}
-	room, err := scratchRoom(opts)
-	if err != nil {
-		complain(err.Error())
-		return 1
-	}
 	// A signal ends the set-up, too: it may wait for a client or for a peer.
 	life, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 
 	defer stop()
 
-	d := newDaemon(opts, room, daemonize)
+	d := newDaemon(opts, daemonize)
 	err = d.setUp(life, opts)
 	var pid *pidFile
 	if err == nil && givenPid {
@@ -142,7 +136,7 @@ func compatible() string { return fmt.Sprintf("%d.%d.%d", compatMajor, compatMin
 // The release of QEMU whose commands blockd has.
 const compatMajor, compatMinor, compatMicro = 10, 2, 0
 
-func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
+func newDaemon(opts []option, daemonize bool) *daemon {
 	real := clock.Real()
 	d := &daemon{loop: blockgraph.NewLoop(), ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1)}
 	d.stop <- struct{}{}
@@ -174,9 +168,6 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 		}
 		emit("BLOCK_IMAGE_CORRUPTED", e)
 	})
-	d.graph.OnWriteThreshold(func(node string, exceeded, threshold uint64) {
-		emit("BLOCK_WRITE_THRESHOLD", &qapi.BlockWriteThreshold{NodeName: node, AmountExceeded: exceeded, WriteThreshold: threshold})
-	})
 	d.jobs = jobs.New(d.graph, real, emit)
 	d.exports = exports.New(exports.Options{
 		Graph: d.graph, Clock: real, Ready: d.ready,
@@ -185,7 +176,7 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 		TakeFD:      takeSocket,
 	})
 	d.monitor = monitor.New(monitor.Config{
-		Graph: d.graph, Jobs: d.jobs, Exports: d.exports, Scratch: room,
+		Graph: d.graph, Jobs: d.jobs, Exports: d.exports,
 		CreateFile: drivers.createFile, Formats: drivers.formats,
 	})
 	qmp.RegisterCommands(registry)

@@ -1,5 +1,7 @@
 // Command blockd manages disk images and speaks QMP. Its command line is that
 // of qemu-storage-daemon; subcommands, which that one lacks, are cobra's.
+//
+//blockd:blocking
 package main
 
 import (
@@ -43,6 +45,8 @@ func main() {
 // complain prints one line on stderr, the program's name before it. Names of
 // files come from images and from the user: what would break the line, or
 // speak to the terminal, is escaped.
+//
+//blockd:io
 func complain(message string) {
 	os.Stderr.WriteString(progName() + ": " + printable(message) + "\n")
 }

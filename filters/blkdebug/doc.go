@@ -15,4 +15,6 @@
 //
 // Locks: rules.mu, a leaf. What blocks: DebugEvent at a breakpoint, and what
 // blocks below. It must not import jobs, qmp or formats.
+//
+//blockd:io
 package blkdebug

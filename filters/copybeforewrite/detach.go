@@ -84,36 +84,20 @@ func (f *Filter) end() {
 // QuiesceBegin implements blockgraph.Quiescer: no copy is under way that
 // outlived its guest's request. The context ends the wait.
 func (f *Filter) QuiesceBegin(ctx context.Context) {
-	rest := f.Resting()
-	if rest == nil {
-		return
-	}
-	select {
-	case <-rest:
-	case <-ctx.Done():
-	}
-}
-
-// Resting returns nil when no copy for a guest's write is under way, and else
-// what is closed as soon as none is. After Abandon none begins. Any
-// goroutine.
-func (f *Filter) Resting() <-chan struct{} {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.copies == 0 {
-		return nil
+		f.mu.Unlock()
+		return
 	}
 	if f.rest == nil {
 		f.rest = make(chan struct{})
 	}
-	return f.rest
-}
-
-// Copies returns how many copies for guests' writes are under way.
-func (f *Filter) Copies() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.copies
+	rest := f.rest
+	f.mu.Unlock()
+	select {
+	case <-rest:
+	case <-ctx.Done():
+	}
 }
 
 // QuiesceEnd implements blockgraph.Quiescer.

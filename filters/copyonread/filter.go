@@ -16,6 +16,8 @@
 // Locks: the filter's range locks, held across I/O below by admitted requests,
 // which never wait for a gate; populating before writing. What blocks: every
 // I/O method. It must not import jobs, qmp or formats.
+//
+//blockd:io
 package copyonread
 
 import (

@@ -9,6 +9,8 @@
 // Locks: Filter.mu, a leaf above the group's own. Blocking: reads, writes,
 // zero writes and discards wait for the group, holding nothing.
 // It must not import jobs, exports or formats.
+//
+//blockd:io
 package throttle
 
 import (
@@ -66,6 +68,8 @@ func Type(r *objects.Registry) *blockgraph.DriverType {
 }
 
 // join enters the group that the options name.
+//
+//blockd:blocking
 func (f *Filter) join(o *qapi.BlockdevOptions) (*membership, error) {
 	name := o.Throttle.ThrottleGroup
 	g, leave, ok := objects.Acquire[*objects.ThrottleGroup](f.objects, name)

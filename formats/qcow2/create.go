@@ -14,6 +14,8 @@ const defaultClusterSize = 64 << 10
 
 // Create writes a new image into file, which is empty or is overwritten from
 // its beginning on. Errors are the field's texts. On a worker.
+//
+//blockd:blocking
 func Create(ctx context.Context, file *blockgraph.Edge, o *qapi.BlockdevCreateOptionsQcow2) error {
 	return create(ctx, edge{file}, o)
 }
@@ -78,6 +80,7 @@ func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
 	return c, nil
 }
 
+//blockd:blocking
 func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) error {
 	c, err := checkCreate(o)
 	if err != nil {

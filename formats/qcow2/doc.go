@@ -38,4 +38,6 @@
 // lazy_refcounts is kept in the header, but counts are always written.
 //
 // The package imports neither jobs nor exports nor QMP.
+//
+//blockd:io
 package qcow2

@@ -26,13 +26,8 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 	}
 	wasReadOnly, wasOpts, wasBits := d.readOnly.Load(), d.options(), d.sliceBits
 	nowBits := sliceBits(opts)
-	// Another file is the image now, if only the same one with a filter above.
-	var file storage
-	if r.State != nil && r.State.File().Child() != d.file().Node() {
-		file = edge{r.State.File()}
-	}
 	writing := !wasReadOnly && !d.broken.Load()
-	if writing && (r.ReadOnly || nowBits != wasBits || file != nil) {
+	if writing && (r.ReadOnly || nowBits != wasBits) {
 		if err := d.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -40,16 +35,12 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 	}
 	p := &blockgraph.Reopening{
 		Apply: func() {
-			if nowBits != wasBits || file != nil {
-				d.forgetTables(nowBits, file)
-			}
+			d.resizeSlices(nowBits)
 			d.apply(opts)
 			d.readOnly.Store(r.ReadOnly)
 		},
 		Undo: func(context.Context) {
-			if nowBits != wasBits || file != nil {
-				d.forgetTables(wasBits, d.file())
-			}
+			d.resizeSlices(wasBits)
 			d.apply(wasOpts)
 			d.readOnly.Store(wasReadOnly)
 		},
@@ -66,10 +57,12 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 // sliceBits returns log2 of the entries of a slice of the cache.
 func sliceBits(o *options) uint32 { return uint32(bits.TrailingZeros64(uint64(o.l2Entry))) - 3 }
 
-// forgetTables empties the caches, and gives that of L2 tables slices of another
-// size. What is in them is read again, from the given file if that is not nil.
-// No request is in flight, and nothing in them is dirty.
-func (d *Driver) forgetTables(bits uint32, file storage) {
+// resizeSlices gives the cache another unit: it is emptied. No request is in
+// flight, and nothing in it is dirty.
+func (d *Driver) resizeSlices(bits uint32) {
+	if bits == d.sliceBits {
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t := d.l1.Load()
@@ -79,13 +72,4 @@ func (d *Driver) forgetTables(bits uint32, file storage) {
 	clear(d.cache.ring)
 	d.cache.ring, d.cache.hand = d.cache.ring[:0], 0
 	d.sliceBits = bits
-	if file == nil {
-		return
-	}
-	r := &d.refs
-	clear(r.blocks)
-	clear(r.ring)
-	r.ring, r.hand = r.ring[:0], 0
-	r.hint, r.passed, r.passedFrom = [2]int64{}, 0, 0
-	r.untouched = max(r.untouched, d.h.clusters(file.Size()))
 }

@@ -9,6 +9,8 @@
 // Data plane: I/O may be called from any goroutine and blocks as the child
 // does. The part in use changes on a worker with the graph's token held and no
 // request in flight. The package has no locks.
+//
+//blockd:io
 package raw
 
 import (

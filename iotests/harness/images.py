@@ -99,15 +99,6 @@ def qemu_io(target: str, *commands: str, driver: str = "", options: str = "", ex
     return output
 
 
-def supports_direct(path: str) -> bool:
-    """Whether the file can be opened with O_DIRECT."""
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
-    except OSError:
-        return False
-    return True
-
-
 def check(path: str, driver: str = "qcow2", *, allow_leaks: bool = False) -> None:
     """`qemu-img check` finds no corruption, and no leaks unless they are allowed (after a crash)."""
     if driver != "qcow2":
@@ -125,11 +116,6 @@ def info(path: str, *, chain: bool = False) -> Any:
     """`qemu-img info` as decoded JSON."""
     extra = ["--backing-chain"] if chain else []
     return json.loads(run_tool("qemu-img", "info", "--output=json", *extra, path))
-
-
-def info_shared(path: str) -> Any:
-    """`info` of an image that another program has open for writing."""
-    return json.loads(run_tool("qemu-img", "info", "-U", "--output=json", path))
 
 
 def allocation(path: str, driver: str) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@
 // Locks: Group.mu, under which the clock's own is taken and nothing else.
 // Blocking: Member.Wait; everything else returns at once.
 // Imports: the clock and qapi.
+//
+//blockd:io
 package throttlegroup
 
 import (

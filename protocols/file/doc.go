@@ -17,4 +17,6 @@
 //
 // Locks: flusher.mu, a leaf, not held during system calls.
 // Imports: blockgraph, ioengine, qapi; neither formats nor jobs.
+//
+//blockd:io
 package file

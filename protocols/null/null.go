@@ -8,6 +8,8 @@
 // Data plane: every method may be called from any goroutine; with a latency
 // requests sleep on the clock and end early with their context. The package
 // has no locks.
+//
+//blockd:io
 package null
 
 import (
