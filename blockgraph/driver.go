@@ -160,6 +160,9 @@ type DriverType struct {
 	// ParseFilename reads names that begin with the driver's own and a colon;
 	// parse reads what names a child.
 	ParseFilename func(name string, parse func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error)
+	// NoDirectory, unless empty, tells that no relative name starts from a file
+	// name of this protocol driver, and what errors call its nodes.
+	NoDirectory string
 }
 
 // ChildSpec is one child that a node wants.

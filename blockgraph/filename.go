@@ -163,8 +163,9 @@ func (g *Naming) backingOverridden(n *Node, s *NodeState) bool {
 // dirname returns the directory, with its slash, that relative names in the
 // image's header start from: that of the file which holds the image. It asks
 // the child first, because a format's own name depends on its backing file's,
-// and that on this directory.
-func (n *Node) dirname() (string, bool) {
+// and that on this directory. without, unless empty, names the nodes that have
+// none.
+func (n *Node) dirname() (dir, without string) {
 	e := n.State().file
 	if f := n.Filtered(); f != nil {
 		e = f
@@ -172,10 +173,13 @@ func (n *Node) dirname() (string, bool) {
 	if e != nil {
 		return e.child.dirname()
 	}
+	if n.typ.NoDirectory != "" {
+		return "", n.typ.NoDirectory
+	}
 	name := n.ExactFilename()
 	if name == "" {
-		return "", false
+		return "", n.typ.Name
 	}
 	name = strings.TrimPrefix(name, "file:")
-	return name[:strings.LastIndexByte(name, '/')+1], true
+	return name[:strings.LastIndexByte(name, '/')+1], ""
 }

@@ -405,9 +405,9 @@ func (n *Node) ResolveName(name string) (string, error) {
 	if name == "" || protocolOf(name) != "" || filepath.IsAbs(name) {
 		return name, nil
 	}
-	dir, ok := n.dirname()
-	if !ok {
-		return "", qapi.Errorf("Cannot generate a base directory for %s nodes", n.typ.Name)
+	dir, without := n.dirname()
+	if without != "" {
+		return "", qapi.Errorf("Cannot generate a base directory for %s nodes", without)
 	}
 	return dir + name, nil
 }

@@ -237,3 +237,7 @@ func ParseExtents(b []byte, each func(length, flags uint32)) (context uint32, er
 	}
 	return context, nil
 }
+
+// ParseOffset reads the offset that begins the payload of an offset data chunk;
+// b has OffsetDataSize - ChunkHeaderSize bytes.
+func ParseOffset(b []byte) uint64 { return binary.BigEndian.Uint64(b) }

@@ -15,6 +15,7 @@ const (
 	BlockdevDriverCopyOnRead      BlockdevDriver = "copy-on-read"
 	BlockdevDriverFile            BlockdevDriver = "file"
 	BlockdevDriverHostDevice      BlockdevDriver = "host_device"
+	BlockdevDriverNbd             BlockdevDriver = "nbd"
 	BlockdevDriverNullAIO         BlockdevDriver = "null-aio"
 	BlockdevDriverNullCo          BlockdevDriver = "null-co"
 	BlockdevDriverQcow2           BlockdevDriver = "qcow2"
@@ -24,7 +25,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockdevDriver) QAPIEnum() []string {
-	return []string{"blkdebug", "copy-before-write", "copy-on-read", "file", "host_device", "null-aio", "null-co", "qcow2", "raw", "throttle"}
+	return []string{"blkdebug", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "qcow2", "raw", "throttle"}
 }
 
 // BlockdevDiscardOptions tells what becomes of discard requests.
@@ -133,6 +134,7 @@ type BlockdevOptions struct {
 	CopyOnRead      *BlockdevOptionsCor          `qapi:",case=copy-on-read"`
 	// For the drivers file and host_device.
 	File *BlockdevOptionsFile `qapi:",case=file|host_device"`
+	NBD  *BlockdevOptionsNbd  `qapi:",case=nbd"`
 	// For the drivers null-aio and null-co.
 	Null  *BlockdevOptionsNull  `qapi:",case=null-aio|null-co"`
 	Qcow2 *BlockdevOptionsQcow2 `qapi:",case=qcow2"`
@@ -193,6 +195,26 @@ type BlockdevOptionsFile struct {
 	AIOMaxBatch *int64 `qapi:"aio-max-batch"`
 	// Default true.
 	DropCache *bool `qapi:"drop-cache"`
+}
+
+// BlockdevOptionsNbd are the options of nbd.
+type BlockdevOptionsNbd struct {
+	Server SocketAddress `qapi:"server"`
+	// Name of the export. Default "".
+	Export *string `qapi:"export"`
+	// Id of the credentials with which to use TLS.
+	TLSCreds *string `qapi:"tls-creds"`
+	// Name that the server's certificate must have. Default: the server's host.
+	TLSHostname *string `qapi:"tls-hostname"`
+	// Metadata context to show instead of the block status.
+	XDirtyBitmap *string `qapi:"x-dirty-bitmap"`
+	// Seconds for which requests wait for a lost connection to come back. Default 0.
+	ReconnectDelay *uint32 `qapi:"reconnect-delay"`
+	// Seconds for which to try to connect when the node is opened; 0 is once.
+	// Default 0.
+	OpenTimeout *uint32 `qapi:"open-timeout"`
+	// Connections to make where the server allows several, 1 to 16. Default 1.
+	XConnections *uint32 `qapi:"x-connections"`
 }
 
 // BlockdevOptionsNull are the options of null-co and null-aio.

@@ -144,7 +144,7 @@ func (t *Stream) read(p []byte) (int, error) {
 // Buffered returns how much can be had without reading.
 func (t *Stream) Buffered() int { return t.end - t.start }
 
-// Need reads until n bytes are buffered; n is at most a message header. It
+// Need reads until n bytes are buffered; n is at most StreamBuffer. It
 // returns io.EOF at the end of the stream, and io.ErrUnexpectedEOF when there
 // is a part of a message before it.
 func (t *Stream) Need(n int) error {
@@ -317,3 +317,7 @@ func (t *Stream) Stalled() bool { return t.inStalled.Load() || t.outStalled.Load
 
 // Conn returns the connection below the stream.
 func (t *Stream) Conn() net.Conn { return t.conn }
+
+// Peek returns the next n bytes, which are buffered; they are valid until the
+// next read.
+func (t *Stream) Peek(n int) []byte { return t.buf[t.start : t.start+n] }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"blockd/formats/raw"
 	"blockd/monitor"
 	"blockd/protocols/file"
+	"blockd/protocols/nbd"
 	"blockd/protocols/null"
 	"blockd/qapi"
 )
@@ -43,6 +45,7 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 	types = append(types, blkdebug.Type(func(name string, fromHeader bool) ([]byte, error) {
 		return host.ReadFile(name, maxRules, fromHeader)
 	}))
+	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Log: slog.Default()}))
 	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects))
 	return drivers{
 		types:      types,

@@ -1,0 +1,272 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"blockd/blockgraph"
+	"blockd/nbdproto"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestReadTakesChunksInAnyOrder(t *testing.T) {
+	d, c := openFake(t)
+	go func() {
+		r, _ := c.request()
+		c.send(data(r, false, r.Offset+4096, 4096))
+		c.send(nbdproto.AppendOffsetHole(nil, r.Cookie, false, r.Offset+12288, 4096))
+		c.send(data(r, false, r.Offset+8192, 4096))
+		c.send(data(r, true, r.Offset, 4096))
+		c.serve()
+	}()
+	b, err := read(d, t.Context(), 65536, 16384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkPattern(t, b[:12288], 65536)
+	if !bytes.Equal(b[12288:], make([]byte, 4096)) {
+		t.Error("hole is not zero")
+	}
+}
+
+// Whatever a server answers, no read succeeds with bytes that it did not send,
+// and the link ends rather than being read out of step.
+func TestWrongRepliesEndTheLink(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		reply func(r *nbdproto.Request) []byte
+	}{
+		{"gap", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset+512, int(r.Length)-512) }},
+		{"nothing", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, r.Cookie) }},
+		{"overlap", func(r *nbdproto.Request) []byte {
+			return append(data(r, false, r.Offset, 1024), data(r, true, r.Offset+512, int(r.Length)-512)...)
+		}},
+		{"overlap apart", func(r *nbdproto.Request) []byte {
+			return append(data(r, false, r.Offset+1024, 1024), nbdproto.AppendOffsetHole(nil, r.Cookie, true, r.Offset+512, 1024)...)
+		}},
+		{"before", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset-512, int(r.Length)) }},
+		{"behind", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset+512, int(r.Length)) }},
+		{"hole behind", func(r *nbdproto.Request) []byte {
+			return nbdproto.AppendOffsetHole(nil, r.Cookie, true, r.Offset, uint32(r.Length)+1)
+		}},
+		{"huge hole", func(r *nbdproto.Request) []byte {
+			return nbdproto.AppendOffsetHole(nil, r.Cookie, true, 1<<63, 1<<31)
+		}},
+		{"empty data", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset, 0) }},
+		{"cookie", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, r.Cookie+1) }},
+		{"no cookie", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, 0) }},
+		{"old cookie", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, r.Cookie-maxInFlight) }},
+		{"simple", func(r *nbdproto.Request) []byte { return nbdproto.AppendSimpleReply(nil, r.Cookie, 0) }},
+		{"status", func(r *nbdproto.Request) []byte {
+			return nbdproto.AppendExtent(nbdproto.AppendBlockStatus(nil, r.Cookie, true, fakeMeta, 1), 512, 0)
+		}},
+		{"error without error", func(r *nbdproto.Request) []byte {
+			return rawChunk(r.Cookie, nbdproto.ChunkError, true, 0, 0, 0, 0, 0, 0)
+		}},
+		{"short error", func(r *nbdproto.Request) []byte { return rawChunk(r.Cookie, nbdproto.ChunkError, true, 0, 0) }},
+		{"long chunk", func(r *nbdproto.Request) []byte {
+			return rawChunk(r.Cookie, nbdproto.ChunkError, true, make([]byte, maxSmallChunk+1)...)
+		}},
+		{"none with payload", func(r *nbdproto.Request) []byte { return rawChunk(r.Cookie, nbdproto.ChunkNone, true, 1) }},
+		{"none that is not last", func(r *nbdproto.Request) []byte { return rawChunk(r.Cookie, nbdproto.ChunkNone, false) }},
+		{"unknown chunk", func(r *nbdproto.Request) []byte { return rawChunk(r.Cookie, 77, true, 1, 2) }},
+		{"garbage", func(*nbdproto.Request) []byte { return bytes.Repeat([]byte("nonsense"), 9) }},
+		{"end", func(*nbdproto.Request) []byte { return nil }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d, c := openFake(t)
+			gone := make(chan struct{})
+			go func() {
+				defer close(gone)
+				r, _ := c.request()
+				c.send(tc.reply(r))
+				if tc.name == "end" {
+					c.Close()
+				}
+				_, _ = c.Read(make([]byte, 1)) // the client hangs up
+			}()
+			if _, err := read(d, t.Context(), 8192, 4096); !errors.Is(err, syscall.EIO) {
+				t.Errorf("read: %v", err)
+			}
+			<-gone
+		})
+	}
+}
+
+func TestServerErrorsBecomeErrnos(t *testing.T) {
+	d, c := openFake(t)
+	go func() {
+		r, _ := c.request()
+		c.send(nbdproto.AppendErrorOffset(nil, r.Cookie, nbdproto.ENOSPC, "full", r.Offset))
+		r, _ = c.request()
+		c.send(nbdproto.AppendSimpleReply(nil, r.Cookie, nbdproto.EPERM))
+		// An error behind data counts for the whole read.
+		r, _ = c.request()
+		c.send(data(r, false, r.Offset, 512))
+		c.send(nbdproto.AppendError(nil, r.Cookie, nbdproto.EIO, ""))
+		c.serve()
+	}()
+	if _, err := read(d, t.Context(), 0, 4096); !errors.Is(err, syscall.ENOSPC) {
+		t.Error(err)
+	}
+	if err := d.WriteV(t.Context(), 0, blockgraph.MakeIOVec(make([]byte, 512)), 0); !errors.Is(err, syscall.EPERM) {
+		t.Error(err)
+	}
+	if _, err := read(d, t.Context(), 0, 4096); !errors.Is(err, syscall.EIO) {
+		t.Error(err)
+	}
+	if b, err := read(d, t.Context(), 512, 4096); err != nil {
+		t.Error(err)
+	} else {
+		checkPattern(t, b, 512)
+	}
+}
+
+func TestCancelledReadLeavesItsBufferAlone(t *testing.T) {
+	d, c := openFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	late := make(chan *nbdproto.Request)
+	go func() {
+		r, _ := c.request()
+		late <- r
+		c.serve()
+	}()
+	done := make(chan error)
+	b := make([]byte, 4096)
+	go func() { done <- d.ReadV(ctx, 0, blockgraph.MakeIOVec(b), 0) }()
+	r := <-late
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	c.send(data(r, true, 0, 4096))
+	if b2, err := read(d, t.Context(), 4096, 4096); err != nil { // its reply comes after the late one
+		t.Fatal(err)
+	} else {
+		checkPattern(t, b2, 4096)
+	}
+	if !bytes.Equal(b, make([]byte, 4096)) {
+		t.Error("a late reply was written into a buffer that had been given back")
+	}
+}
+
+func TestCancelledWriteWaitsForItsReply(t *testing.T) {
+	d, c := openFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.WriteV(ctx, 0, blockgraph.MakeIOVec(make([]byte, 4096)), blockgraph.FUA) }()
+	r, _ := c.request()
+	if r.Flags != nbdproto.FlagFUA {
+		t.Errorf("flags %#x", r.Flags)
+	}
+	cancel()
+	select {
+	case err := <-done:
+		t.Fatal("given up while the server may still write:", err)
+	default:
+	}
+	c.send(nbdproto.AppendNone(nil, r.Cookie))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	go c.serve()
+}
+
+func TestMoreRequestsThanSlots(t *testing.T) {
+	d, c := openFake(t)
+	go c.serve()
+	var wg sync.WaitGroup
+	for i := range 3 * maxInFlight {
+		wg.Go(func() {
+			b, err := read(d, t.Context(), int64(i)*4096, 4096)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			checkPattern(t, b, uint64(i)*4096)
+		})
+	}
+	wg.Wait()
+}
+
+func TestZeroFlagsOnTheWire(t *testing.T) {
+	d, c := openFake(t)
+	got := make(chan nbdproto.Request, 4)
+	go func() {
+		for {
+			r, _ := c.request()
+			if r == nil {
+				return
+			}
+			got <- *r
+			c.send(nbdproto.AppendNone(nil, r.Cookie))
+		}
+	}()
+	for _, tc := range []struct {
+		flags blockgraph.Flags
+		want  nbdproto.CmdFlags
+	}{
+		{0, nbdproto.FlagNoHole},
+		{blockgraph.MayUnmap, 0},
+		{blockgraph.MayUnmap | blockgraph.FUA | blockgraph.NoFallback, nbdproto.FlagFUA | nbdproto.FlagFastZero},
+	} {
+		if err := d.WriteZeroes(t.Context(), 4096, 8192, tc.flags); err != nil {
+			t.Fatal(err)
+		}
+		if r := <-got; r.Type != nbdproto.CmdWriteZeroes || r.Flags != tc.want || r.Offset != 4096 || r.Length != 8192 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func TestCloseDoesNotWaitForAServerThatHangs(t *testing.T) {
+	d, c := openFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- d.ReadV(ctx, 0, blockgraph.MakeIOVec(make([]byte, 512)), 0) }()
+	c.request()
+	cancel()
+	<-done
+	if err := d.Close(t.Context()); err != nil { // the server reads nothing and answers nothing
+		t.Error(err)
+	}
+}
+
+func TestRequestsDoNotAllocate(t *testing.T) {
+	d, c := openFake(t)
+	go c.serve()
+	v := blockgraph.MakeIOVec(make([]byte, 4096))
+	ctx := t.Context()
+	write := func() {
+		if err := d.WriteV(ctx, 0, v, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	write()
+	// The fake server's own allocations are counted, too: three a request.
+	if n := testing.AllocsPerRun(100, write); n > 8 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestCoverage(t *testing.T) {
+	var c coverage
+	for _, s := range []struct {
+		off, n int64
+		ok     bool
+	}{{10, 10, true}, {30, 10, true}, {15, 1, false}, {29, 2, false}, {0, 10, true}, {19, 1, false}, {20, 10, true}, {40, 5, true}} {
+		if c.add(s.off, s.n) != s.ok {
+			t.Fatalf("add(%d, %d)", s.off, s.n)
+		}
+	}
+	if !c.whole(45) || c.whole(44) {
+		t.Errorf("%+v", c)
+	}
+}

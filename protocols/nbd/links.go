@@ -1,0 +1,290 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"blockd/blockgraph"
+	"blockd/clock"
+	"blockd/nbdproto"
+	"blockd/qapi"
+	"blockd/sockets"
+)
+
+// links are a node's connections, and what happens when one is lost.
+//
+// Each place for a link has a goroutine that receives, and when the link ends
+// connects again, at first at once, then after pauses that double. A request
+// takes the place whose turn it is, or any that has a link.
+type links struct {
+	o    *options
+	cfg  *Config
+	info exportInfo
+
+	ctx    context.Context // ends with the node
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	places []place
+	turn   atomic.Uint32
+
+	mu sync.Mutex
+	// changed is closed and made anew when a link comes, or the wait for one ends.
+	changed chan struct{}
+	// No link was there when a request came: until then requests wait, after
+	// it they fail.
+	deadline time.Time
+	timer    clock.Timer
+}
+
+type place struct{ link atomic.Pointer[link] }
+
+// Pauses between attempts to connect.
+const (
+	firstPause = time.Second
+	lastPause  = 16 * time.Second
+)
+
+// errTimeout is the end of open-timeout.
+var errTimeout = errors.New("nbd: open timeout")
+
+// connect makes the first link, trying for open-timeout.
+func connect(ctx context.Context, o *options, cfg *Config) (*links, exportInfo, error) {
+	ls := &links{o: o, cfg: cfg, places: make([]place, 1), changed: make(chan struct{})}
+	attempt, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if o.openTimeout > 0 {
+		defer cfg.Clock.AfterFunc(o.openTimeout, func() { cancel(errTimeout) }).Stop()
+	}
+	var first *link
+	var err error
+	var last error
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		first, ls.info, err = ls.attempt(attempt)
+		if err == nil {
+			break
+		}
+		if attempt.Err() == nil {
+			last = err
+			if o.openTimeout == 0 {
+				return nil, exportInfo{}, err
+			}
+			if cfg.Clock.Sleep(attempt, pause) == nil {
+				continue
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, exportInfo{}, ctx.Err()
+		case last != nil:
+			return nil, exportInfo{}, last
+		}
+		return nil, exportInfo{}, blockgraph.Errorf(syscall.ETIMEDOUT, "Connection attempt cancelled by timeout")
+	}
+	if ls.info.flags&nbdproto.CanMultiConn != 0 {
+		ls.places = make([]place, o.connections)
+	}
+	ls.ctx, ls.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	ls.places[0].link.Store(first)
+	for i := range ls.places {
+		ls.wg.Go(func() { ls.keep(&ls.places[i]) })
+	}
+	return ls, ls.info, nil
+}
+
+// attempt connects and negotiates once.
+func (ls *links) attempt(ctx context.Context) (*link, exportInfo, error) {
+	takeFD := func(name string) (int, error) {
+		if ls.cfg.TakeFD == nil {
+			return -1, qapi.Errorf("File descriptor named '%s' has not been found", name)
+		}
+		return ls.cfg.TakeFD(ctx, name)
+	}
+	c, err := sockets.Dial(ctx, ls.cfg.Clock, &ls.o.given.Server, takeFD)
+	if err != nil {
+		return nil, exportInfo{}, err
+	}
+	c.NoDelay()
+	return negotiate(ctx, c, ls.o.export, ls.o.meta, ls.o.secure)
+}
+
+// keep runs the link of a place, and connects again while the node is open.
+func (ls *links) keep(p *place) {
+	for {
+		if l := p.link.Load(); l != nil {
+			stop := context.AfterFunc(ls.ctx, func() { ls.part(l) })
+			err := l.receive()
+			stop()
+			p.link.Store(nil)
+			if ls.ctx.Err() != nil {
+				return
+			}
+			how := slog.LevelWarn
+			if ordinaryEnd(err) {
+				how = slog.LevelInfo
+			}
+			ls.log(how, "NBD connection lost", err)
+		}
+		l := ls.again()
+		if l == nil {
+			return
+		}
+		p.link.Store(l)
+		ls.wake(true)
+	}
+}
+
+func (ls *links) log(level slog.Level, msg string, err error) {
+	if ls.cfg.Log != nil {
+		ls.cfg.Log.Log(context.Background(), level, msg, "export", ls.o.export, "error", err)
+	}
+}
+
+// again makes a new link, however long it takes; nil when the node is closed.
+func (ls *links) again() *link {
+	failing := false
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		l, info, err := ls.attempt(ls.ctx)
+		if err == nil {
+			if err = ls.agrees(info); err == nil {
+				return l
+			}
+			ls.part(l)
+			l.t.ReleaseBuffer()
+		}
+		if ls.ctx.Err() != nil {
+			return nil
+		}
+		if !failing {
+			ls.log(slog.LevelWarn, "NBD server cannot be reached again", err)
+		}
+		failing = true
+		if ls.cfg.Clock.Sleep(ls.ctx, pause) != nil {
+			return nil
+		}
+	}
+}
+
+// agrees checks that a later link leads to an export like the first one's.
+func (ls *links) agrees(info exportInfo) error {
+	was := ls.info
+	switch {
+	case info.size != was.size:
+		return errors.New("nbd: the export's size has changed")
+	case was.flags&^info.flags&^nbdproto.ReadOnly != 0, info.flags&^was.flags&nbdproto.ReadOnly != 0:
+		return errors.New("nbd: the export can do less than before")
+	case info.minBlock > max(was.minBlock, 1), was.status && !info.status, info.maxBlock > 0 && (was.maxBlock == 0 || info.maxBlock < was.maxBlock):
+		return errors.New("nbd: the server's limits have changed")
+	}
+	return nil
+}
+
+// wake lets those look again who wait for a link.
+func (ls *links) wake(connected bool) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if connected {
+		ls.deadline = time.Time{}
+		if ls.timer != nil {
+			ls.timer.Stop()
+			ls.timer = nil
+		}
+	}
+	close(ls.changed)
+	ls.changed = make(chan struct{})
+}
+
+// pick returns a link, or nil.
+func (ls *links) pick() *link {
+	if len(ls.places) == 1 {
+		return ls.places[0].link.Load()
+	}
+	k := ls.turn.Add(1)
+	for i := range ls.places {
+		if l := ls.places[(int(k)+i)%len(ls.places)].link.Load(); l != nil {
+			return l
+		}
+	}
+	return nil
+}
+
+// await waits for a link, for reconnect-delay since the first request that met
+// none.
+func (ls *links) await(ctx context.Context) (*link, error) {
+	for {
+		ls.mu.Lock()
+		if l := ls.pick(); l != nil {
+			ls.mu.Unlock()
+			return l, nil
+		}
+		if ls.o.reconnectDelay == 0 {
+			ls.mu.Unlock()
+			return nil, errLost
+		}
+		now := ls.cfg.Clock.Now()
+		switch {
+		case ls.deadline.IsZero():
+			ls.deadline = now.Add(ls.o.reconnectDelay)
+			ls.timer = ls.cfg.Clock.AfterFunc(ls.o.reconnectDelay, func() { ls.wake(false) })
+		case !now.Before(ls.deadline):
+			ls.mu.Unlock()
+			return nil, errLost
+		}
+		changed := ls.changed
+		ls.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-ls.ctx.Done():
+			return nil, errLost
+		}
+	}
+}
+
+// do runs one request, again over a new link while reconnect-delay lasts.
+func (ls *links) do(ctx context.Context, r nbdproto.Request, payload, data *blockgraph.IOVec, status *extent) error {
+	for {
+		l := ls.pick()
+		if l == nil {
+			var err error
+			if l, err = ls.await(ctx); err != nil {
+				return failed(err)
+			}
+		}
+		err := l.do(ctx, r, payload, data, status)
+		if err == nil || !errors.Is(err, errLost) || ls.o.reconnectDelay == 0 {
+			return failed(err)
+		}
+		// The receiver has yet to take the dead link away.
+		ls.forget(l)
+	}
+}
+
+func (ls *links) forget(l *link) {
+	for i := range ls.places {
+		ls.places[i].link.CompareAndSwap(l, nil)
+	}
+}
+
+// part ends a link in good manners.
+func (ls *links) part(l *link) { l.close(ls.cfg.Clock.Now().Add(partingTime)) }
+
+// partingTime is how long a server may take to receive the good-bye.
+const partingTime = time.Second
+
+// close ends all links. No request is in flight.
+func (ls *links) close() {
+	ls.cancel()
+	ls.wg.Wait()
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.timer != nil {
+		ls.timer.Stop()
+	}
+}
