@@ -368,9 +368,11 @@ func (g *Graph) ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.B
 		}
 		return qapi.BlockdevRef{Definition: o}, o, nil
 	}
-	if proto := protocolOf(name); proto == "file" {
+	proto := protocolOf(name)
+	scheme, _, _ := strings.Cut(proto, "+") // as in nbd+unix://
+	if proto == "file" {
 		name = strings.TrimPrefix(name, "file:")
-	} else if typ := g.types[proto]; proto != "" && typ != nil && typ.ParseFilename != nil {
+	} else if typ := g.types[scheme]; proto != "" && typ != nil && typ.ParseFilename != nil {
 		o, err := typ.ParseFilename(name, func(child string) (qapi.BlockdevRef, error) {
 			ref, _, err := g.ParseFilename(child)
 			return ref, err

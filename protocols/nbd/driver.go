@@ -48,6 +48,7 @@ func Type(cfg Config) *blockgraph.DriverType {
 		},
 		StrongOptions: strongOptions,
 		PlainFilename: filename,
+		ParseFilename: parseFilename,
 		NoDirectory:   "NBD",
 	}
 }

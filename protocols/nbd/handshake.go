@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"math/bits"
 	"net"
 	"syscall"
@@ -99,7 +101,7 @@ func (h *handshake) run(export, meta string, secure *tls.Config) error {
 
 func (h *handshake) read(n int, what string) ([]byte, error) {
 	if err := h.t.Need(n); err != nil {
-		if sockets.Vanished(err) {
+		if sockets.Vanished(err) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, qapi.Errorf("Failed to read %s: Unexpected end-of-file before all data were read", what)
 		}
 		return nil, qapi.Errorf("Failed to read %s: Unable to read from socket: %s", what, blockgraph.Strerror(err))

@@ -26,7 +26,7 @@ func TestReadTakesChunksInAnyOrder(t *testing.T) {
 		c.send(data(r, true, r.Offset, 4096))
 		c.serve()
 	}()
-	b, err := read(d, t.Context(), 65536, 16384)
+	b, err := read(t.Context(), d, 65536, 16384)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestWrongRepliesEndTheLink(t *testing.T) {
 				}
 				_, _ = c.Read(make([]byte, 1)) // the client hangs up
 			}()
-			if _, err := read(d, t.Context(), 8192, 4096); !errors.Is(err, syscall.EIO) {
+			if _, err := read(t.Context(), d, 8192, 4096); !errors.Is(err, syscall.EIO) {
 				t.Errorf("read: %v", err)
 			}
 			<-gone
@@ -113,16 +113,16 @@ func TestServerErrorsBecomeErrnos(t *testing.T) {
 		c.send(nbdproto.AppendError(nil, r.Cookie, nbdproto.EIO, ""))
 		c.serve()
 	}()
-	if _, err := read(d, t.Context(), 0, 4096); !errors.Is(err, syscall.ENOSPC) {
+	if _, err := read(t.Context(), d, 0, 4096); !errors.Is(err, syscall.ENOSPC) {
 		t.Error(err)
 	}
 	if err := d.WriteV(t.Context(), 0, blockgraph.MakeIOVec(make([]byte, 512)), 0); !errors.Is(err, syscall.EPERM) {
 		t.Error(err)
 	}
-	if _, err := read(d, t.Context(), 0, 4096); !errors.Is(err, syscall.EIO) {
+	if _, err := read(t.Context(), d, 0, 4096); !errors.Is(err, syscall.EIO) {
 		t.Error(err)
 	}
-	if b, err := read(d, t.Context(), 512, 4096); err != nil {
+	if b, err := read(t.Context(), d, 512, 4096); err != nil {
 		t.Error(err)
 	} else {
 		checkPattern(t, b, 512)
@@ -147,7 +147,7 @@ func TestCancelledReadLeavesItsBufferAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send(data(r, true, 0, 4096))
-	if b2, err := read(d, t.Context(), 4096, 4096); err != nil { // its reply comes after the late one
+	if b2, err := read(t.Context(), d, 4096, 4096); err != nil { // its reply comes after the late one
 		t.Fatal(err)
 	} else {
 		checkPattern(t, b2, 4096)
@@ -185,7 +185,7 @@ func TestMoreRequestsThanSlots(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 3 * maxInFlight {
 		wg.Go(func() {
-			b, err := read(d, t.Context(), int64(i)*4096, 4096)
+			b, err := read(t.Context(), d, int64(i)*4096, 4096)
 			if err != nil {
 				t.Error(err)
 				return

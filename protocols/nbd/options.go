@@ -95,7 +95,7 @@ func (o *options) unchanged(n *qapi.BlockdevOptionsNbd) error {
 
 // parseFilename reads the names nbd:HOST:PORT and nbd:unix:PATH, each with
 // :exportname=NAME, and the URIs nbd://, nbd+tcp:// and nbd+unix://.
-func parseFilename(name string) (*qapi.BlockdevOptions, error) {
+func parseFilename(name string, _ func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error) {
 	n := &qapi.BlockdevOptionsNbd{}
 	var err error
 	if strings.Contains(name, "://") {
