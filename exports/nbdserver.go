@@ -105,17 +105,9 @@ func (r *Registry) StopNBD(ctx context.Context) error {
 	return nil
 }
 
-// NBDAdd is the argument of nbd-server-add.
-type NBDAdd struct {
-	Device            string
-	Name, Description *string
-	Writable          *bool
-	Bitmap            *string
-}
-
 // AddNBD is the command nbd-server-add: an export whose id is its name. A
 // read-only node is quietly exported read-only. On a worker.
-func (r *Registry) AddNBD(ctx context.Context, a *NBDAdd) error {
+func (r *Registry) AddNBD(ctx context.Context, a *qapi.NbdServerAddArg) error {
 	var n *blockgraph.Node
 	r.Graph.Loop().Do(func() { n = r.Graph.Node(a.Device) })
 	if n == nil {

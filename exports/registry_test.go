@@ -99,7 +99,7 @@ func TestErrorsAreTheFields(t *testing.T) {
 	o.NBD.Description = nil
 	o.NBD.Bitmaps = []qapi.BlockDirtyBitmapOrStr{{Local: ptr("zz")}}
 	w.refused("Bitmap 'zz' is not found", w.Add(ctx, o))
-	w.refused("Cannot find device='zz' nor node-name='zz'", w.AddNBD(ctx, &NBDAdd{Device: "zz"}))
+	w.refused("Cannot find device='zz' nor node-name='zz'", w.AddNBD(ctx, &qapi.NbdServerAddArg{Device: "zz"}))
 	if got := w.Query(); len(got) != 1 || got[0].ID != "e" {
 		t.Errorf("what was refused left something behind: %+v", got)
 	}
@@ -239,7 +239,7 @@ func TestOldCommandDowngradesReadOnlyNode(t *testing.T) {
 	w := newWorld(t)
 	w.node("ro", true)
 	w.start()
-	if err := w.AddNBD(t.Context(), &NBDAdd{Device: "ro", Writable: ptr(true)}); err != nil {
+	if err := w.AddNBD(t.Context(), &qapi.NbdServerAddArg{Device: "ro", Writable: ptr(true)}); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.Query(); len(got) != 1 || got[0].ID != "ro" {

@@ -21,4 +21,10 @@ func (m *Monitor) registerExports(r *qmp.Registry) {
 	qmp.Register(r, "nbd-server-stop", qmp.CommandOptions{}, func(c *qmp.Context, _ *struct{}) (struct{}, error) {
 		return struct{}{}, m.exports.StopNBD(c)
 	})
+	qmp.Register(r, "nbd-server-add", qmp.CommandOptions{Deprecated: true}, func(c *qmp.Context, a *qapi.NbdServerAddArg) (struct{}, error) {
+		return struct{}{}, m.exports.AddNBD(c, a)
+	})
+	qmp.Register(r, "nbd-server-remove", qmp.CommandOptions{Deprecated: true}, func(c *qmp.Context, a *qapi.NbdServerRemoveArg) (struct{}, error) {
+		return struct{}{}, m.exports.RemoveNBD(c, a.Name, a.Mode)
+	})
 }

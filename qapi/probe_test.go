@@ -64,7 +64,7 @@ func TestLibvirtFindsWhatItProbesFor(t *testing.T) {
 		"blockdev-set-active":                                                 true,
 		"transaction/arg-type/actions/+blockdev-backup/data/filter-node-name": true,
 		"blockdev-add/arg-type/+nvme":                                         false,
-		"blockdev-add/arg-type/+nbd/tls-hostname":                             false,
+		"blockdev-add/arg-type/+nbd/tls-hostname":                             true,
 		"blockdev-add/arg-type/driver/^vmdk":                                  false,
 	} {
 		if got := probe(schema, query); got != want {

@@ -58,6 +58,27 @@ type BlockExportOptionsNbd struct {
 	AllocationDepth *bool `qapi:"allocation-depth"`
 }
 
+// NbdServerAddArg is the argument of nbd-server-add.
+type NbdServerAddArg struct {
+	// Of the export, and its id. Default: device.
+	Name *string `qapi:"name"`
+	// At most 4096 bytes.
+	Description *string `qapi:"description"`
+	// The node.
+	Device string `qapi:"device"`
+	// Default false.
+	Writable *bool `qapi:"writable"`
+	// Bitmap to offer as a metadata context.
+	Bitmap *string `qapi:"bitmap"`
+}
+
+// NbdServerRemoveArg is the argument of nbd-server-remove.
+type NbdServerRemoveArg struct {
+	Name string `qapi:"name"`
+	// Default safe.
+	Mode *BlockExportRemoveMode `qapi:"mode"`
+}
+
 // BlockExportDelArg is the argument of block-export-del.
 type BlockExportDelArg struct {
 	ID string `qapi:"id"`

@@ -232,15 +232,11 @@ func (d *Driver) Truncate(_ context.Context, size int64, exact bool, _ qapi.Prea
 }
 
 // PrepareReopen takes a new value of read-only, if the server allows it.
-func (d *Driver) PrepareReopen(_ context.Context, o *qapi.BlockdevOptions, readOnly bool) (commit, abort func(), err error) {
-	if err := d.links.o.unchanged(o.NBD); err != nil {
-		return nil, nil, err
+func (d *Driver) PrepareReopen(_ context.Context, r *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	if !r.ReadOnly && d.has(nbdproto.ReadOnly) {
+		return nil, blockgraph.Errorf(syscall.EACCES, "Can't reopen read-only NBD mount as read/write")
 	}
-	if !readOnly && d.has(nbdproto.ReadOnly) {
-		return nil, nil, blockgraph.Errorf(syscall.EACCES, "Can't reopen read-only NBD mount as read/write")
-	}
-	nothing := func() {}
-	return nothing, nothing, nil
+	return &blockgraph.Reopening{}, nil
 }
 
 // Close says good-bye to the server.

@@ -3,7 +3,6 @@ package nbd
 import (
 	"crypto/tls"
 	"net/url"
-	"reflect"
 	"strconv"
 	"strings"
 	"syscall"
@@ -79,18 +78,6 @@ func readOptions(n *qapi.BlockdevOptionsNbd, cfg *Config) (*options, error) {
 		}
 	}
 	return o, nil
-}
-
-// unchanged refuses a reopen with other options than the node has.
-func (o *options) unchanged(n *qapi.BlockdevOptionsNbd) error {
-	was, is := reflect.ValueOf(*o.given), reflect.ValueOf(*n)
-	for i := range was.NumField() {
-		if !reflect.DeepEqual(was.Field(i).Interface(), is.Field(i).Interface()) {
-			name, _, _ := strings.Cut(was.Type().Field(i).Tag.Get("qapi"), ",")
-			return blockgraph.Errorf(syscall.EINVAL, "Cannot change the option '%s'", name)
-		}
-	}
-	return nil
 }
 
 // parseFilename reads the names nbd:HOST:PORT and nbd:unix:PATH, each with
