@@ -7,7 +7,7 @@
 set -u
 cd "$(dirname "$0")/.."
 : "${GO:=go}" "${REQUIRE_ALL:=0}"
-export GOTRACEBACK=all
+export GOTRACEBACK=all GORACE=atexit_sleep_ms=0
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
