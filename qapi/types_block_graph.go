@@ -207,7 +207,7 @@ type BlockdevOptionsNbd struct {
 	// Name that the server's certificate must have. Default: the server's host.
 	TLSHostname *string `qapi:"tls-hostname"`
 	// Metadata context to show instead of the block status.
-	XDirtyBitmap *string `qapi:"x-dirty-bitmap"`
+	XDirtyBitmap *string `qapi:"x-dirty-bitmap,features=unstable"`
 	// Seconds for which requests wait for a lost connection to come back. Default 0.
 	ReconnectDelay *uint32 `qapi:"reconnect-delay"`
 	// Seconds for which to try to connect when the node is opened; 0 is once.
