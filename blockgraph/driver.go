@@ -343,3 +343,12 @@ type Reopening struct {
 type Reopener interface {
 	PrepareReopen(ctx context.Context, r *ReopenRequest) (*Reopening, error)
 }
+
+// ChildChanger is a driver whose children may be added and removed one by one
+// while the node is open (quorum). Both check what the driver demands and
+// change the graph by Tx.SetChild, with names of the driver's choice. The node
+// to add has no users.
+type ChildChanger interface {
+	AddChild(tx *Tx, child *Node) error
+	RemoveChild(tx *Tx, e *Edge) error
+}

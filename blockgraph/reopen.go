@@ -32,6 +32,8 @@ type reopening struct {
 	parent *reopening
 	role   Role
 
+	// incomplete is why the given options could not be read.
+	incomplete          error
 	explicit, effective *qapi.BlockdevOptions
 	fresh, was          *qapi.Object // flat: what is given, and what the node has of its own
 	changed             bool
@@ -175,8 +177,9 @@ func (r *reopening) options(tx *Tx) error {
 			return cannotChange("driver")
 		}
 		r.explicit = &qapi.BlockdevOptions{}
-		if err := qapi.Decode(full, r.explicit); err != nil {
-			return err
+		if r.incomplete = qapi.Decode(full, r.explicit); r.incomplete != nil {
+			explicit := *s.Explicit
+			r.explicit = &explicit
 		}
 	}
 	if r.readOnly != nil {

@@ -45,10 +45,19 @@ func (tx *Tx) prepareReopen(r *reopening, lenient bool) error {
 	if err := r.checkResets(); err != nil {
 		return err
 	}
+	if s := tx.State(n); r.backingMissing && n.typ.BackingOption != nil && (s.backing != nil || s.BackingName != "") {
+		return qapi.Errorf("backing is missing for '%s'", n.name)
+	}
+	if r.incomplete != nil {
+		return r.incomplete
+	}
 	if err := tx.reopenChild(r, "backing"); err != nil {
 		return err
 	}
 	if err := tx.reopenChild(r, "file"); err != nil {
+		return err
+	}
+	if err := r.checkRest(tx); err != nil {
 		return err
 	}
 	if r.changed || r.replaced || r.chosenAnew(tx) {
@@ -58,15 +67,9 @@ func (tx *Tx) prepareReopen(r *reopening, lenient bool) error {
 		s.DetectZeroes = *r.effective.DetectZeroes
 	}
 	if ok && (r.changed || r.replaced) {
-		if err := tx.prepareDriver(r, driver); err != nil {
-			return err
-		}
+		return tx.prepareDriver(r, driver)
 	}
-	s := tx.State(n)
-	if r.backingMissing && n.typ.BackingOption != nil && (s.backing != nil || s.BackingName != "") {
-		return qapi.Errorf("backing is missing for '%s'", n.name)
-	}
-	return r.checkRest(tx)
+	return nil
 }
 
 // chosenAnew tells whether other options than before are explicit, though the

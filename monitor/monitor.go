@@ -48,6 +48,7 @@ func New(c Config) *Monitor {
 // Register adds the commands and events to a registry.
 func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerNodes(r)
+	m.registerReopen(r)
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerCreate(r)

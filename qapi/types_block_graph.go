@@ -328,6 +328,16 @@ type BlockdevReopenArg struct {
 	Options []BlockdevOptions `qapi:"options"`
 }
 
+// XBlockdevChangeArg is the argument of x-blockdev-change. One of Child and Node
+// must be given.
+type XBlockdevChangeArg struct {
+	Parent string `qapi:"parent"`
+	// The name of the child to remove.
+	Child *string `qapi:"child"`
+	// The name of the node to add.
+	Node *string `qapi:"node"`
+}
+
 // BlockResizeArg is the argument of block_resize.
 type BlockResizeArg struct {
 	Device   *string `qapi:"device"`

@@ -26,8 +26,13 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 	}
 	wasReadOnly, wasOpts, wasBits := d.readOnly.Load(), d.options(), d.sliceBits
 	nowBits := sliceBits(opts)
+	// Another file is the image now, if only the same one with a filter above.
+	var file storage
+	if r.State != nil && r.State.File().Child() != d.file().Node() {
+		file = edge{r.State.File()}
+	}
 	writing := !wasReadOnly && !d.broken.Load()
-	if writing && (r.ReadOnly || nowBits != wasBits) {
+	if writing && (r.ReadOnly || nowBits != wasBits || file != nil) {
 		if err := d.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -35,12 +40,16 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 	}
 	p := &blockgraph.Reopening{
 		Apply: func() {
-			d.resizeSlices(nowBits)
+			if nowBits != wasBits || file != nil {
+				d.forgetTables(nowBits, file)
+			}
 			d.apply(opts)
 			d.readOnly.Store(r.ReadOnly)
 		},
 		Undo: func(context.Context) {
-			d.resizeSlices(wasBits)
+			if nowBits != wasBits || file != nil {
+				d.forgetTables(wasBits, d.file())
+			}
 			d.apply(wasOpts)
 			d.readOnly.Store(wasReadOnly)
 		},
@@ -57,12 +66,10 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 // sliceBits returns log2 of the entries of a slice of the cache.
 func sliceBits(o *options) uint32 { return uint32(bits.TrailingZeros64(uint64(o.l2Entry))) - 3 }
 
-// resizeSlices gives the cache another unit: it is emptied. No request is in
-// flight, and nothing in it is dirty.
-func (d *Driver) resizeSlices(bits uint32) {
-	if bits == d.sliceBits {
-		return
-	}
+// forgetTables empties the caches, and gives that of L2 tables slices of another
+// size. What is in them is read again, from the given file if that is not nil.
+// No request is in flight, and nothing in them is dirty.
+func (d *Driver) forgetTables(bits uint32, file storage) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t := d.l1.Load()
@@ -72,4 +79,13 @@ func (d *Driver) resizeSlices(bits uint32) {
 	clear(d.cache.ring)
 	d.cache.ring, d.cache.hand = d.cache.ring[:0], 0
 	d.sliceBits = bits
+	if file == nil {
+		return
+	}
+	r := &d.refs
+	clear(r.blocks)
+	clear(r.ring)
+	r.ring, r.hand = r.ring[:0], 0
+	r.hint, r.passed, r.passedFrom = [2]int64{}, 0, 0
+	r.untouched = max(r.untouched, d.h.clusters(file.Size()))
 }

@@ -99,6 +99,15 @@ def qemu_io(target: str, *commands: str, driver: str = "", options: str = "", ex
     return output
 
 
+def supports_direct(path: str) -> bool:
+    """Whether the file can be opened with O_DIRECT."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
 def check(path: str, driver: str = "qcow2", *, allow_leaks: bool = False) -> None:
     """`qemu-img check` finds no corruption, and no leaks unless they are allowed (after a crash)."""
     if driver != "qcow2":
