@@ -13,9 +13,11 @@ type hanging struct {
 }
 
 func (h *hanging) Drained() <-chan struct{} { return h.back }
+func (h *hanging) Orphans() int             { return 3 }
 
 // TestCancelDoesNotWaitForARequestThatDoesNotReturn: the end is told at once,
-// the graph is cleaned when the request is back.
+// the graph is cleaned when the request is back, and until then the job is to be
+// seen.
 func TestCancelDoesNotWaitForARequestThatDoesNotReturn(t *testing.T) {
 	synced(t, func(t *testing.T, b *bench) {
 		h := &hanging{fake: *newFake(b, "h"), back: make(chan struct{})}
@@ -26,12 +28,18 @@ func TestCancelDoesNotWaitForARequestThatDoesNotReturn(t *testing.T) {
 		j.Start()
 		b.do("h", forced)
 		synctest.Wait()
-		b.expect("h created", "h running", "h aborting", "h CANCELLED", "h concluded", "h null")
+		b.expect("h created", "h running", "h aborting", "h CANCELLED", "h concluded")
+		b.on(func() {
+			if i := b.set.Infos(); len(i) != 1 || i[0].XOrphans == nil || *i[0].XOrphans != 3 {
+				t.Errorf("%+v", i)
+			}
+		})
 		if len(b.phases) != 0 {
 			t.Errorf("cleaned too early: %q", b.phases)
 		}
 		close(h.back)
 		synctest.Wait()
+		b.expect("h null")
 		if got := toString(b.phases); got != "[h abort h clean]" {
 			t.Error(got)
 		}

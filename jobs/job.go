@@ -114,6 +114,14 @@ type Busier interface {
 //blockd:blocking
 type Orphaner interface {
 	Drained() <-chan struct{}
+	// Orphans is how many requests the body left behind. Any goroutine.
+	Orphans() int
+}
+
+// Scratcher is a job that may have a scratch. Scratch returns what queries tell
+// about it, nil for nothing. It runs on the loop and must not wait.
+type Scratcher interface {
+	Scratch() *qapi.JobScratch
 }
 
 // Options are what is common to the creation of all jobs.
@@ -155,6 +163,7 @@ type Job struct {
 	cancelled  bool                     //blockd:global loop
 	forced     bool                     //blockd:global loop // cancelled by force
 	userPaused bool                     //blockd:global loop
+	late       bool                     //blockd:global loop // it is over, but requests of it are not
 	pauses     int                      //blockd:global loop // how many reasons there are to pause; 1 until the start
 	ioStatus   qapi.BlockDeviceIoStatus //blockd:global loop
 	err        error                    //blockd:global loop
@@ -262,10 +271,16 @@ func (j *Job) undo() {
 // conclude ends the job's part in its transaction. Control plane.
 func (j *Job) conclude() {
 	j.move(concluded)
-	if j.autoDismiss || !j.started || j.set.closing {
+	j.dismissOver()
+	j.leave()
+}
+
+// dismissOver forgets a job that has concluded, if nobody else is to do it. One
+// with requests that do not return stays to be seen. Control plane.
+func (j *Job) dismissOver() {
+	if j.set.closing || !j.late && (j.autoDismiss || !j.started) {
 		j.drop()
 	}
-	j.leave()
 }
 
 // leave lets those go on who wait for the job, after they have its last

@@ -15,7 +15,8 @@ func (s *Set) Infos() []qapi.JobInfo {
 		infos = append(infos, qapi.JobInfo{
 			ID: j.id, Type: j.typ, Status: j.status,
 			CurrentProgress: current, TotalProgress: total,
-			Error: j.errorText(),
+			Error:    j.errorText(),
+			XOrphans: j.orphans(), XScratch: j.scratch(),
 		})
 	}
 	return infos
@@ -37,10 +38,26 @@ func (s *Set) BlockInfos() []qapi.BlockJobInfo {
 			Speed: j.Speed(), IOStatus: j.ioStatus,
 			Ready:  j.status == ready || j.status == standby,
 			Status: j.status, AutoFinalize: j.autoFinalize, AutoDismiss: j.autoDismiss,
-			Error: j.errorText(),
+			Error:    j.errorText(),
+			XOrphans: j.orphans(), XScratch: j.scratch(),
 		})
 	}
 	return infos
+}
+
+func (j *Job) orphans() *int64 {
+	if !j.late {
+		return nil
+	}
+	n := int64(j.driver.(Orphaner).Orphans())
+	return &n
+}
+
+func (j *Job) scratch() *qapi.JobScratch {
+	if d, ok := j.driver.(Scratcher); ok {
+		return d.Scratch()
+	}
+	return nil
 }
 
 func (j *Job) errorText() *string {

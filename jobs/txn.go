@@ -173,7 +173,8 @@ func (t *Txn) runCommit(ctx context.Context, jobs []*Job) {
 }
 
 // runAbort is the failure on a worker. Jobs that still have requests in flight
-// are cleaned after these have returned; clients hear of their end before.
+// are cleaned after these have returned; clients hear of their end before, and
+// still find them concluded.
 //
 //blockd:blocking
 func (t *Txn) runAbort(jobs []*Job) {
@@ -188,11 +189,20 @@ func (t *Txn) runAbort(jobs []*Job) {
 	t.abortNow(at)
 	t.set.loop.Do(func() {
 		t.decided = true
+		for _, j := range late {
+			j.late = true
+		}
 		t.failAll(jobs)
 	})
 	for _, j := range late {
 		<-j.driver.(Orphaner).Drained()
 		t.abortNow([]*Job{j})
+		t.set.loop.Do(func() {
+			j.late = false
+			if j.status == concluded {
+				j.dismissOver()
+			}
+		})
 	}
 }
 

@@ -37,7 +37,7 @@ func (b *blockdevBackup) prepare(tx *blockgraph.Tx) error {
 	if err != nil {
 		return err
 	}
-	_, err = backup.Prepare(tx, backup.Request{Jobs: b.m.jobs, Txn: b.txn, Source: source, Target: target, Args: &b.BackupCommon})
+	_, err = backup.Prepare(tx, backup.Request{Jobs: b.m.jobs, Txn: b.txn, Source: source, Target: target, Args: &b.BackupCommon, Scratch: b.m.Scratch})
 	return err
 }
 
@@ -99,7 +99,7 @@ func (b *driveBackup) prepare(tx *blockgraph.Tx) error {
 			return err
 		}
 	}
-	_, err = backup.Prepare(tx, backup.Request{Jobs: b.m.jobs, Txn: b.txn, Source: source, Target: target, Args: &b.BackupCommon})
+	_, err = backup.Prepare(tx, backup.Request{Jobs: b.m.jobs, Txn: b.txn, Source: source, Target: target, Args: &b.BackupCommon, Scratch: b.m.Scratch})
 	return err
 }
 

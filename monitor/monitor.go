@@ -17,6 +17,7 @@ import (
 	"blockd/blockgraph"
 	"blockd/exports"
 	"blockd/jobs"
+	"blockd/jobs/scratch"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -26,6 +27,8 @@ type Config struct {
 	Graph   *blockgraph.Graph
 	Jobs    *jobs.Set
 	Exports *exports.Registry
+	// Scratch is where backups keep what guests overwrite; nil: nowhere.
+	Scratch *scratch.Pool
 	// CreateFile makes files; Formats writes formats into them, by driver name.
 	CreateFile FileCreator
 	Formats    map[string]FormatCreator

@@ -63,6 +63,39 @@ type BackupPerf struct {
 	MinClusterSize *uint64 `qapi:"min-cluster-size,size"`
 }
 
+// ScratchWhenFull is what a guest's write does when a backup's scratch has no
+// room for what it overwrites.
+type ScratchWhenFull string
+
+// Values of ScratchWhenFull.
+const (
+	ScratchWhenFullWait          ScratchWhenFull = "wait"
+	ScratchWhenFullBreakSnapshot ScratchWhenFull = "break-snapshot"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (ScratchWhenFull) QAPIEnum() []string { return []string{"wait", "break-snapshot"} }
+
+// BackupScratch says whether guests' writes wait for a backup's target, or what
+// they overwrite is kept for a while. Not in QEMU.
+type BackupScratch struct {
+	// Default true where the job can have a scratch.
+	Enable *bool `qapi:"enable"`
+	// Bytes; 0 is no limit but the daemon's. Default 0.
+	MaxSize *uint64 `qapi:"max-size,size"`
+	// Default wait.
+	WhenFull *ScratchWhenFull `qapi:"when-full"`
+}
+
+// ScratchOptions are those of the option --scratch. Not in QEMU.
+type ScratchOptions struct {
+	Directory *string `qapi:"directory"`
+	// Bytes; default 256 MiB.
+	Memory *uint64 `qapi:"memory,size"`
+	// Bytes of files; default 16 GiB.
+	MaxSize *uint64 `qapi:"max-size,size"`
+}
+
 // BackupCommon are the arguments that drive-backup and blockdev-backup share.
 type BackupCommon struct {
 	// Default: the device's name.
@@ -91,6 +124,8 @@ type BackupCommon struct {
 	// Default false.
 	DiscardSource *bool       `qapi:"discard-source"`
 	XPerf         *BackupPerf `qapi:"x-perf,features=unstable"`
+	// Not in QEMU.
+	XScratch *BackupScratch `qapi:"x-scratch,features=unstable"`
 }
 
 // DriveBackup is the argument of drive-backup.

@@ -99,6 +99,19 @@ type BlockJobSetSpeedArg struct {
 	Speed int64 `qapi:"speed"`
 }
 
+// JobScratch tells what a job's scratch holds, in bytes. Not in QEMU.
+type JobScratch struct {
+	// Data in memory.
+	Memory int64 `qapi:"memory"`
+	// Data in the temporary file.
+	Spilled int64 `qapi:"spilled"`
+	// The most of both together so far.
+	Peak    int64 `qapi:"peak"`
+	MaxSize int64 `qapi:"max-size"`
+	// How often there was no room.
+	Full int64 `qapi:"full"`
+}
+
 // JobInfo describes a job. The unit of progress is the job's own; bytes for
 // all that copy.
 type JobInfo struct {
@@ -108,6 +121,10 @@ type JobInfo struct {
 	CurrentProgress int64     `qapi:"current-progress"`
 	TotalProgress   int64     `qapi:"total-progress"`
 	Error           *string   `qapi:"error"`
+	// Requests of a cancelled job that have not returned; its nodes stay in
+	// use. Not in QEMU.
+	XOrphans *int64      `qapi:"x-orphans,features=unstable"`
+	XScratch *JobScratch `qapi:"x-scratch,features=unstable"`
 }
 
 // BlockJobInfo describes a block job in the older form. Len and Offset are the
@@ -128,6 +145,10 @@ type BlockJobInfo struct {
 	AutoFinalize bool                `qapi:"auto-finalize"`
 	AutoDismiss  bool                `qapi:"auto-dismiss"`
 	Error        *string             `qapi:"error"`
+	// Requests of a cancelled job that have not returned; its nodes stay in
+	// use. Not in QEMU.
+	XOrphans *int64      `qapi:"x-orphans,features=unstable"`
+	XScratch *JobScratch `qapi:"x-scratch,features=unstable"`
 }
 
 // JobStatusChange is the data of JOB_STATUS_CHANGE.

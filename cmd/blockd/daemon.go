@@ -15,6 +15,7 @@ import (
 	"blockd/clock"
 	"blockd/exports"
 	"blockd/jobs"
+	"blockd/jobs/scratch"
 	"blockd/monitor"
 	"blockd/objects"
 	"blockd/qapi"
@@ -60,12 +61,17 @@ func daemonMain(args []string) int {
 			return daemonizeParent()
 		}
 	}
+	room, err := scratchRoom(opts)
+	if err != nil {
+		complain(err.Error())
+		return 1
+	}
 	// A signal ends the set-up, too: it may wait for a client or for a peer.
 	life, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 
 	defer stop()
 
-	d := newDaemon(opts, daemonize)
+	d := newDaemon(opts, room, daemonize)
 	err = d.setUp(life, opts)
 	var pid *pidFile
 	if err == nil && givenPid {
@@ -136,7 +142,7 @@ func compatible() string { return fmt.Sprintf("%d.%d.%d", compatMajor, compatMin
 // The release of QEMU whose commands blockd has.
 const compatMajor, compatMinor, compatMicro = 10, 2, 0
 
-func newDaemon(opts []option, daemonize bool) *daemon {
+func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 	real := clock.Real()
 	d := &daemon{loop: blockgraph.NewLoop(), ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1)}
 	d.stop <- struct{}{}
@@ -176,7 +182,7 @@ func newDaemon(opts []option, daemonize bool) *daemon {
 		TakeFD:      takeSocket,
 	})
 	d.monitor = monitor.New(monitor.Config{
-		Graph: d.graph, Jobs: d.jobs, Exports: d.exports,
+		Graph: d.graph, Jobs: d.jobs, Exports: d.exports, Scratch: room,
 		CreateFile: drivers.createFile, Formats: drivers.formats,
 	})
 	qmp.RegisterCommands(registry)

@@ -31,6 +31,9 @@ A storage daemon: QMP in, jobs over disk images, events out
   --object <type>,id=<id>[,<property>=<value>...]
                          create an object
   --pidfile <path>       write the process id to a file after start-up
+  --scratch [directory=]<path>[,memory=<bytes>][,max-size=<bytes>]
+                         where backups keep what guests overwrite, until a
+                         slow target has taken it
 
 Options are worked off in their order.
 `

@@ -33,6 +33,7 @@ var optionSpecs = []optionSpec{
 	{name: "nbd-server", value: true},
 	{name: "object", value: true},
 	{name: "pidfile", value: true},
+	{name: "scratch", value: true},
 	{name: "trace", short: 'T', value: true},
 	{name: "version", short: 'V'},
 }

@@ -84,20 +84,36 @@ func (f *Filter) end() {
 // QuiesceBegin implements blockgraph.Quiescer: no copy is under way that
 // outlived its guest's request. The context ends the wait.
 func (f *Filter) QuiesceBegin(ctx context.Context) {
-	f.mu.Lock()
-	if f.copies == 0 {
-		f.mu.Unlock()
+	rest := f.Resting()
+	if rest == nil {
 		return
 	}
-	if f.rest == nil {
-		f.rest = make(chan struct{})
-	}
-	rest := f.rest
-	f.mu.Unlock()
 	select {
 	case <-rest:
 	case <-ctx.Done():
 	}
+}
+
+// Resting returns nil when no copy for a guest's write is under way, and else
+// what is closed as soon as none is. After Abandon none begins. Any
+// goroutine.
+func (f *Filter) Resting() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.copies == 0 {
+		return nil
+	}
+	if f.rest == nil {
+		f.rest = make(chan struct{})
+	}
+	return f.rest
+}
+
+// Copies returns how many copies for guests' writes are under way.
+func (f *Filter) Copies() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.copies
 }
 
 // QuiesceEnd implements blockgraph.Quiescer.

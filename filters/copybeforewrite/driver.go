@@ -53,6 +53,9 @@ func (f *Filter) Size(context.Context) (int64, error) { return f.node.File().Chi
 // guests' requests.
 func (f *Filter) Close(ctx context.Context) error {
 	f.QuiesceBegin(ctx)
+	if f.scratch != nil {
+		f.scratch.Drop()
+	}
 	return ctx.Err()
 }
 

@@ -10,6 +10,7 @@ import (
 	"blockd/clock"
 	"blockd/ioengine"
 	"blockd/jobs/copy"
+	"blockd/jobs/scratch"
 	"blockd/qapi"
 )
 
@@ -32,6 +33,9 @@ type Filter struct {
 	timeout  time.Duration // 0: none
 	flags    blockgraph.Flags
 	top      bool
+
+	scratch     *scratch.Scratch // nil: none
+	breakIfFull bool
 
 	broken    atomic.Pointer[error]
 	brokenSig chan struct{} // closed when broken is set
@@ -60,6 +64,14 @@ func (f *Filter) SetCompressed(on bool) {
 	}
 }
 
+// SetScratch has guests' writes keep old content in s, which Work copies out,
+// instead of copying it to the target themselves. Without room in it they copy
+// as before or, with breakIfFull, the snapshot breaks. The filter drops s when
+// it is closed. Before the filter is in the graph.
+func (f *Filter) SetScratch(s *scratch.Scratch, breakIfFull bool) {
+	f.scratch, f.breakIfFull = s, breakIfFull
+}
+
 // SnapshotError is the first failed copy under on-cbw-error=break-snapshot,
 // ErrAbandoned after Abandon, or nil. From then on guests' writes are no
 // longer held up, and the target is no point in time. Any goroutine.
@@ -83,6 +95,7 @@ func (f *Filter) Work(root *blockgraph.Root) copy.Work {
 		WriteFlags: f.flags,
 		ZeroFlags:  f.zeroFlags(),
 		Check:      f.SnapshotError,
+		Scratch:    f.scratch,
 	})
 }
 
@@ -172,6 +185,15 @@ func (f *Filter) saveClaim(ctx context.Context, cl *copy.Claim) error {
 	ends := f.ends()
 	n := min(cl.N, f.clusters.Len()-cl.Off)
 	kind, err := f.kind(ctx, ends, cl)
+	if err == nil && kind != copy.Skip && f.scratch != nil {
+		if room, ok := f.scratch.Reserve(n, kind == copy.Zero); ok {
+			return f.keepClaim(ctx, ends, cl, room, kind)
+		}
+		if f.breakIfFull {
+			f.breakSnapshot(scratch.ErrFull)
+			err = scratch.ErrFull
+		}
+	}
 	if err == nil && kind != copy.Data {
 		_, err = copy.CopyRange(ctx, ends, cl.Off, n, kind, nil, 0, f.zeroFlags(), f.clusters.Size())
 	} else if err == nil {
@@ -188,6 +210,29 @@ func (f *Filter) saveClaim(ctx context.Context, cl *copy.Claim) error {
 		f.clusters.Done(cl, copy.Copied)
 	}
 	return err
+}
+
+// keepClaim keeps one claim's content in the scratch and ends the claim.
+func (f *Filter) keepClaim(ctx context.Context, ends copy.Ends, cl *copy.Claim, room scratch.Room, kind copy.Kind) error {
+	n := min(cl.N, f.clusters.Len()-cl.Off)
+	var b *ioengine.Buffer
+	var err error
+	if kind == copy.Data {
+		b = ioengine.Bounce(int(n))
+		if err = ends.Source.ReadV(ctx, cl.Off, blockgraph.MakeIOVec(b.Bytes()), 0); err != nil {
+			b.Release()
+			room.Free()
+		}
+	}
+	if err == nil {
+		err = room.Keep(ctx, cl.Off, n, b)
+	}
+	if err != nil {
+		f.clusters.Done(cl, copy.Failed)
+		return err
+	}
+	f.clusters.Done(cl, copy.Saved)
+	return nil
 }
 
 // kind asks what the claimed clusters are, as one. A failing status counts as

@@ -17,11 +17,13 @@ package backup
 
 import (
 	"context"
+	"sync/atomic"
 
 	"blockd/blockgraph"
 	"blockd/filters/copybeforewrite"
 	"blockd/jobs"
 	"blockd/jobs/copy"
+	"blockd/jobs/scratch"
 	"blockd/jobs/transfer"
 	"blockd/qapi"
 )
@@ -36,6 +38,9 @@ type Request struct {
 	// HasBitmap tells whether the source has a usable bitmap of that name; nil:
 	// there are none.
 	HasBitmap func(name string) bool
+	// Scratch is where guests' writes may keep what they overwrite; nil: there
+	// is no such room.
+	Scratch *scratch.Pool
 }
 
 // Prepare sets a backup up within a graph change: it checks the arguments, puts
@@ -98,6 +103,9 @@ func (p *params) allowed(tx *blockgraph.Tx, r Request) error {
 	if err := p.perf(r.Args.XPerf); err != nil {
 		return err
 	}
+	if err := p.checkScratch(r); err != nil {
+		return err
+	}
 	if r.Source.Size() != r.Target.Size() {
 		return qapi.Errorf("Source and target image have different sizes")
 	}
@@ -114,6 +122,8 @@ type backup struct {
 	clusters *copy.Clusters
 	target   *blockgraph.Node
 	blocker  *blockgraph.Blocker
+	room     *scratch.Scratch // nil: none
+	drained  atomic.Pointer[chan struct{}]
 
 	root       *blockgraph.Root // over the filter: reads the source, writes the target
 	targetRoot *blockgraph.Root
@@ -145,6 +155,10 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 	b.filter.SetTop(b.top)
 	b.filter.SetCompressed(b.compress)
 	b.clusters = b.filter.Clusters()
+	if b.scratch {
+		b.room = r.Scratch.New(r.Source.Size(), b.clusters.Size(), b.scratchSize)
+		b.filter.SetScratch(b.room, b.breakIfFull)
+	}
 	if err := tx.ReplaceNode(r.Source, n); err != nil {
 		return qapi.Errorf("Could not replace node: %s", err)
 	}
@@ -183,6 +197,9 @@ func (b *backup) Run(ctx context.Context, j *jobs.Job) error {
 	err := b.copy(ctx, j)
 	if err != nil {
 		b.filter.Abandon() // nobody wants the old content any more
+		if b.room != nil {
+			b.room.Drop()
+		}
 	}
 	if broken := b.filter.SnapshotError(); broken != nil {
 		return transfer.Error(broken)
@@ -228,6 +245,38 @@ func (b *backup) copy(ctx context.Context, j *jobs.Job) error {
 	}
 	return b.Flush(ctx, j, b.targetRoot, b.onCopy)
 }
+
+// Drained implements jobs.Orphaner: what the engine and what guests' writes left
+// behind. It is called by one goroutine.
+func (b *backup) Drained() <-chan struct{} {
+	if c := b.drained.Load(); c != nil {
+		return *c
+	}
+	engine, guests := b.Body.Drained(), b.filter.Resting()
+	select {
+	case <-engine:
+		engine = nil
+	default:
+	}
+	if engine == nil && guests == nil {
+		return nil
+	}
+	c := make(chan struct{})
+	b.drained.Store(&c)
+	go func() { // ends with the last request, which nobody can hasten
+		defer close(c)
+		if engine != nil {
+			<-engine
+		}
+		if guests != nil {
+			<-guests
+		}
+	}()
+	return c
+}
+
+// Orphans implements jobs.Orphaner.
+func (b *backup) Orphans() int { return b.Body.Orphans() + b.filter.Copies() }
 
 // Busy implements jobs.Busier: the field's backup job leaves all work to
 // others and never is.

@@ -15,6 +15,10 @@ type params struct {
 	minCluster     uint64
 	onRead, onCopy qapi.BlockdevOnError
 	onCBW          qapi.OnCbwError
+
+	scratch, breakIfFull bool
+	tellScratch          bool // in queries, even if it was not needed
+	scratchSize          int64
 }
 
 // check refuses arguments that can be refused by themselves, with the field's

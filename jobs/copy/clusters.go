@@ -91,6 +91,9 @@ const (
 	Unneeded
 	// Failed: dirty again.
 	Failed
+	// Saved: clean, since the old content is kept elsewhere; it counts as
+	// progress when Account says that it was copied.
+	Saved
 )
 
 // NewClusters returns the set for a node of length bytes, all dirty. size is
@@ -118,8 +121,9 @@ func (c *Clusters) Len() int64 { return c.length }
 // SetProgress sets who is told of progress. Before the first copy.
 func (c *Clusters) SetProgress(p Progress) { c.progress = p }
 
-// Remaining returns the bytes of dirty and claimed clusters. The last cluster
-// counts in full, even if the node ends within it, as in the field.
+// Remaining returns the bytes of dirty and claimed clusters, not of those that
+// were saved. The last cluster counts in full, even if the node ends within it,
+// as in the field.
 func (c *Clusters) Remaining() int64 { return c.pending.Load() << c.shift }
 
 // span returns the clusters that [off, off+n) touches.
@@ -239,6 +243,12 @@ func (c *Clusters) tell(done, remaining int64) {
 	if c.progress != nil && (done != 0 || remaining != 0) {
 		c.progress(done<<c.shift, remaining<<c.shift)
 	}
+}
+
+// Account counts the clusters of a claim that ended as Saved as copied.
+func (c *Clusters) Account(off, n int64) {
+	first, end := c.span(off, n)
+	c.tell(end-first, first-end)
 }
 
 // Mark makes the clusters of [off, off+n) dirty; those claimed become dirty
@@ -446,7 +456,9 @@ func (c *Clusters) Done(cl *Claim, o Outcome) {
 		c.free = append(c.free, cl)
 	}
 	c.mu.Unlock()
-	c.tell(done, -cleared)
+	if o != Saved {
+		c.tell(done, -cleared)
+	}
 }
 
 // Wait waits until no cluster of [off, off+n) is claimed. The caller holds no

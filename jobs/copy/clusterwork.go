@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"blockd/blockgraph"
+	"blockd/jobs/scratch"
 )
 
 // ClusterOptions say how a ClusterWork copies.
@@ -25,6 +26,10 @@ type ClusterOptions struct {
 	// Check, if not nil, is asked under the claim before a copy and after it;
 	// its error ends the run and leaves the clusters dirty.
 	Check func() error
+	// Scratch, if not nil, is where guests' writes keep old content: the work
+	// copies it out, before anything else, and has its own steps hold guests'
+	// writes up for as long as they read, not while they write.
+	Scratch *scratch.Scratch
 	// Idle, if not nil, is Settle after all claims have ended: a mirror waits
 	// here for dirty clusters. Without it Settle says whether there are any.
 	Idle func(ctx context.Context) (more bool, err error)
@@ -56,6 +61,11 @@ func (w *clusterWork) Unit() int64 { return w.c.size }
 // Next implements Work.
 func (w *clusterWork) Next(ctx context.Context, l Limit) (Piece, error) {
 	c := w.c
+	if w.o.Scratch != nil {
+		if p, ok := w.nextSaved(l); ok {
+			return p, nil
+		}
+	}
 	if w.cursor >= c.length {
 		return Piece{}, nil
 	}
@@ -123,6 +133,11 @@ func (w *clusterWork) Do(ctx context.Context, p Piece, buf []byte) error {
 		return err
 	}
 	defer leave()
+	if w.o.Scratch != nil {
+		if err := w.copyOut(ctx, ends, p, buf); err != nil {
+			return err
+		}
+	}
 	for off, end := p.Off, p.Off+p.N; off < end; {
 		cl, ok := w.c.Claim(off, end-off, end-off)
 		if !ok {
@@ -154,15 +169,25 @@ func (w *clusterWork) Do(ctx context.Context, p Piece, buf []byte) error {
 // copyClaim copies what is claimed and ends the claim. whole is the piece that a
 // fault names.
 func (w *clusterWork) copyClaim(ctx context.Context, ends Ends, cl *Claim, kind Kind, buf []byte, whole Piece) error {
-	op, err := Read, w.check()
-	if err == nil {
-		off, n := cl.Off, min(cl.N, w.c.length-cl.Off)
-		op, err = CopyRange(ctx, ends, off, n, kind, buf, w.o.WriteFlags, w.o.ZeroFlags, w.c.size)
-		if err != nil {
-			err = &Fault{Op: op, Off: whole.Off, N: whole.N, Err: err}
-		} else {
-			err = w.check()
+	off, n := cl.Off, min(cl.N, w.c.length-cl.Off)
+	err := w.check()
+	if err == nil && kind == Data {
+		if err = readInto(ctx, ends.Source, off, buf[:n]); err != nil {
+			err = &Fault{Op: Read, Off: whole.Off, N: whole.N, Err: err}
 		}
+	}
+	if err == nil && kind != Skip && w.o.Scratch != nil {
+		if err = w.check(); err == nil {
+			return w.writeReleased(ctx, ends, cl, kind, buf, whole)
+		}
+	}
+	if err == nil && kind != Skip {
+		if err = w.write(ctx, ends, off, n, kind, buf); err != nil {
+			err = &Fault{Op: Write, Off: whole.Off, N: whole.N, Err: err}
+		}
+	}
+	if err == nil {
+		err = w.check()
 	}
 	switch {
 	case err != nil:
@@ -173,6 +198,14 @@ func (w *clusterWork) copyClaim(ctx context.Context, ends Ends, cl *Claim, kind 
 		w.c.Done(cl, Copied)
 	}
 	return err
+}
+
+// write writes one piece to the target.
+func (w *clusterWork) write(ctx context.Context, ends Ends, off, n int64, kind Kind, buf []byte) error {
+	if kind == Zero {
+		return ends.Target.WriteZeroes(ctx, off, n, w.o.ZeroFlags)
+	}
+	return writeFrom(ctx, ends.Target, off, buf[:n], w.o.WriteFlags, w.c.size)
 }
 
 func (w *clusterWork) check() error {
@@ -204,6 +237,10 @@ func (w *clusterWork) Settle(ctx context.Context) (more bool, err error) {
 	if err := w.check(); err != nil {
 		return false, err
 	}
+	if w.o.Scratch != nil && !w.o.Scratch.Empty() {
+		w.o.Scratch.Replan()
+		return true, nil
+	}
 	_, _, more = w.c.next(0, w.c.length, w.c.size)
 	return more, nil
 }
@@ -220,20 +257,41 @@ func CopyRange(ctx context.Context, e Ends, off, n int64, kind Kind, buf []byte,
 	case Zero:
 		return Write, e.Target.WriteZeroes(ctx, off, n, zeroFlags)
 	}
-	v := vectors.Get().(*blockgraph.IOVec)
-	defer func() { v.SetBytes(nil); v.Reset(); vectors.Put(v) }()
-	v.SetBytes(buf[:n])
-	if err := e.Source.ReadV(ctx, off, v, 0); err != nil {
+	if err := readInto(ctx, e.Source, off, buf[:n]); err != nil {
 		return Read, err
 	}
-	if writeFlags&blockgraph.Compressed == 0 {
-		return Write, e.Target.WriteV(ctx, off, v, writeFlags)
+	return Write, writeFrom(ctx, e.Target, off, buf[:n], writeFlags, cluster)
+}
+
+func readInto(ctx context.Context, e *blockgraph.Edge, off int64, b []byte) error {
+	v := vectors.Get().(*blockgraph.IOVec)
+	v.SetBytes(b)
+	err := e.ReadV(ctx, off, v, 0)
+	putVector(v)
+	return err
+}
+
+// writeFrom writes b. With Compressed, writes are of one cluster each.
+func writeFrom(ctx context.Context, e *blockgraph.Edge, off int64, b []byte, flags blockgraph.Flags, cluster int64) error {
+	v := vectors.Get().(*blockgraph.IOVec)
+	defer putVector(v)
+	step := int64(len(b))
+	if flags&blockgraph.Compressed != 0 {
+		step = min(step, cluster)
 	}
-	for done := int64(0); done < n; done += cluster {
-		v.SetBytes(buf[done:min(n, done+cluster)])
-		if err := e.Target.WriteV(ctx, off+done, v, writeFlags); err != nil {
-			return Write, err
+	for len(b) > 0 {
+		v.SetBytes(b[:min(step, int64(len(b)))])
+		if err := e.WriteV(ctx, off, v, flags); err != nil {
+			return err
 		}
+		off += v.Len()
+		b = b[v.Len():]
 	}
-	return Write, nil
+	return nil
+}
+
+func putVector(v *blockgraph.IOVec) {
+	v.SetBytes(nil)
+	v.Reset()
+	vectors.Put(v)
 }

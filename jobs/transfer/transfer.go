@@ -134,6 +134,9 @@ func (b *Body) Drained() <-chan struct{} {
 	return nil
 }
 
+// Orphans implements jobs.Orphaner.
+func (b *Body) Orphans() int { return b.Usage().Orphans }
+
 // Usage returns what is in flight. Any goroutine.
 //
 //blockd:any

@@ -43,6 +43,7 @@ var rules = []rule{
 	{of: "protocols/...", never: []string{"jobs", "qmp", "exports", "monitor", "formats", "filters"}, why: "a protocol is the lowest node"},
 	{of: "filters/...", never: []string{"exports", "monitor", "formats", "protocols"}, why: "a filter sees its child through an edge"},
 	{of: "jobs/copy", never: []string{"filters", "jobs/backup", "jobs/stream"}, why: "four jobs and a filter share it"},
+	{of: "jobs/scratch", only: []string{"ioengine"}, why: "it keeps bytes, whoever they belong to"},
 	{of: "jobs/...", never: []string{"exports", "qmp", "monitor", "formats", "protocols", "chardev"}, why: "a job is one user of the graph beside others"},
 	{of: "exports/...", never: []string{"jobs", "qmp", "monitor", "formats", "protocols", "chardev"}, why: "an export is one user of the graph beside others"},
 	{of: "exports/nbd", never: []string{"exports/..."}, why: "the server is below the registry of exports"},
