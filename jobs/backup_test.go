@@ -21,7 +21,7 @@ func (w *world) backup(tx *blockgraph.Tx, txn *jobs.Txn, source, target string, 
 	if a.Sync == "" {
 		a.Sync = qapi.MirrorSyncModeFull
 	}
-	_, err := backup.Prepare(tx, backup.Request{Jobs: w.jobs, Txn: txn, Source: tx.Find(source), Target: tx.Find(target), Args: &a})
+	_, err := backup.Prepare(tx, backup.Request{Jobs: w.jobs, Txn: txn, Source: tx.Find(source), Target: tx.Find(target), Args: &a, Scratch: w.room})
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 	"blockd/filters/copybeforewrite"
 	"blockd/filters/copyonread"
 	"blockd/jobs"
+	"blockd/jobs/scratch"
 	"blockd/qapi"
 )
 
@@ -74,6 +75,7 @@ type world struct {
 	graph *blockgraph.Graph
 	jobs  *jobs.Set
 	disks map[string]*disk
+	room  *scratch.Pool // of backups; nil: none
 
 	mu     sync.Mutex
 	events []string

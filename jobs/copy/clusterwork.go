@@ -218,6 +218,9 @@ func (w *clusterWork) check() error {
 // Skip implements Work.
 func (w *clusterWork) Skip(p Piece, failed bool) {
 	n := w.c.clear(p.Off, p.N)
+	if w.o.Scratch != nil {
+		n += w.forgetSaved(p)
+	}
 	if failed {
 		w.c.tell(n, -n)
 	} else {

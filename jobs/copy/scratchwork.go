@@ -74,3 +74,17 @@ func (w *clusterWork) writeReleased(ctx context.Context, ends Ends, cl *Claim, k
 	}
 	return &Fault{Op: Write, Off: whole.Off, N: whole.N, Err: err}
 }
+
+// forgetSaved gives up what is kept of a piece, and returns how many clusters it
+// was.
+func (w *clusterWork) forgetSaved(p Piece) (clusters int64) {
+	for {
+		r, ok := w.o.Scratch.Take(p.Off, p.N, true)
+		if !ok {
+			return clusters
+		}
+		first, end := w.c.span(r.Off, r.N)
+		clusters += end - first
+		r.Done()
+	}
+}

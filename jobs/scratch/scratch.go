@@ -90,6 +90,7 @@ type Room struct {
 	entries int64
 	zero    bool
 	spill   bool
+	planned bool
 }
 
 // Reserve takes room for n bytes, in whole clusters but for the node's end;
@@ -114,6 +115,7 @@ func (s *Scratch) Reserve(n int64, zero bool) (Room, bool) {
 // a step has read, and the target refused.
 func (s *Scratch) Overdraw(n int64, zero bool) Room {
 	r := s.room(n, zero)
+	r.planned = true
 	s.mu.Lock()
 	s.count(r.n, false)
 	s.mu.Unlock()
@@ -194,9 +196,12 @@ func (r *Room) put(entries []*entry) error {
 		return ErrDropped
 	}
 	for _, e := range entries {
+		e.planned = r.planned
 		s.set.Set(e.off, e)
 	}
-	s.fresh += len(entries)
+	if !r.planned {
+		s.fresh += len(entries)
+	}
 	s.mu.Unlock()
 	return nil
 }
