@@ -19,6 +19,7 @@ import (
 	"blockd/filters/copybeforewrite"
 	"blockd/ioengine"
 	"blockd/jobs/copy"
+	"blockd/jobs/scratch"
 	"blockd/qapi"
 )
 
@@ -76,8 +77,9 @@ func writer(t *testing.T, guest *blockgraph.Root, budget *ioengine.Budget, seed 
 }
 
 // pointInTime lets writers run over a source, inserts a filter in their midst and
-// backs up; the target must be what the source was at the insertion.
-func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
+// backs up; the target must be what the source was at the insertion. With room, what is overwritten is kept in a scratch; with failures, the target
+// refuses every eighth write, which the job then tries again.
+func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64, room *scratch.Pool, failures bool) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	w := newWorld(t)
@@ -87,6 +89,15 @@ func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
 	fill(src, rand.New(rand.NewPCG(seed, 0)))
 	src.Punch(1<<20, 2<<20)
 	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
+	if failures {
+		var n atomic.Int64
+		dst.SetHook(func(r graphtest.Request) error {
+			if (r.Kind == graphtest.Write || r.Kind == graphtest.Zero) && n.Add(1)%8 == 0 {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+	}
 	var stop atomic.Bool
 	var writes atomic.Int64
 	var writers sync.WaitGroup
@@ -98,12 +109,16 @@ func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
 		var done, remaining atomic.Int64
 		var total int64
 		f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) {
+			if room != nil {
+				f.SetScratch(room.New(size, cluster, 0), false)
+			}
 			snapshot = src.Bytes()
 			f.Clusters().SetProgress(func(d, r int64) { done.Add(d); remaining.Add(r) })
 			total = f.Clusters().Remaining()
 		})
 		o := engine(budget)
 		o.Speed = speed
+		o.OnError = func(context.Context, *copy.Fault) copy.Action { return copy.Retry }
 		j := copy.NewJob(f.Work(job), o)
 		before := writes.Load()
 		if err := j.Run(t.Context()); err != nil {
@@ -132,15 +147,39 @@ func pointInTime(t *testing.T, budget *ioengine.Budget, speed int64) {
 }
 
 func TestTargetIsTheSourceAtTheMomentOfInsertion(t *testing.T) {
-	pointInTime(t, ioengine.NewBudget(64<<20), 0)
+	pointInTime(t, ioengine.NewBudget(64<<20), 0, nil, false)
 }
 
 func TestTargetIsTheSourceAtInsertionUnderASpeedLimit(t *testing.T) {
-	pointInTime(t, ioengine.NewBudget(64<<20), 32<<20)
+	pointInTime(t, ioengine.NewBudget(64<<20), 32<<20, nil, false)
 }
 
 func TestExhaustedBudgetDelaysAndDoesNotDeadlock(t *testing.T) {
-	pointInTime(t, ioengine.NewBudget(128<<10), 0)
+	pointInTime(t, ioengine.NewBudget(128<<10), 0, nil, false)
+}
+
+func TestTargetIsTheSourceAtInsertionByWayOfAScratch(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		room     scratch.Config
+		failures bool
+	}{
+		{"in memory", scratch.Config{}, false},
+		{"little memory and a file", scratch.Config{Directory: t.TempDir(), Memory: 10 * cluster}, false},
+		{"not for all", scratch.Config{Memory: 10 * cluster}, false},
+		{"of a target that fails", scratch.Config{}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			room, err := scratch.NewPool(c.room)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pointInTime(t, ioengine.NewBudget(64<<20), 32<<20, room, c.failures)
+			if m, f := room.Usage(); m != 0 || f != 0 {
+				t.Errorf("%d bytes of memory and %d of files are still taken", m, f)
+			}
+		})
+	}
 }
 
 func TestWriteWaitsForOverlappingCopyOnly(t *testing.T) {
