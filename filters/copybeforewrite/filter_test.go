@@ -174,7 +174,7 @@ func TestTargetIsTheSourceAtInsertionByWayOfAScratch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			pointInTime(t, ioengine.NewBudget(64<<20), 32<<20, room, c.failures)
+			pointInTime(t, ioengine.NewBudget(64<<20), 96<<20, room, c.failures)
 			if m, f := room.Usage(); m != 0 || f != 0 {
 				t.Errorf("%d bytes of memory and %d of files are still taken", m, f)
 			}
