@@ -29,6 +29,7 @@ type Graph struct {
 	history *History
 
 	corruption func(node, msg string, off, n int64, fatal bool)
+	crossed    func(node string, exceeded, threshold uint64)
 
 	// Held by the token.
 	seq     uint64 //blockd:global

@@ -140,6 +140,7 @@ func (n *Node) writeV(ctx context.Context, off int64, v *IOVec, flags Flags) err
 	if err := n.checkWrite(off, length); err != nil {
 		return err
 	}
+	n.checkThreshold(off, length)
 	st := n.state.Load()
 	if st.DetectZeroes != "" && st.DetectZeroes != qapi.BlockdevDetectZeroesOptionsOff && isZero(v) {
 		zf := flags
@@ -295,6 +296,7 @@ func (n *Node) writeZeroes(ctx context.Context, off, length int64, flags Flags) 
 	if err := n.checkWrite(off, length); err != nil {
 		return err
 	}
+	n.checkThreshold(off, length)
 	if flags&MayUnmap != 0 && !discards(n.state.Load().Options) {
 		flags &^= MayUnmap
 	}

@@ -31,8 +31,9 @@ type Node struct {
 	caps      Caps
 
 	state     atomic.Pointer[NodeState]
-	size      atomic.Int64 // length in bytes
-	wrHighest atomic.Int64 // end of the highest write, in bytes
+	size      atomic.Int64  // length in bytes
+	wrHighest atomic.Int64  // end of the highest write, in bytes
+	threshold atomic.Uint64 // see SetWriteThreshold
 	tracker   tracker
 	marks     atomic.Pointer[[]Marker]
 

@@ -52,6 +52,8 @@ func New(c Config) *Monitor {
 func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerNodes(r)
 	m.registerReopen(r)
+	m.registerBackingFile(r)
+	m.registerThreshold(r)
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerCreate(r)

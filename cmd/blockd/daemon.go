@@ -174,6 +174,9 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 		}
 		emit("BLOCK_IMAGE_CORRUPTED", e)
 	})
+	d.graph.OnWriteThreshold(func(node string, exceeded, threshold uint64) {
+		emit("BLOCK_WRITE_THRESHOLD", &qapi.BlockWriteThreshold{NodeName: node, AmountExceeded: exceeded, WriteThreshold: threshold})
+	})
 	d.jobs = jobs.New(d.graph, real, emit)
 	d.exports = exports.New(exports.Options{
 		Graph: d.graph, Clock: real, Ready: d.ready,

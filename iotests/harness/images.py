@@ -127,6 +127,11 @@ def info(path: str, *, chain: bool = False) -> Any:
     return json.loads(run_tool("qemu-img", "info", "--output=json", *extra, path))
 
 
+def info_shared(path: str) -> Any:
+    """`info` of an image that another program has open for writing."""
+    return json.loads(run_tool("qemu-img", "info", "-U", "--output=json", path))
+
+
 def allocation(path: str, driver: str) -> list[dict[str, Any]]:
     """`qemu-img map` as decoded JSON: what is allocated where, and how deep in the chain."""
     extents: list[dict[str, Any]] = json.loads(run_tool("qemu-img", "map", "--output=json", "-f", driver, path))
