@@ -18,7 +18,7 @@ const gateStripes = 8 // power of two
 // up before it saw the gate open, and quiet reads the counters after closing.
 type gate struct {
 	closed  atomic.Int32 // how many changes keep it closed
-	waits   atomic.Int64 // how many requests had to wait
+	waits   atomic.Int64 // how often a request found it closed
 	stripes [gateStripes]gateStripe
 
 	mu     sync.Mutex    //blockd:short
@@ -40,6 +40,7 @@ func (g *gate) enter(ctx context.Context) (int, error) {
 			return i, nil
 		}
 		g.leave(i)
+		g.waits.Add(1)
 		if err := g.waitOpen(ctx); err != nil {
 			return 0, err
 		}
@@ -65,7 +66,6 @@ func (g *gate) waitOpen(ctx context.Context) error {
 	if c == nil {
 		return nil
 	}
-	g.waits.Add(1)
 	select {
 	case <-c:
 		return nil

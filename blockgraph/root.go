@@ -74,8 +74,8 @@ func (r *Root) Size() int64 {
 	return 0
 }
 
-// Waits returns how many requests waited because a graph change had closed
-// the gate.
+// Waits returns how often a request had to wait, or to try again, because a
+// graph change had closed the gate.
 func (r *Root) Waits() int64 { return r.gate.waits.Load() }
 
 // InFlight returns the number of admitted requests.

@@ -3,6 +3,7 @@ package graphtest
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -128,6 +129,16 @@ func (w *World) CloseRoots(roots ...*blockgraph.Root) {
 		}
 		return nil
 	})
+}
+
+// AwaitClosed returns when a graph change keeps the root's gate closed. Until
+// then it flushes.
+func AwaitClosed(r *blockgraph.Root) {
+	gone, leave := context.WithCancel(context.Background())
+	leave()
+	for r.Flush(gone) == nil {
+		runtime.Gosched()
+	}
 }
 
 // Dump describes nodes, edges, permissions and the number of roots.
