@@ -108,6 +108,45 @@ class ManyAtOnce(QMPTestCase):
             self.assert_content(self.path(name), final)
             images.check(self.path(f"t{name}"))
 
+    def test_eight_guests_while_their_chains_change(self) -> None:
+        size = 2 * MiB
+        base = self.random_bytes(size)
+        path = self.filled_image("base", base)
+        self.launch()
+        self.add_node("base", path, read_only=True)
+        disks = [f"d{number}" for number in range(8)]
+        for disk in disks:
+            image = self.create_image(disk, size, backing=path)
+            self.add_node(disk, image, backing="base")
+            self.export(disk)
+        target = self.create_image("target", size)
+        self.add_node("target", target)
+        tops = dict(zip(disks, disks))
+        writers = {disk: self.guest_writer(disk, base) for disk in disks}
+        for round_number in range(3):
+            for disk in disks:  # a longer chain
+                below, tops[disk] = tops[disk], f"{disk}-{round_number}"
+                image = self.create_image(tops[disk], size, backing=self.path(below), backing_format="qcow2")
+                self.add_node(tops[disk], image, backing=None)
+                self.qmp.cmd("blockdev-snapshot", node=below, overlay=tops[disk])
+            busy = tops[disks[round_number]]  # a filter comes and goes
+            self.qmp.cmd("blockdev-backup", job_id="b", device=busy, target="target", sync="full", speed=64 * KiB)
+            writers[disks[round_number]].wait_writes(5)
+            self.qmp.cmd("job-cancel", id="b")
+            self.wait_status("b", "null")
+            for disk in disks:  # and short again, all at once
+                self.qmp.cmd("block-stream", job_id=disk, device=tops[disk], base_node="base")
+            for disk in disks:
+                writers[disk].wait_writes(5)
+                self.wait_status(disk, "null")
+                self.assertIn("BLOCK_JOB_COMPLETED", self.job_sequence(disk))
+                self.assert_chain(tops[disk], "base")
+        finals = {disk: writer.stop() for disk, writer in writers.items()}
+        self.daemon.quit()
+        for disk, final in finals.items():
+            self.assert_content(self.path(tops[disk]), final)
+        self.assert_content(path, base)
+
     def test_two_guests_on_one_export(self) -> None:
         self.launch()
         image = self.create_image("a", 4 * MiB)
