@@ -237,7 +237,9 @@ type AllocatedSizer interface {
 }
 
 // Quiescer has background work of its own that must rest while the node's
-// roots are drained. Begin waits for the work to rest.
+// roots are drained, because the node itself or one below it changes. Begin
+// waits for the work to rest, at most until ctx ends; the nodes above rest by
+// then.
 //
 //blockd:blocking
 type Quiescer interface {

@@ -16,6 +16,7 @@ type Root struct {
 	id    uint64
 	name  string // of the edge: "root", "source"
 	desc  string // for error texts: "an unnamed block device"
+	label string // for the log, or ""
 	edge  atomic.Pointer[Edge]
 	gate  gate
 	stats [gateStripes]rootStats
@@ -62,6 +63,22 @@ func (r *Root) Node() *Node {
 
 // ID is the root's number, which no other root has and none will have.
 func (r *Root) ID() uint64 { return r.id }
+
+// String names the root for the log.
+func (r *Root) String() string {
+	s := r.label
+	switch {
+	case s != "":
+	case r.job != "":
+		s = "job " + r.job
+	default:
+		s = r.desc
+	}
+	if n := r.Node(); n != nil {
+		s += " over node " + n.name
+	}
+	return s
+}
 
 // Job returns the id of the job that the root belongs to, or "".
 func (r *Root) Job() string { return r.job }

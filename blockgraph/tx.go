@@ -2,9 +2,7 @@ package blockgraph
 
 import (
 	"context"
-	"log/slog"
 	"slices"
-	"time"
 
 	"blockd/qapi"
 )
@@ -328,7 +326,9 @@ type RootOptions struct {
 	Name string
 	// Desc describes the user in error texts; "an unnamed block device" if
 	// empty.
-	Desc         string
+	Desc string
+	// Label names the user in the log; the job, else Desc, if empty.
+	Label        string
 	Perm, Shared Perm
 	// StayAtNode: the root keeps its node when that is replaced elsewhere.
 	StayAtNode bool
@@ -339,7 +339,7 @@ type RootOptions struct {
 // NewRoot makes a root over a node.
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	tx.g.seq++
-	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, perm: o.Perm, shared: o.Shared, stay: o.StayAtNode, job: o.Job}
+	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, perm: o.Perm, shared: o.Shared, stay: o.StayAtNode, job: o.Job}
 	if r.name == "" {
 		r.name = "root"
 	}
@@ -498,95 +498,4 @@ func (tx *Tx) FreezeChain(top, base *Node) (thaw func(tx *Tx), err error) {
 		melt()
 		tx.OnAbort(freeze)
 	}, nil
-}
-
-// drainWarning is how long a drain may take before the log names what holds
-// it.
-const drainWarning = 5 * time.Second
-
-// Drain closes the gates of every root that can reach one of the nodes, and
-// waits until their requests have ended. The gates stay closed until the end
-// of the change. A change that needs several calls its Drain once, so that
-// all begin before any is waited for.
-func (tx *Tx) Drain(nodes ...*Node) error {
-	var roots []*Root
-	seen := map[*Node]struct{}{}
-	var walk func(n *Node)
-	walk = func(n *Node) {
-		if _, ok := seen[n]; ok {
-			return
-		}
-		seen[n] = struct{}{}
-		for _, e := range n.parents {
-			if e.root != nil {
-				roots = append(roots, e.root)
-			} else {
-				walk(e.node)
-			}
-		}
-	}
-	for _, n := range nodes {
-		walk(n)
-	}
-	if err := tx.drainRoots(roots); err != nil {
-		return err
-	}
-	for _, n := range nodes {
-		if q, ok := n.drv.(Quiescer); ok && !slices.Contains(tx.quiesced, q) {
-			tx.quiesced = append(tx.quiesced, q)
-			q.QuiesceBegin(tx.ctx)
-		}
-	}
-	return nil
-}
-
-func (tx *Tx) drainRoots(roots []*Root) error {
-	var fresh []*Root
-	for _, r := range roots {
-		if _, ok := tx.drained[r]; !ok {
-			tx.drained[r] = struct{}{}
-			r.gate.close()
-			fresh = append(fresh, r)
-		}
-	}
-	for _, r := range releasers(fresh) {
-		r.ReleaseBegin()
-		defer r.ReleaseEnd()
-	}
-	for _, r := range fresh {
-		stop := tx.g.clock.AfterFunc(drainWarning, func() {
-			slog.Warn("a graph change waits for requests in flight", "change", tx.cause.String(), "user", r.desc, "requests", r.InFlight())
-		})
-		err := r.gate.quiet(tx.ctx)
-		stop.Stop()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// releasers returns those that may hold the roots' requests up, each once.
-func releasers(roots []*Root) []Releaser {
-	var found []Releaser
-	seen := map[*Node]struct{}{}
-	var walk func(n *Node)
-	walk = func(n *Node) {
-		if _, ok := seen[n]; ok {
-			return
-		}
-		seen[n] = struct{}{}
-		if r, ok := n.drv.(Releaser); ok {
-			found = append(found, r)
-		}
-		for _, e := range n.State().Edges {
-			walk(e.child)
-		}
-	}
-	for _, r := range roots {
-		if n := r.Node(); n != nil {
-			walk(n)
-		}
-	}
-	return found
 }

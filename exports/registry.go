@@ -111,7 +111,7 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 		perm |= blockgraph.PermWrite
 	}
 	// Clients are told the size once.
-	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize})
+	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize, Label: "export " + o.ID})
 	if err != nil {
 		return err
 	}

@@ -545,6 +545,43 @@ func TestAbandonLetsWaitingWritesGoOnPastAStuckTarget(t *testing.T) {
 	w.remove(source, n, job)
 }
 
+// TestChangeOfTheTargetWaitsForACopyThatOutlivedItsWrite: the copy is nobody's
+// request any more, but it writes to the target.
+func TestChangeOfTheTargetWaitsForACopyThatOutlivedItsWrite(t *testing.T) {
+	w := newWorld(t)
+	source, src := w.Mem("src", 1<<20)
+	target, dst := w.Mem("dst", 1<<20)
+	fill(src, rand.New(rand.NewPCG(1, 1)))
+	guest := w.Root(source, graphtest.ReadWrite, blockgraph.PermAll)
+	f, n, job := w.insert(source, target, nil, nil)
+	stuck := graphtest.NewHold(graphtest.Write)
+	var released atomic.Bool
+	dst.SetHook(stuck.Wait)
+	written := make(chan error)
+	go func() { written <- guest.WriteV(context.Background(), 0, graphtest.Vec(make([]byte, 4096)), 0) }()
+	<-stuck.Entered
+	f.Abandon()
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	changed := make(chan struct{})
+	go func() {
+		w.Update(func(tx *blockgraph.Tx) error {
+			err := tx.Drain(target)
+			if !released.Load() {
+				t.Error("the drain did not wait for the copy")
+			}
+			return err
+		})
+		close(changed)
+	}()
+	graphtest.AwaitClosed(guest)
+	released.Store(true)
+	stuck.Release()
+	<-changed
+	w.remove(source, n, job)
+}
+
 func TestLongWriteSavesAllItTouches(t *testing.T) {
 	w := newWorld(t)
 	source, src := w.Mem("src", 16<<20)
