@@ -47,6 +47,7 @@ func concerns(kinds []Kind, r Request) bool {
 // n < 0: every one.
 func Failing(n int, err error, kinds ...Kind) Hook {
 	var mu sync.Mutex
+	//blockd:io
 	return func(r Request) error {
 		if !concerns(kinds, r) {
 			return nil

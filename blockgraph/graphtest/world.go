@@ -33,6 +33,8 @@ func New(t testing.TB, types ...*blockgraph.DriverType) *World {
 }
 
 // NewAt is New over another clock.
+//
+//blockd:blocking
 func NewAt(t testing.TB, c clock.Clock, types ...*blockgraph.DriverType) *World {
 	w := &World{T: t}
 	mem := &blockgraph.DriverType{Name: "mem", Protocol: true,

@@ -5,7 +5,6 @@ import (
 	"go/token"
 	"go/types"
 
-	"golang.org/x/tools/go/callgraph"
 	"golang.org/x/tools/go/ssa"
 )
 
@@ -16,6 +15,7 @@ type builder struct {
 	contracts map[*types.Func]places
 	nodes     map[*ssa.Function]*node
 	methods   map[*types.Func]*node
+	embedded  map[embeddedMethod]*node
 	order     []*node
 	problems  []string // what cannot be judged
 	unscanned []*node
@@ -24,28 +24,10 @@ type builder struct {
 	values
 }
 
-// paramUse is a call of what a parameter holds: of the function itself, or of
-// a method of it.
-type paramUse struct {
-	method *types.Func // nil: the parameter is the function
-	kind   edgeKind
-	held   string
-	token  bool
-	// site and in are where; for callers that nobody sees.
-	site ssa.CallInstruction
-	in   *node
-}
-
-type pending struct {
-	n     *node
-	param int
-	use   paramUse
-}
-
 func build(p *program, m *marks) *builder {
 	b := &builder{
 		program: p, marks: m, contracts: map[*types.Func]places{},
-		nodes: map[*ssa.Function]*node{}, methods: map[*types.Func]*node{},
+		nodes: map[*ssa.Function]*node{}, methods: map[*types.Func]*node{}, embedded: map[embeddedMethod]*node{},
 	}
 	b.readContracts(p.sorted)
 	for fn := range p.all {
@@ -105,6 +87,8 @@ func (b *builder) scan(n *node, fn *ssa.Function) {
 				b.touch(n, fieldOf(instr.X.Type(), instr.Field), instr.X, instr.Pos())
 			case *ssa.Field:
 				b.touch(n, fieldOf(instr.X.Type(), instr.Field), instr.X, instr.Pos())
+			case *ssa.Store:
+				b.keep(n, instr)
 			case ssa.CallInstruction:
 				b.callSite(n, instr, h)
 			}
@@ -150,6 +134,33 @@ func (b *builder) touch(n *node, f *types.Var, of ssa.Value, pos token.Pos) {
 		return
 	}
 	n.acts = append(n.acts, act{what: "the field " + f.Name(), pos: pos, in: d.class.in})
+}
+
+// keep notes that a function is put into a field of another module's type: some
+// function of that module calls it later. When those may wait it is on no
+// loop; else it may be anywhere.
+func (b *builder) keep(n *node, s *ssa.Store) {
+	f, ok := s.Addr.(*ssa.FieldAddr)
+	if !ok {
+		return
+	}
+	if _, ok := s.Val.Type().Underlying().(*types.Signature); !ok {
+		return
+	}
+	owner := namedOf(f.X.Type())
+	if owner == nil || owner.Obj().Pkg() == nil || b.module[owner.Obj().Pkg()] {
+		return
+	}
+	r := packageRows[owner.Obj().Pkg().Path()]
+	as := r.calls
+	switch {
+	case as != nil:
+	case r.waits:
+		as = &classIO
+	default:
+		as = &classAny
+	}
+	b.giveTo(n, s.Val, paramUse{kind: edgeKind{as: as}, in: n, at: s.Pos()})
 }
 
 // callSite notes one call, go or defer.
@@ -221,8 +232,12 @@ func (b *builder) reachExternal(n *node, fn *ssa.Function, site ssa.CallInstruct
 			n.wait("takes the mutex "+m.name, site.Pos(), held)
 		}
 	}
-	if r.spawn {
+	switch {
+	case r.spawn:
 		kind.spawn = true
+		held = ""
+	case r.keep:
+		kind.as = &classIO
 		held = ""
 	}
 	sig := fn.Signature
@@ -274,7 +289,7 @@ func (b *builder) giveTo(n *node, arg ssa.Value, use paramUse) {
 	}
 	for _, fn := range b.functionsIn(arg) {
 		if b.inModule(fn) {
-			n.call(b.of(fn), use.site.Pos(), use.kind, use.held, use.token)
+			n.call(b.of(fn), use.pos(), use.kind, use.held, use.token)
 		} else {
 			b.reachExternalNoArgs(n, fn, use)
 		}
@@ -286,9 +301,9 @@ func (b *builder) reachExternalNoArgs(n *node, fn *ssa.Function, use paramUse) {
 	r, ok := externalFunc(fn)
 	switch {
 	case !ok:
-		b.problems = append(b.problems, fmt.Sprintf("%s: no row in tools/planecheck/external.go for %s", b.place(use.site.Pos()), fn.RelString(nil)))
+		b.problems = append(b.problems, fmt.Sprintf("%s: no row in tools/planecheck/external.go for %s", b.place(use.pos()), fn.RelString(nil)))
 	case (r.waits || r.lock) && !use.kind.spawn && use.kind.as == nil:
-		n.wait("may wait in "+fn.RelString(nil), use.site.Pos(), use.held)
+		n.wait("may wait in "+fn.RelString(nil), use.pos(), use.held)
 	}
 }
 
@@ -305,7 +320,7 @@ func (b *builder) giveMethod(n *node, arg ssa.Value, use paramUse) {
 			return
 		}
 		if b.inModule(fn) {
-			n.call(b.of(fn), use.site.Pos(), use.kind, use.held, use.token)
+			n.call(b.of(fn), use.pos(), use.kind, use.held, use.token)
 		} else {
 			b.reachExternalNoArgs(n, fn, use)
 		}
@@ -334,12 +349,16 @@ func (b *builder) invokeMethod(n *node, t types.Type, use paramUse) {
 			m = fn
 		}
 	}
+	if in := b.ofEmbedded(t, m); in != nil {
+		n.call(in, use.pos(), use.kind, use.held, use.token)
+		return
+	}
 	if m.Pkg() != nil && b.module[m.Pkg()] {
-		n.call(b.ofMethod(m), use.site.Pos(), use.kind, use.held, use.token)
+		n.call(b.ofMethod(m), use.pos(), use.kind, use.held, use.token)
 		return
 	}
 	if interfaceWaits(t, m) && !use.kind.spawn && use.kind.as == nil {
-		n.wait("may wait in "+m.FullName(), use.site.Pos(), use.held)
+		n.wait("may wait in "+m.FullName(), use.pos(), use.held)
 	}
 }
 
@@ -350,10 +369,29 @@ func (b *builder) invoke(n *node, site ssa.CallInstruction, kind edgeKind, held 
 	if m.Pkg() != nil && b.module[m.Pkg()] && namedOf(m.Signature().Recv().Type()) != nil {
 		in := b.ofMethod(m)
 		n.call(in, site.Pos(), kind, held, b.givesToken(c))
+		if in.handoff != nil {
+			for _, a := range c.Args {
+				if _, ok := a.Type().Underlying().(*types.Signature); ok {
+					b.giveTo(n, a, paramUse{kind: edgeKind{as: in.handoff}, in: n, site: site})
+				}
+			}
+		}
 		for _, fn := range b.callees(n.fn, site) {
 			in.implemented(b, fn)
 		}
 		return
+	}
+	if in := b.ofEmbedded(c.Value.Type(), m); in != nil {
+		n.call(in, site.Pos(), kind, held, b.givesToken(c))
+		for _, fn := range b.callees(n.fn, site) {
+			in.implemented(b, fn)
+		}
+		return
+	}
+	if m.Pkg() == nil || !b.module[m.Pkg()] { // what it is given, it calls
+		for i, arg := range c.Args {
+			b.give(n, arg, paramType(m.Signature(), i+1), site, kind, held)
+		}
 	}
 	if i, ok := parameter(n.fn, c.Value); ok {
 		b.use(n, i, paramUse{method: m, kind: kind, held: held, token: b.givesToken(c), site: site, in: n})
@@ -402,146 +440,4 @@ func (b *builder) givesToken(c *ssa.CallCommon) bool {
 		}
 	}
 	return c.IsInvoke() && b.isToken(c.Value.Type())
-}
-
-// parameter tells whether v is a parameter of fn.
-func parameter(fn *ssa.Function, v ssa.Value) (int, bool) {
-	switch x := v.(type) {
-	case *ssa.ChangeType:
-		return parameter(fn, x.X)
-	case *ssa.ChangeInterface:
-		return parameter(fn, x.X)
-	case *ssa.Parameter:
-		for i, p := range fn.Params {
-			if p == x {
-				return i, true
-			}
-		}
-	}
-	return 0, false
-}
-
-// use notes that a function calls what it is given as a parameter, for its
-// callers.
-func (b *builder) use(n *node, param int, u paramUse) {
-	for _, have := range n.params[param] {
-		if have.method == u.method && have.kind == u.kind && have.held == u.held {
-			return
-		}
-	}
-	n.params[param] = append(n.params[param], u)
-	b.todo = append(b.todo, pending{n, param, u})
-}
-
-// passUp counts calls of parameters where these come from.
-func (b *builder) passUp() {
-	// Hand-offs say themselves where their functions run.
-	for _, n := range b.order {
-		if n.handoff != nil {
-			b.handOver(n)
-		}
-	}
-	for b.scanNew(); len(b.todo) > 0; b.scanNew() {
-		p := b.todo[0]
-		b.todo = b.todo[1:]
-		if p.n.handoff != nil && p.use.kind.as == nil {
-			b.checkHandoff(p.n, p.use)
-			continue
-		}
-		g := b.calls.Nodes[p.n.fn]
-		if g == nil {
-			continue
-		}
-		unseen := false
-		for _, e := range g.In {
-			if !b.inModule(e.Caller.Func) || e.Site == nil {
-				unseen = true
-				continue
-			}
-			b.passTo(p, e)
-		}
-		if unseen {
-			b.here(p.n, p.use)
-		}
-	}
-}
-
-// handOver has the functions that a hand-off is given run as its class says.
-func (b *builder) handOver(n *node) {
-	if n.fn == nil {
-		return
-	}
-	for i, p := range n.fn.Params {
-		if _, ok := p.Type().Underlying().(*types.Signature); ok {
-			b.todo = append(b.todo, pending{n, i, paramUse{kind: edgeKind{as: n.handoff}, in: n}})
-		}
-	}
-}
-
-// checkHandoff holds that what a hand-off does itself with its functions is
-// within what it says.
-func (b *builder) checkHandoff(n *node, u paramUse) {
-	in := everywhere
-	if n.class != nil {
-		in = n.class.in
-	}
-	if u.kind.spawn {
-		in = in.started()
-	}
-	if in&^n.handoff.in != 0 {
-		b.problems = append(b.problems, fmt.Sprintf("%s: %s hands over as %s, but calls the function itself, as %s", b.place(u.site.Pos()), n.name, n.handoff.name, n.class.name))
-	}
-}
-
-// passTo counts a call of a parameter at one caller.
-func (b *builder) passTo(p pending, e *callgraph.Edge) {
-	c := e.Site.Common()
-	i := p.param
-	if c.IsInvoke() {
-		i--
-	}
-	if i < 0 || i >= len(c.Args) {
-		// The receiver of an invoked method, or a bound one.
-		b.here(p.n, p.use)
-		return
-	}
-	caller := b.of(e.Caller.Func)
-	use := p.use
-	use.in = p.in(use)
-	if _, spawned := e.Site.(*ssa.Go); spawned {
-		use.kind.spawn = use.kind.as == nil
-	}
-	if use.site == nil || use.kind.as != nil {
-		use.site = e.Site
-	}
-	arg := c.Args[i]
-	if j, ok := parameter(caller.fn, arg); ok {
-		b.use(caller, j, use)
-		return
-	}
-	use.site = e.Site
-	b.giveTo(caller, arg, use)
-}
-
-func (p pending) in(u paramUse) *node {
-	if u.in != nil {
-		return u.in
-	}
-	return p.n
-}
-
-// here counts a call of a parameter where it is made, with whatever the call
-// graph says: for callers that are not of the module.
-func (b *builder) here(n *node, u paramUse) {
-	if u.site == nil || u.in == nil || u.in.fn == nil {
-		return
-	}
-	if u.method != nil {
-		b.invokeMethod(n, u.method.Signature().Recv().Type(), u)
-	}
-	for _, fn := range b.callees(u.in.fn, u.site) {
-		if b.inModule(fn) {
-			n.call(b.of(fn), u.site.Pos(), u.kind, u.held, u.token)
-		}
-	}
 }

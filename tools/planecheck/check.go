@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"go/token"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -72,6 +74,7 @@ func check(b *builder) *result {
 		}
 		b.walk(r, n)
 	}
+	b.walkUnseen(r)
 	for _, n := range b.nodes {
 		b.underLocks(r, n)
 	}
@@ -113,6 +116,25 @@ func (r *result) offer(b *builder, s *step, pos token.Pos, what, format string, 
 	}
 }
 
+// walkUnseen looks at function literals that no chain has come to: the call
+// graph has lost them, so they may be called from anywhere.
+func (b *builder) walkUnseen(r *result) {
+	for _, n := range b.sortedNodes() {
+		if n.class == nil && !n.seen && !n.hidden {
+			n.class = &classAny
+			n.plain = true
+			b.walk(r, n)
+		}
+	}
+}
+
+// sortedNodes are the functions with bodies, in the order of the source.
+func (b *builder) sortedNodes() []*node {
+	return slices.SortedFunc(maps.Values(b.nodes), func(x, y *node) int {
+		return cmp.Or(cmp.Compare(x.pos, y.pos), cmp.Compare(x.name, y.name))
+	})
+}
+
 // walk follows what a function with a class does and calls, through functions
 // that have none.
 func (b *builder) walk(r *result, root *node) {
@@ -125,6 +147,7 @@ func (b *builder) walk(r *result, root *node) {
 	for len(todo) > 0 {
 		s := todo[0]
 		todo = todo[1:]
+		s.n.seen = true
 		for _, a := range s.n.acts {
 			if s.in&^a.in == 0 || a.waits && s.n.loop {
 				continue

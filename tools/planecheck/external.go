@@ -15,9 +15,12 @@ type external struct {
 	waits bool // may wait, for a device, a peer, another goroutine or a timer
 	spawn bool // calls its function arguments on a goroutine of its own
 	lock  bool // takes the mutex that is its receiver
-	// keep: what it is given is called later by other functions of its package;
-	// those wait by their own rows.
+	// keep: what it is given is called later, by functions of its package that may
+	// wait.
 	keep bool
+	// calls is where functions run that are put into fields of the package's
+	// types: io when its functions wait, else any.
+	calls *class
 }
 
 var (
@@ -44,10 +47,12 @@ func init() {
 		bufio compress/flate compress/gzip compress/zlib crypto/tls io/fs log log/slog mime/multipart net net/http
 		net/http/pprof net/textproto os os/exec os/signal os/user runtime/pprof runtime/trace syscall testing
 		github.com/gorilla/websocket github.com/hanwen/go-fuse/v2/fuse github.com/prometheus/client_golang/prometheus
-		github.com/prometheus/client_golang/prometheus/promhttp github.com/spf13/cobra github.com/klauspost/compress/flate
+		github.com/prometheus/client_golang/prometheus/promhttp github.com/klauspost/compress/flate
 		github.com/klauspost/compress/zstd golang.org/x/sys/unix`) {
 		packageRows[p] = waits
 	}
+	// A command line is run by main.
+	packageRows["github.com/spf13/cobra"] = external{waits: true, calls: &classBlock}
 }
 
 // functionRows are functions that differ from their package, by the name that
@@ -67,6 +72,10 @@ func init() {
 		(*io.PipeReader).* (*io.PipeWriter).* (*io.SectionReader).* (*io.LimitedReader).* (*io.OffsetWriter).*
 		runtime.GC runtime/debug.FreeOSMemory runtime/debug.WriteHeapDump (reflect.Value).Send (reflect.Value).Recv`)
 	rows(external{spawn: true}, `(*sync.WaitGroup).Go time.AfterFunc context.AfterFunc runtime.AddCleanup runtime.SetFinalizer`)
+	rows(external{keep: true}, `bufio.NewReader bufio.NewWriter bufio.NewReaderSize bufio.NewWriterSize bufio.NewScanner
+		github.com/klauspost/compress/flate.New* github.com/klauspost/compress/zstd.New* github.com/klauspost/compress/zstd.With*
+		compress/flate.New* compress/gzip.New* compress/zlib.New* encoding/json.NewDecoder encoding/json.NewEncoder
+		io.LimitReader io.NewSectionReader io.MultiReader io.MultiWriter io.TeeReader io.NewOffsetWriter`)
 	rows(external{lock: true}, `(*sync.Mutex).Lock (*sync.RWMutex).Lock (*sync.RWMutex).RLock`)
 	rows(quick, `os.Getenv os.LookupEnv os.Getpid os.Getuid os.Getppid os.IsNotExist os.IsExist os.IsPermission os.NewFile
 		os.IsTimeout os.IsPathSeparator os.Environ os.TempDir (*os.File).Fd (*os.File).Name os.Getpagesize os.Exit
@@ -80,7 +89,7 @@ func init() {
 		golang.org/x/sys/unix.ParseSocketControlMessage golang.org/x/sys/unix.ParseUnixRights golang.org/x/sys/unix.UnixRights
 		golang.org/x/sys/unix.CmsgSpace golang.org/x/sys/unix.CmsgLen golang.org/x/sys/unix.Getpid golang.org/x/sys/unix.Gettid
 		golang.org/x/sys/unix.Getpagesize golang.org/x/sys/unix.Getuid golang.org/x/sys/unix.Geteuid
-		bufio.NewReader bufio.NewWriter bufio.NewReaderSize bufio.NewWriterSize bufio.NewScanner (*bufio.Reader).Buffered
+		(*bufio.Reader).Buffered
 		(*bufio.Reader).Size (*bufio.Writer).Available (*bufio.Writer).Buffered
 		log/slog.String log/slog.Int log/slog.Int64 log/slog.Any log/slog.Bool log/slog.Duration log/slog.Uint64 (log/slog.Value).*
 		crypto/tls.CipherSuiteName crypto/tls.VersionName os/signal.NotifyContext os/signal.Notify os/signal.Stop os/signal.Ignore

@@ -21,6 +21,7 @@ type node struct {
 	settled bool
 	// hidden: made by the compiler, left out of what is printed.
 	hidden  bool
+	seen    bool // a chain has come to it
 	handoff *class
 	loop    bool   // where the loop itself waits for work
 	wrong   string // what is wrong with its directive
@@ -152,7 +153,7 @@ func (b *builder) readContracts(module []*packages.Package) {
 			}
 			c := contract{iface, map[string]places{}}
 			for m := range iface.Methods() {
-				if in := b.marked(m); in != nowhere {
+				if in := b.marked(n, m); in != nowhere {
 					c.in[m.Name()] = in
 				}
 			}
@@ -180,14 +181,16 @@ func (b *builder) readContracts(module []*packages.Package) {
 }
 
 // marked is the class that a directive gives an interface's method.
-func (b *builder) marked(m *types.Func) places {
+func (b *builder) marked(of *types.Named, m *types.Func) places {
 	if d := b.marks.methods[m]; d != nil && d.class != nil {
 		return d.class.in
 	}
-	if n := namedOf(m.Signature().Recv().Type()); n != nil {
-		if d := b.marks.types[n.Obj()]; d != nil && d.class != nil {
-			return d.class.in
-		}
+	n := namedOf(m.Signature().Recv().Type())
+	if n == nil || m.Pkg() == nil || !b.module[m.Pkg()] {
+		n = of
+	}
+	if d := b.marks.types[n.Obj()]; d != nil && d.class != nil {
+		return d.class.in
 	}
 	return nowhere
 }
@@ -275,6 +278,37 @@ func (b *builder) ofMethod(m *types.Func) *node {
 	n.narrow()
 	b.order = append(b.order, n)
 	return n
+}
+
+// ofEmbedded returns the node of a method that an interface of the module has
+// from one of another module; nil for others.
+func (b *builder) ofEmbedded(t types.Type, m *types.Func) *node {
+	owner := namedOf(t)
+	if owner == nil || owner.Obj().Pkg() == nil || !b.module[owner.Obj().Pkg()] || !types.IsInterface(owner) || m.Pkg() != nil && b.module[m.Pkg()] {
+		return nil
+	}
+	key := embeddedMethod{owner.Obj(), m.Name()}
+	if n := b.embedded[key]; n != nil {
+		return n
+	}
+	n := &node{pos: owner.Obj().Pos(), name: owner.Obj().Name() + "." + m.Name() + "()", class: &classIO}
+	b.embedded[key] = n
+	switch {
+	case isCalledOnAny(m):
+		n.class, n.plain = &classAny, true
+	case b.marks.types[owner.Obj()] != nil && b.marks.types[owner.Obj()].class != nil:
+		n.class = b.marks.types[owner.Obj()].class
+	case b.marks.packages[owner.Obj().Pkg().Path()] != nil:
+		n.class = b.marks.packages[owner.Obj().Pkg().Path()]
+		n.plain = n.class.name == classAny.name
+	}
+	b.order = append(b.order, n)
+	return n
+}
+
+type embeddedMethod struct {
+	owner types.Object
+	name  string
 }
 
 // narrow makes a blocking function with a token one that holds it.

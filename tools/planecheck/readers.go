@@ -32,7 +32,10 @@ func (b *builder) classReaders() {
 			drop(n)
 		}
 	}
-	for _, n := range b.methods {
+	for _, n := range b.order {
+		if n.fn != nil {
+			continue
+		}
 		if n.class == nil || n.class.name != classAny.name {
 			drop(n)
 		}

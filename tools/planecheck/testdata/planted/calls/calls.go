@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"syscall"
 	"time"
 
 	"planted/plane"
@@ -191,6 +192,48 @@ func throughWriter(g *plane.Graph) {
 }
 
 func writes(w io.Writer) { _, _ = w.Write(nil) }
+
+//blockd:io
+func throughInterfaceMethodValue(c counter) int {
+	f := c.count
+	return f()
+}
+
+// pool keeps a function that sync calls, wherever Get is called.
+var pool = sync.Pool{New: func() any {
+	names(nil) // want "init() is blocking, but calls global code: init() -> posts init$1() -> names()"
+	return nil
+}}
+
+// options keeps functions where nobody sees them called.
+func options(g *plane.Graph) any {
+	return func() { names(g) } // want "options$1() is any, but calls global code: options$1() -> names()"
+}
+
+func throughRawConn(c syscall.RawConn, g *plane.Graph) {
+	_ = c.Control(func(uintptr) { names(g) }) // want "throughRawConn() is io, but calls global code: throughRawConn() -> throughRawConn$1() -> names()"
+}
+
+// stream has methods of another module's interface.
+type stream interface {
+	io.Reader
+	Name() string
+}
+
+//blockd:any
+func readsStream(s stream) {
+	_, _ = s.Read(nil) // want "readsStream() is any, but calls io code: readsStream() -> stream.Read()"
+}
+
+type clock interface {
+	//blockd:any
+	//blockd:handoff io
+	AfterFunc(f func())
+}
+
+func throughClock(c clock, g *plane.Graph) {
+	c.AfterFunc(func() { names(g) }) // want "throughClock() is io, but calls global code: throughClock() -> posts throughClock$1() -> names()"
+}
 
 type embeds struct{ *plane.Graph }
 
