@@ -115,11 +115,15 @@ type Busier interface {
 type Orphaner interface {
 	Drained() <-chan struct{}
 	// Orphans is how many requests the body left behind. Any goroutine.
+	//
+	//blockd:any
 	Orphans() int
 }
 
 // Scratcher is a job that may have a scratch. Scratch returns what queries tell
 // about it, nil for nothing. It runs on the loop and must not wait.
+//
+//blockd:global loop
 type Scratcher interface {
 	Scratch() *qapi.JobScratch
 }

@@ -28,6 +28,8 @@ type World struct {
 
 // New returns a world with the types `mem`, `image` (native), `pass` and those
 // given, which replace the first ones, over the real clock.
+//
+//blockd:blocking
 func New(t testing.TB, types ...*blockgraph.DriverType) *World {
 	return NewAt(t, clock.Real(), types...)
 }

@@ -196,6 +196,8 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 
 // takeSocket finds the socket of an address of type fd: one that the client of
 // the command passed, or one inherited by its number for the command line.
+//
+//blockd:io
 func takeSocket(ctx context.Context, name string) (int, error) {
 	if c, ok := ctx.(*qmp.Context); ok {
 		return chardev.SocketFD(name, c.TakeNamedFD)

@@ -110,6 +110,8 @@ func (f *Filter) Resting() <-chan struct{} {
 }
 
 // Copies returns how many copies for guests' writes are under way.
+//
+//blockd:any
 func (f *Filter) Copies() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -42,7 +42,7 @@ type Filter struct {
 
 	// How many copies are under way for guests' writes, those among them that
 	// outlived their write.
-	mu     sync.Mutex
+	mu     sync.Mutex //blockd:short
 	copies int
 	rest   chan struct{} // closed when copies falls to 0; nil: nobody waits
 }

@@ -25,7 +25,7 @@ type Scratch struct {
 	most    int64 // bytes of data that it may hold, 0: the pool's bounds only
 	file    spill
 
-	mu      sync.Mutex
+	mu      sync.Mutex               //blockd:short
 	set     btree.Map[int64, *entry] // by offset, what is taken included
 	fresh   int                      // entries that were not planned
 	cursor  int64                    // where planning goes on
@@ -77,6 +77,8 @@ func (s *Scratch) MaxSize() int64 {
 }
 
 // Usage returns what is held.
+//
+//blockd:any
 func (s *Scratch) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
