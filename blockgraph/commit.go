@@ -87,7 +87,7 @@ func (tx *Tx) collect() []*Node {
 	isDead := map[*Node]bool{}
 	var visit func(n *Node)
 	visit = func(n *Node) {
-		if isDead[n] || tx.monitorOwned(n) {
+		if isDead[n] || tx.MonitorOwned(n) {
 			return
 		}
 		for _, e := range tx.Parents(n) {

@@ -178,7 +178,7 @@ func (tx *Tx) newName() string {
 	for {
 		name := fmt.Sprintf("#block%d%02d", tx.g.autoSeq, rand.IntN(100))
 		tx.g.autoSeq++
-		if tx.Find(name) == nil {
+		if tx.named(name) == nil {
 			return name
 		}
 	}

@@ -209,7 +209,7 @@ func (tx *Tx) nameNode(n *Node, o *qapi.BlockdevOptions) error {
 	switch {
 	case !qapi.WellFormedID(name):
 		return qapi.Errorf("Invalid node-name: '%s'", name)
-	case tx.Find(name) != nil:
+	case tx.named(name) != nil:
 		return qapi.Errorf("Duplicate nodes with node-name='%s'", name)
 	case len(name) > MaxNodeName:
 		return qapi.Errorf("Node name too long")

@@ -33,6 +33,7 @@ type Tx struct {
 	locked   map[*Node]struct{} // whose drivers were told of staged permissions
 
 	newNodes []*Node
+	deleted  []*Node // by Delete
 	newRoots []*Root
 	oldRoots []*Root
 
@@ -78,12 +79,29 @@ func (tx *Tx) After(f func()) { tx.after = append(tx.after, f) }
 
 // Find returns the node of that name as of this change, or nil.
 func (tx *Tx) Find(name string) *Node {
+	n := tx.named(name)
+	if slices.Contains(tx.deleted, n) {
+		return nil
+	}
+	return n
+}
+
+// named is Find, with what this change deletes: it has its name until the
+// commit.
+func (tx *Tx) named(name string) *Node {
 	for _, n := range tx.newNodes {
 		if n.name == name {
 			return n
 		}
 	}
 	return tx.g.names[name]
+}
+
+// Delete takes the monitor's reference to a node without users away. Nobody
+// finds it any more within this change; it is closed after the commit.
+func (tx *Tx) Delete(n *Node) {
+	tx.SetMonitorOwned(n, false)
+	tx.deleted = append(tx.deleted, n)
 }
 
 // State returns a node's state as of this change. The caller must not change
@@ -136,7 +154,8 @@ func (tx *Tx) SetMonitorOwned(n *Node, owned bool) {
 	tx.touch(n)
 }
 
-func (tx *Tx) monitorOwned(n *Node) bool {
+// MonitorOwned is Node.MonitorOwned as of this change.
+func (tx *Tx) MonitorOwned(n *Node) bool {
 	if o, ok := tx.owned[n]; ok {
 		return o
 	}

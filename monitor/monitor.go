@@ -81,17 +81,7 @@ func registerEvents(r *qmp.Registry) {
 // AddNode opens a node and has the monitor own it: blockdev-add, and
 // --blockdev. On a worker.
 func (m *Monitor) AddNode(ctx context.Context, o *qapi.BlockdevOptions) error {
-	return m.update(ctx, "blockdev-add", func(tx *blockgraph.Tx) error {
-		if o.NodeName == nil {
-			return qapi.Errorf("'node-name' must be specified for the root node")
-		}
-		n, err := tx.Open(o)
-		if err != nil {
-			return err
-		}
-		tx.SetMonitorOwned(n, true)
-		return nil
-	})
+	return m.update(ctx, "blockdev-add", func(tx *blockgraph.Tx) error { return addNode(tx, o) })
 }
 
 // update makes a graph change in the name of a command.

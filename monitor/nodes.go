@@ -16,30 +16,44 @@ func (m *Monitor) blockdevAdd(c *qmp.Context, o *qapi.BlockdevOptions) (struct{}
 	return struct{}{}, m.AddNode(c, o)
 }
 
+func addNode(tx *blockgraph.Tx, o *qapi.BlockdevOptions) error {
+	if o.NodeName == nil {
+		return qapi.Errorf("'node-name' must be specified for the root node")
+	}
+	n, err := tx.Open(o)
+	if err != nil {
+		return err
+	}
+	tx.SetMonitorOwned(n, true)
+	return nil
+}
+
 func (m *Monitor) blockdevDel(c *qmp.Context, a *qapi.BlockdevDelArg) (struct{}, error) {
-	return struct{}{}, m.update(c, "blockdev-del", func(tx *blockgraph.Tx) error {
-		n := tx.Find(a.NodeName)
-		if n == nil {
-			return qapi.Errorf("Failed to find node with node-name='%s'", a.NodeName)
+	return struct{}{}, m.update(c, "blockdev-del", func(tx *blockgraph.Tx) error { return deleteNode(tx, a.NodeName) })
+}
+
+func deleteNode(tx *blockgraph.Tx, name string) error {
+	n := tx.Find(name)
+	if n == nil {
+		return qapi.Errorf("Failed to find node with node-name='%s'", name)
+	}
+	users := tx.Parents(n)
+	for _, e := range users {
+		if r := e.Root(); r != nil && r.Job() == "" {
+			return qapi.Errorf("Node %s is in use", n.Name())
 		}
-		users := tx.Parents(n)
-		for _, e := range users {
-			if r := e.Root(); r != nil && r.Job() == "" {
-				return qapi.Errorf("Node %s is in use", n.Name())
-			}
-		}
-		if err := tx.CheckBlocked(n, blockgraph.OpDriveDel); err != nil {
-			return err
-		}
-		if !n.MonitorOwned() {
-			return qapi.Errorf("Node %s is not owned by the monitor", n.Name())
-		}
-		if len(users) > 0 {
-			return qapi.Errorf("Block device %s is in use", n.Name())
-		}
-		tx.SetMonitorOwned(n, false)
-		return nil
-	})
+	}
+	if err := tx.CheckBlocked(n, blockgraph.OpDriveDel); err != nil {
+		return err
+	}
+	if !tx.MonitorOwned(n) {
+		return qapi.Errorf("Node %s is not owned by the monitor", n.Name())
+	}
+	if len(users) > 0 {
+		return qapi.Errorf("Block device %s is in use", n.Name())
+	}
+	tx.Delete(n)
+	return nil
 }
 
 func (m *Monitor) blockResize(c *qmp.Context, a *qapi.BlockResizeArg) (struct{}, error) {

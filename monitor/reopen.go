@@ -12,13 +12,15 @@ func (m *Monitor) registerReopen(r *qmp.Registry) {
 }
 
 func (m *Monitor) blockdevReopen(c *qmp.Context, a *qapi.BlockdevReopenArg) (struct{}, error) {
-	return struct{}{}, m.update(c, "blockdev-reopen", func(tx *blockgraph.Tx) error {
-		list := make([]*qapi.BlockdevOptions, len(a.Options))
-		for i := range a.Options {
-			list[i] = &a.Options[i]
-		}
-		return tx.Reopen(list)
-	})
+	return struct{}{}, m.update(c, "blockdev-reopen", func(tx *blockgraph.Tx) error { return reopenNodes(tx, a) })
+}
+
+func reopenNodes(tx *blockgraph.Tx, a *qapi.BlockdevReopenArg) error {
+	list := make([]*qapi.BlockdevOptions, len(a.Options))
+	for i := range a.Options {
+		list[i] = &a.Options[i]
+	}
+	return tx.Reopen(list)
 }
 
 // blockdevChange adds a child to a node or removes one, where the node's driver

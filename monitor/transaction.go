@@ -58,6 +58,12 @@ func (m *Monitor) newAction(a *qapi.TransactionAction, txn *jobs.Txn) action {
 		return &snapshot{m: m, node: a.BlockdevSnapshot.Node, overlay: a.BlockdevSnapshot.Overlay}
 	case a.BlockdevSnapshotSync != nil:
 		return &snapshotSync{m: m, BlockdevSnapshotSync: *a.BlockdevSnapshotSync}
+	case a.XBlockdevAdd != nil:
+		return nodeAction{"x-blockdev-add", func(tx *blockgraph.Tx) error { return addNode(tx, a.XBlockdevAdd) }}
+	case a.XBlockdevDel != nil:
+		return nodeAction{"x-blockdev-del", func(tx *blockgraph.Tx) error { return deleteNode(tx, a.XBlockdevDel.NodeName) }}
+	case a.XBlockdevReopen != nil:
+		return nodeAction{"x-blockdev-reopen", func(tx *blockgraph.Tx) error { return reopenNodes(tx, a.XBlockdevReopen) }}
 	default:
 		return abort{}
 	}
@@ -100,3 +106,14 @@ func (abort) source(*blockgraph.Tx) *blockgraph.Node { return nil }
 func (abort) prepare(*blockgraph.Tx) error {
 	return qapi.Errorf("Transaction aborted using Abort action")
 }
+
+// nodeAction opens, closes or changes nodes, which needs no more than a graph
+// change gives. What it drains it finds by itself.
+type nodeAction struct {
+	name string
+	do   func(tx *blockgraph.Tx) error
+}
+
+func (n nodeAction) kind() string                           { return n.name }
+func (n nodeAction) source(*blockgraph.Tx) *blockgraph.Node { return nil }
+func (n nodeAction) prepare(tx *blockgraph.Tx) error        { return n.do(tx) }

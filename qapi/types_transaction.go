@@ -12,16 +12,22 @@ const (
 	TransactionActionKindBlockdevSnapshot     TransactionActionKind = "blockdev-snapshot"
 	TransactionActionKindBlockdevSnapshotSync TransactionActionKind = "blockdev-snapshot-sync"
 	TransactionActionKindDriveBackup          TransactionActionKind = "drive-backup"
+	TransactionActionKindXBlockdevAdd         TransactionActionKind = "x-blockdev-add"
+	TransactionActionKindXBlockdevDel         TransactionActionKind = "x-blockdev-del"
+	TransactionActionKindXBlockdevReopen      TransactionActionKind = "x-blockdev-reopen"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (TransactionActionKind) QAPIEnum() []string {
-	return []string{"abort", "blockdev-backup", "blockdev-snapshot", "blockdev-snapshot-sync", "drive-backup"}
+	return []string{"abort", "blockdev-backup", "blockdev-snapshot", "blockdev-snapshot-sync", "drive-backup", "x-blockdev-add", "x-blockdev-del", "x-blockdev-reopen"}
 }
 
 // QAPIEnumFeatures gives the features of single values.
 func (TransactionActionKind) QAPIEnumFeatures() map[string][]string {
-	return map[string][]string{"drive-backup": {"deprecated"}}
+	unstable := []string{"unstable"}
+	return map[string][]string{
+		"drive-backup": {"deprecated"}, "x-blockdev-add": unstable, "x-blockdev-del": unstable, "x-blockdev-reopen": unstable,
+	}
 }
 
 // ActionCompletionMode tells whether the jobs of a transaction end together.
@@ -51,6 +57,10 @@ type TransactionAction struct {
 	BlockdevSnapshot     *BlockdevSnapshot     `qapi:",case=blockdev-snapshot,wrap"`
 	BlockdevSnapshotSync *BlockdevSnapshotSync `qapi:",case=blockdev-snapshot-sync,wrap"`
 	DriveBackup          *DriveBackup          `qapi:",case=drive-backup,wrap"`
+	// blockd's own.
+	XBlockdevAdd    *BlockdevOptions   `qapi:",case=x-blockdev-add,wrap"`
+	XBlockdevDel    *BlockdevDelArg    `qapi:",case=x-blockdev-del,wrap"`
+	XBlockdevReopen *BlockdevReopenArg `qapi:",case=x-blockdev-reopen,wrap"`
 }
 
 // TransactionProperties apply to a whole transaction.
