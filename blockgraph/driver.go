@@ -14,8 +14,9 @@ import (
 //   - 0 <= off, n > 0 (reads and writes too: the vector is not empty), and
 //     off+n <= Size, except for a write that grows a file-like node whose
 //     Caps.Grow is set;
-//   - off and n are multiples of Limits.RequestAlignment, and n is at most the
-//     limit of the operation;
+//   - off and n are multiples of Limits.RequestAlignment, but for the end of a
+//     write at the end of a node that cannot grow, and n is at most the limit
+//     of the operation;
 //   - flags hold only what Caps announces as Native.
 //
 // All I/O methods are data plane: called from many goroutines at once, they
@@ -263,6 +264,18 @@ type CorruptionReporter interface {
 //blockd:global
 type Serialiser interface {
 	Serialises(e *Edge) bool
+}
+
+// Snapshotter is a node that keeps readable what its child held at a point in
+// time, while the child goes on. Data plane, from requests to the node above
+// it; ranges are within the node. Errors: EACCES for what is not kept.
+type Snapshotter interface {
+	ReadSnapshot(ctx context.Context, off int64, v *IOVec) error
+	// SnapshotStatus answers with Data, Zero or neither, and the length.
+	SnapshotStatus(ctx context.Context, off, n int64, mode StatusMode) (Status, error)
+	// DiscardSnapshot gives up what is kept of a range; it need not be kept any
+	// longer, and cannot be read any more.
+	DiscardSnapshot(ctx context.Context, off, n int64) error
 }
 
 // Releaser is a node that makes requests wait on purpose (throttling). Between

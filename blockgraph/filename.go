@@ -1,6 +1,7 @@
 package blockgraph
 
 import (
+	"cmp"
 	"strings"
 
 	"blockd/qapi"
@@ -110,8 +111,10 @@ func (g *Naming) exact(n *Node, s *NodeState, overridden bool) string {
 			return ""
 		})
 	}
-	if f := n.filteredIn(s); f != nil && n.typ.NamedByChild {
-		return g.of(f.child).file
+	if n.typ.NamedByChild {
+		if f := cmp.Or(n.filteredIn(s), s.file); f != nil {
+			return g.of(f.child).file
+		}
 	}
 	if n.typ.Filter || s.file == nil || !s.file.child.typ.named() || overridden || n.strong(s) != nil {
 		return ""

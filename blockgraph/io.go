@@ -267,6 +267,9 @@ func (n *Node) writeUnaligned(ctx context.Context, off int64, v *IOVec, flags Fl
 	if tailLen > 0 {
 		wide.Append(tail[align-tailLen:])
 	}
+	if size := n.size.Load(); !n.caps.Grow && end > size {
+		wide = wide.Slice(0, size-start) // the node ends within the alignment
+	}
 	return n.writeAligned(ctx, start, wide, flags)
 }
 

@@ -11,6 +11,7 @@ type BlockdevDriver string
 // Values of BlockdevDriver.
 const (
 	BlockdevDriverBlkdebug        BlockdevDriver = "blkdebug"
+	BlockdevDriverCompress        BlockdevDriver = "compress"
 	BlockdevDriverCopyBeforeWrite BlockdevDriver = "copy-before-write"
 	BlockdevDriverCopyOnRead      BlockdevDriver = "copy-on-read"
 	BlockdevDriverFile            BlockdevDriver = "file"
@@ -18,14 +19,16 @@ const (
 	BlockdevDriverNbd             BlockdevDriver = "nbd"
 	BlockdevDriverNullAIO         BlockdevDriver = "null-aio"
 	BlockdevDriverNullCo          BlockdevDriver = "null-co"
+	BlockdevDriverPreallocate     BlockdevDriver = "preallocate"
 	BlockdevDriverQcow2           BlockdevDriver = "qcow2"
 	BlockdevDriverRaw             BlockdevDriver = "raw"
+	BlockdevDriverSnapshotAccess  BlockdevDriver = "snapshot-access"
 	BlockdevDriverThrottle        BlockdevDriver = "throttle"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockdevDriver) QAPIEnum() []string {
-	return []string{"blkdebug", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "qcow2", "raw", "throttle"}
+	return []string{"blkdebug", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "raw", "snapshot-access", "throttle"}
 }
 
 // BlockdevDiscardOptions tells what becomes of discard requests.
@@ -128,10 +131,11 @@ type BlockdevOptions struct {
 	// Share all permissions, which only read-only users may. Default false.
 	ForceShare *bool `qapi:"force-share"`
 	// Default off.
-	DetectZeroes    *BlockdevDetectZeroesOptions `qapi:"detect-zeroes"`
-	Blkdebug        *BlockdevOptionsBlkdebug     `qapi:",case=blkdebug"`
-	CopyBeforeWrite *BlockdevOptionsCbw          `qapi:",case=copy-before-write"`
-	CopyOnRead      *BlockdevOptionsCor          `qapi:",case=copy-on-read"`
+	DetectZeroes    *BlockdevDetectZeroesOptions  `qapi:"detect-zeroes"`
+	Blkdebug        *BlockdevOptionsBlkdebug      `qapi:",case=blkdebug"`
+	Compress        *BlockdevOptionsGenericFormat `qapi:",case=compress"`
+	CopyBeforeWrite *BlockdevOptionsCbw           `qapi:",case=copy-before-write"`
+	CopyOnRead      *BlockdevOptionsCor           `qapi:",case=copy-on-read"`
 	// For the drivers file and host_device.
 	File *BlockdevOptionsFile `qapi:",case=file|host_device"`
 	NBD  *BlockdevOptionsNbd  `qapi:",case=nbd"`
@@ -139,6 +143,9 @@ type BlockdevOptions struct {
 	Null  *BlockdevOptionsNull  `qapi:",case=null-aio|null-co"`
 	Qcow2 *BlockdevOptionsQcow2 `qapi:",case=qcow2"`
 	Raw   *BlockdevOptionsRaw   `qapi:",case=raw"`
+
+	Preallocate    *BlockdevOptionsPreallocate   `qapi:",case=preallocate"`
+	SnapshotAccess *BlockdevOptionsGenericFormat `qapi:",case=snapshot-access"`
 
 	Throttle *BlockdevOptionsThrottle `qapi:",case=throttle"`
 }

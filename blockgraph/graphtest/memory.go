@@ -163,6 +163,7 @@ func (m *Memory) WriteZeroes(_ context.Context, off, n int64, flags blockgraph.F
 	m.Zeroed.Add(n)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.resize(max(int64(len(m.data)), off+n))
 	clear(m.data[off : off+n])
 	m.mark(off, n, false)
 	return nil

@@ -11,8 +11,11 @@ import (
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/filters/blkdebug"
+	"blockd/filters/compress"
 	"blockd/filters/copybeforewrite"
 	"blockd/filters/copyonread"
+	"blockd/filters/preallocate"
+	"blockd/filters/snapshotaccess"
 	"blockd/filters/throttle"
 	"blockd/formats/qcow2"
 	"blockd/formats/raw"
@@ -46,7 +49,8 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 		return host.ReadFile(name, maxRules, fromHeader)
 	}))
 	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Log: slog.Default()}))
-	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects))
+	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects),
+		compress.Type(), preallocate.Type(), snapshotaccess.Type())
 	return drivers{
 		types:      types,
 		createFile: host.Create,

@@ -5,12 +5,13 @@ import (
 	"sync/atomic"
 
 	"blockd/blockgraph"
+	"blockd/filters/pass"
 	"blockd/qapi"
 )
 
 // Filter is the driver of a blkdebug node.
 type Filter struct {
-	node   *blockgraph.Node
+	pass.Through
 	rules  *rules
 	limits blockgraph.Limits // as configured; 0: not
 
@@ -21,14 +22,12 @@ type Filter struct {
 	changes, flushed atomic.Int64
 }
 
-func (f *Filter) image() *blockgraph.Edge { return f.node.Filtered() }
-
 // ReadV implements blockgraph.Driver.
 func (f *Filter) ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
 	if err := f.rules.check(ioRead, off, v.Len()); err != nil {
 		return err
 	}
-	return f.image().ReadV(ctx, off, v, flags)
+	return f.Below().ReadV(ctx, off, v, flags)
 }
 
 // WriteV implements blockgraph.Driver.
@@ -37,7 +36,7 @@ func (f *Filter) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 	if err := f.rules.check(ioWrite, off, v.Len()); err != nil {
 		return err
 	}
-	return f.image().WriteV(ctx, off, v, flags)
+	return f.Below().WriteV(ctx, off, v, flags)
 }
 
 // WriteZeroes implements blockgraph.Driver. What is smaller than the optimal
@@ -50,7 +49,7 @@ func (f *Filter) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 	if err := f.rules.check(ioWriteZeroes, off, n); err != nil {
 		return err
 	}
-	return f.image().WriteZeroes(ctx, off, n, flags)
+	return f.Below().WriteZeroes(ctx, off, n, flags)
 }
 
 // Discard implements blockgraph.Driver.
@@ -59,7 +58,7 @@ func (f *Filter) Discard(ctx context.Context, off, n int64) error {
 	if err := f.rules.check(ioDiscard, off, n); err != nil {
 		return err
 	}
-	return f.image().Discard(ctx, off, n)
+	return f.Below().Discard(ctx, off, n)
 }
 
 // Flush implements blockgraph.Driver.
@@ -70,7 +69,7 @@ func (f *Filter) Flush(ctx context.Context) error {
 			return err
 		}
 	}
-	err := f.image().Flush(ctx)
+	err := f.Below().Flush(ctx)
 	if err == nil {
 		f.flushed.Store(changes)
 	}
@@ -80,53 +79,26 @@ func (f *Filter) Flush(ctx context.Context) error {
 // Truncate implements blockgraph.Truncater.
 func (f *Filter) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	defer f.changes.Add(1)
-	return f.image().Truncate(ctx, size, exact, prealloc, zeroed)
+	return f.Below().Truncate(ctx, size, exact, prealloc, zeroed)
 }
 
 // BlockStatus implements blockgraph.Driver.
-func (f *Filter) BlockStatus(_ context.Context, off, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
+func (f *Filter) BlockStatus(ctx context.Context, off, n int64, mode blockgraph.StatusMode) (blockgraph.Status, error) {
 	if err := f.rules.check(ioBlockStatus, off, n); err != nil {
 		return blockgraph.Status{}, err
 	}
-	return blockgraph.Status{
-		Flags: blockgraph.StatusRecurse | blockgraph.StatusOffsetValid,
-		N:     n, Offset: off, File: f.image().Child(),
-	}, nil
+	return f.Through.BlockStatus(ctx, off, n, mode)
 }
-
-// Size implements blockgraph.Driver.
-func (f *Filter) Size(ctx context.Context) (int64, error) {
-	return f.image().Child().Driver().Size(ctx)
-}
-
-// Close implements blockgraph.Driver.
-func (f *Filter) Close(context.Context) error { return nil }
 
 // Limits implements blockgraph.LimitsReader: what is configured, else what the
-// image asks for, but for its alignment, which is taken care of there.
+// image asks for.
 func (f *Filter) Limits() blockgraph.Limits {
-	below := f.image().Child().Limits()
-	l := f.limits
+	below, l := f.Through.Limits(), f.limits
 	if l.MaxTransfer == 0 {
 		l.MaxTransfer = below.MaxTransfer
 	}
 	l.OptTransfer, l.MemAlignment = below.OptTransfer, below.MemAlignment
 	return l
-}
-
-// Caps implements blockgraph.LimitsReader. What the image lacks is emulated
-// there, except for FUA: a flush passes through here. Compressed writes do not
-// pass, as in the field.
-func (f *Filter) Caps() blockgraph.Caps {
-	c := f.image().Child().Caps()
-	c.Backing = false
-	c.Compressed = blockgraph.CapNone
-	c.WriteZeroes = blockgraph.CapNative
-	c.MayUnmap = blockgraph.CapNative
-	c.NoFallback = blockgraph.CapNative
-	c.Discard = blockgraph.CapNative
-	c.WriteUnchanged = blockgraph.CapNative
-	return c
 }
 
 // ChildPerms implements blockgraph.ChildPermissioner.
@@ -135,14 +107,7 @@ func (f *Filter) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared bloc
 	return perm | f.take, shared &^ f.unshare
 }
 
-// PrepareReopen implements blockgraph.Reopener: nothing depends on what may
-// change.
-func (f *Filter) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
-	return &blockgraph.Reopening{}, nil
-}
-
 var (
-	_ blockgraph.Reopener     = (*Filter)(nil)
 	_ blockgraph.Breakpointer = (*Filter)(nil)
 	_ blockgraph.Truncater    = (*Filter)(nil)
 )

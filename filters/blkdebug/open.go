@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"blockd/blockgraph"
+	"blockd/filters/pass"
 	"blockd/qapi"
 )
 
@@ -34,7 +35,7 @@ func Type(read ReadFile) *blockgraph.DriverType {
 
 func open(r *blockgraph.OpenRequest, read ReadFile) (blockgraph.Driver, error) {
 	o := r.Options.Blkdebug
-	f := &Filter{node: r.Node, rules: newRules()}
+	f := &Filter{Through: pass.Through{Node: r.Node}, rules: newRules()}
 	var list []*rule
 	if o.Config != nil {
 		text, err := read(*o.Config, r.FromHeader)
@@ -145,7 +146,7 @@ func (f *Filter) setLimits(o *qapi.BlockdevOptionsBlkdebug) error {
 	if err := check(0, 0, &l.RequestAlignment); err != nil {
 		return err
 	}
-	align = max(l.RequestAlignment, f.image().Child().Limits().RequestAlignment, 1)
+	align = max(l.RequestAlignment, f.Below().Child().Limits().RequestAlignment, 1)
 	if err := check(1, align, &l.MaxTransfer); err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ type Filter struct {
 	scratch     *scratch.Scratch // nil: none
 	breakIfFull bool
 
+	snapshot snapshot
+
 	broken    atomic.Pointer[error]
 	brokenSig chan struct{} // closed when broken is set
 
@@ -125,21 +127,22 @@ func (f *Filter) ends() copy.Ends {
 	return copy.Ends{Source: f.node.File(), Target: f.node.Child("target")}
 }
 
-// before saves what bytes [off, off+n) hold before the guest changes them. An
-// error fails the guest's request.
+// before saves what bytes [off, off+n) hold before the guest changes them, and
+// waits for readers of the snapshot who take them from the source. An error
+// fails the guest's request.
 func (f *Filter) before(ctx context.Context, off, n int64, flags blockgraph.Flags) error {
-	if flags&blockgraph.WriteUnchanged != 0 || !f.clusters.Dirty(off, n) || f.broken.Load() != nil {
+	if flags&blockgraph.WriteUnchanged != 0 {
 		return nil
 	}
-	err := f.save(ctx, off, n)
-	switch {
-	case err == nil || f.broken.Load() != nil:
-		return nil
-	case ctx.Err() != nil || f.onError == qapi.OnCbwErrorBreakGuestWrite:
-		return err
+	if f.clusters.Dirty(off, n) && f.broken.Load() == nil {
+		if err := f.save(ctx, off, n); err != nil && f.broken.Load() == nil {
+			if ctx.Err() != nil || f.onError == qapi.OnCbwErrorBreakGuestWrite {
+				return err
+			}
+			f.breakSnapshot(err)
+		}
 	}
-	f.breakSnapshot(err)
-	return nil
+	return f.waitReaders(ctx, off, n)
 }
 
 // saveRange copies what is dirty of the range, a long one by several
