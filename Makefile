@@ -8,7 +8,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # another owner.
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
-.PHONY: all build build-test lint test demo bench clean
+.PHONY: all build build-test lint test test-all demo bench clean
 
 all: build
 
@@ -24,6 +24,10 @@ lint:
 
 test:
 	@GO='$(GO)' sh tools/test.sh
+
+# The same with the long samples of the randomised tests.
+test-all:
+	@GO='$(GO)' BLOCKD_TEST_ALL=1 sh tools/test.sh
 
 demo:
 	@GO='$(GO)' sh tools/demo.sh

@@ -236,6 +236,11 @@ func (w *world) emit(event string, data any) {
 	case qapi.BlockJobError:
 		s = fmt.Sprintf("%s ERROR %s %s", d.Device, d.Operation, d.Action)
 	}
+	w.note(s)
+}
+
+// note adds to the events.
+func (w *world) note(s string) {
 	w.mu.Lock()
 	w.events = append(w.events, s)
 	close(w.news)

@@ -3,10 +3,11 @@
 #
 # Without a C compiler it runs without the race detector, without a tool it runs the rest. The end of its
 # output is a list of what did not run, by name, and the line `N passed, N failed, N skipped` for
-# everything together. With REQUIRE_ALL=1 anything that did not run is an error.
+# everything together. With REQUIRE_ALL=1 anything that did not run is an error, with BLOCKD_TEST_ALL=1
+# randomised tests take their long samples.
 set -u
 cd "$(dirname "$0")/.."
-: "${GO:=go}" "${REQUIRE_ALL:=0}"
+: "${GO:=go}" "${REQUIRE_ALL:=0}" "${BLOCKD_TEST_ALL:=0}"
 export GOTRACEBACK=all GORACE=atexit_sleep_ms=0
 
 work=$(mktemp -d)
@@ -43,7 +44,9 @@ fi
 
 # Two packages at a time with two tests each keep two cores busy and leave the timing tests air.
 echo "== unit tests ${race:-(without the race detector)}"
-CGO_ENABLED=$cgo "$GO" test -v $race -tags blockddebug -p 2 -parallel 4 -timeout 10m ./... >"$work/unit" 2>&1
+limit=10m
+[ "$BLOCKD_TEST_ALL" != 1 ] || limit=4h
+CGO_ENABLED=$cgo "$GO" test -v $race -tags blockddebug -p 2 -parallel 4 -timeout $limit ./... >"$work/unit" 2>&1
 unit_status=$?
 awk -v skipped="$work/skipped" -v counts="$work/unit-counts" -f tools/gotest.awk "$work/unit"
 read -r unit_passed unit_failed <"$work/unit-counts"

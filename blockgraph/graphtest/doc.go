@@ -9,6 +9,7 @@
 //     file and a header that names it.
 //   - `pass` is a filter that passes everything through.
 //   - World is a graph of these, and of the driver types under test.
+//   - Sample says how many rounds of a randomised test there are.
 //
 //blockd:io
 package graphtest

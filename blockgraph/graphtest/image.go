@@ -24,7 +24,7 @@ type Image struct {
 	mu              sync.Mutex //blockd:short
 	allocated       []bool
 	backing, format string
-	headerErr       error
+	onHeader        func() error
 	locks           []sync.Mutex // per cluster, held while it is written
 }
 
@@ -98,9 +98,15 @@ func (i *Image) SetHeader(backing, format string) {
 
 // RefuseHeader makes a node's changes of the header fail with err, until nil.
 func (i *Image) RefuseHeader(err error) {
+	i.OnHeader(func() error { return err })
+}
+
+// OnHeader has f see each change of the header by a node before it is done: it
+// may wait, and what it returns, unless nil, is the change's error. nil is none.
+func (i *Image) OnHeader(f func() error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.headerErr = err
+	i.onHeader = f
 }
 
 func (i *Image) has(c int64) bool {
@@ -237,11 +243,14 @@ func (d *ImageDriver) BackingFile() (name, format string) { return d.Header() }
 
 func (d *ImageDriver) ChangeBackingFile(_ context.Context, name, format string) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.headerErr != nil {
-		return d.headerErr
+	f := d.onHeader
+	d.mu.Unlock()
+	if f != nil {
+		if err := f(); err != nil {
+			return err
+		}
 	}
-	d.backing, d.format = name, format
+	d.SetHeader(name, format)
 	return nil
 }
 
