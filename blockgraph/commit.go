@@ -3,6 +3,8 @@ package blockgraph
 import (
 	"context"
 	"iter"
+	"log/slog"
+	"runtime/debug"
 	"slices"
 	"syscall"
 
@@ -11,6 +13,24 @@ import (
 
 // This file ends a change: permissions over the whole result, then the new
 // graph at once, or everything undone.
+
+// attempt makes the change up to its commit, and with it. On an error nothing
+// was published.
+func (tx *Tx) attempt(fn func(tx *Tx) error) (err error) {
+	defer func() {
+		if tx.published {
+			return // a panic goes on
+		}
+		if p := recover(); p != nil {
+			slog.Error("a graph change panicked and is undone", "change", tx.cause.String(), "panic", p, "stack", string(debug.Stack()))
+			err = qapi.Errorf("Internal error: %v", p)
+		}
+	}()
+	if err := fn(tx); err != nil {
+		return err
+	}
+	return tx.commit()
+}
 
 // commit publishes the staged graph. On an error nothing was published.
 func (tx *Tx) commit() error {
@@ -22,6 +42,7 @@ func (tx *Tx) commit() error {
 	if err := tx.refresh(tx.touchedAlive(dead)); err != nil {
 		return err
 	}
+	tx.published = true
 	tx.g.loop.Do(func() { tx.publish(dead) })
 	tx.bury(dead)
 	for _, f := range tx.after {
@@ -352,31 +373,35 @@ func (tx *Tx) refresh(from []*Node) error {
 		perm, shared Perm
 	}
 	var prepared []locking
-	abort := func(err error) error {
+	granted := false
+	defer func() { // after a panic, too
+		if granted {
+			return
+		}
 		for _, l := range slices.Backward(prepared) {
 			l.p.AbortPerms()
 		}
-		return err
-	}
+	}()
 	for _, n := range order {
+		tx.g.permVisits++
 		if _, ok := dirty[n]; !ok {
 			continue
 		}
 		perm, shared, err := tx.cumulate(n)
 		if err != nil {
-			return abort(err)
+			return err
 		}
 		s := tx.State(n)
 		if s.ReadOnly && perm&(PermWrite|PermWriteUnchanged) != 0 {
 			if n.published && !n.ReadOnly() {
-				return abort(Errorf(syscall.EPERM, "Read-only block node '%s' cannot support read-write users", n.name))
+				return Errorf(syscall.EPERM, "Read-only block node '%s' cannot support read-write users", n.name)
 			}
-			return abort(Errorf(syscall.EPERM, "Block node is read-only"))
+			return Errorf(syscall.EPERM, "Block node is read-only")
 		}
 		if p, ok := n.drv.(Permissioner); ok {
 			tx.locked[n] = struct{}{}
 			if err := p.PreparePerms(tx.ctx, perm, shared); err != nil {
-				return abort(err)
+				return err
 			}
 			prepared = append(prepared, locking{p, perm, shared})
 		}
@@ -388,6 +413,7 @@ func (tx *Tx) refresh(from []*Node) error {
 			}
 		}
 	}
+	granted = true
 	for _, l := range prepared {
 		l.p.CommitPerms(l.perm, l.shared)
 	}

@@ -34,6 +34,8 @@ type Graph struct {
 	// Held by the token.
 	seq     uint64 //blockd:global
 	autoSeq uint64 //blockd:global
+	// permVisits counts the nodes that permission checks have looked at.
+	permVisits uint64 //blockd:global
 }
 
 type tokenWait struct {
@@ -110,6 +112,10 @@ func (n *Node) MonitorOwned() bool { return n.monitorOwned }
 // waits for before its commit. A cause that is no job gives way to the origin
 // that ctx knows (qapi.OriginOf).
 //
+// A panic before the commit is an error like others: the change is undone, and
+// the log has the stack. From the commit on, or while a change is undone, it
+// ends the process: nobody could say what the graph is then.
+//
 // Called on a worker, never on the loop, and never from within fn.
 //
 //blockd:blocking
@@ -137,11 +143,7 @@ func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) 
 	tx := newTx(ctx, g, cause)
 	defer g.loop.Do(g.release)
 	defer tx.end()
-	err := fn(tx)
-	if err == nil {
-		err = tx.commit()
-	}
-	if err != nil {
+	if err := tx.attempt(fn); err != nil {
 		tx.rollback()
 		return err
 	}

@@ -32,6 +32,8 @@ type Tx struct {
 	quiesced []Quiescer
 	locked   map[*Node]struct{} // whose drivers were told of staged permissions
 
+	published bool // the commit has begun
+
 	newNodes []*Node
 	deleted  []*Node // by Delete
 	newRoots []*Root
