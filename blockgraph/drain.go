@@ -32,6 +32,8 @@ func (tx *Tx) Drain(nodes ...*Node) error {
 
 // reaching returns the nodes and what lies above them, parents before
 // children, and the roots over these.
+//
+//blockd:global
 func reaching(nodes []*Node) (above []*Node, roots []*Root) {
 	seen := map[*Node]struct{}{}
 	var walk func(n *Node)
