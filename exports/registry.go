@@ -42,6 +42,7 @@ type Registry struct {
 
 	mu       sync.Mutex //blockd:short
 	exports  []*export  // the newest first, as the field lists them
+	staged   []staged   // those that the present graph change adds
 	server   *nbd.Server
 	starting bool
 	removals sync.WaitGroup
@@ -58,6 +59,9 @@ type export struct {
 	shuttingDown bool          // guarded by Registry.mu
 	gone         chan struct{} // closed when it is off the list
 }
+
+// staged is an export that a change is about to add.
+type staged struct{ id, name string }
 
 // New returns an empty registry.
 func New(o Options) *Registry { return &Registry{Options: o} }
@@ -78,28 +82,46 @@ func (r *Registry) Add(ctx context.Context, o *qapi.BlockExportOptions) error {
 }
 
 func (r *Registry) add(ctx context.Context, command string, o *qapi.BlockExportOptions) error {
+	return r.Graph.Update(ctx, blockgraph.Cause{Command: command}, func(tx *blockgraph.Tx) error { return r.AddIn(tx, o) })
+}
+
+// AddIn adds an export within a graph change: clients can see it from the
+// commit on. On a worker, with the token held.
+func (r *Registry) AddIn(tx *blockgraph.Tx, o *qapi.BlockExportOptions) error {
 	if !qapi.WellFormedID(o.ID) {
 		return qapi.Errorf("Invalid block export id")
 	}
-	return r.Graph.Update(ctx, blockgraph.Cause{Command: command}, func(tx *blockgraph.Tx) error {
+	r.mu.Lock()
+	taken := r.find(o.ID) != nil || slices.ContainsFunc(r.staged, func(s staged) bool { return s.id == o.ID })
+	r.mu.Unlock()
+	if taken {
+		return qapi.Errorf("Block export id '%s' is already in use", o.ID)
+	}
+	n := tx.Find(o.NodeName)
+	if n == nil {
+		return qapi.Errorf("Cannot find device='' nor node-name='%s'", o.NodeName)
+	}
+	if isOn(o.Writable) && tx.State(n).ReadOnly {
+		return qapi.Errorf("Cannot export read-only node as writable")
+	}
+	if o.Iothread != nil && (r.HasIothread == nil || !r.HasIothread(*o.Iothread)) {
+		return qapi.Errorf("iothread \"%s\" not found", *o.Iothread)
+	}
+	return r.addNBD(tx, n, o)
+}
+
+// stage notes an export that the present change adds, until its end.
+func (r *Registry) stage(tx *blockgraph.Tx, s staged) {
+	r.mu.Lock()
+	r.staged = append(r.staged, s)
+	r.mu.Unlock()
+	over := func() {
 		r.mu.Lock()
-		taken := r.find(o.ID) != nil
+		r.staged = slices.DeleteFunc(r.staged, func(x staged) bool { return x == s })
 		r.mu.Unlock()
-		if taken {
-			return qapi.Errorf("Block export id '%s' is already in use", o.ID)
-		}
-		n := tx.Find(o.NodeName)
-		if n == nil {
-			return qapi.Errorf("Cannot find device='' nor node-name='%s'", o.NodeName)
-		}
-		if isOn(o.Writable) && tx.State(n).ReadOnly {
-			return qapi.Errorf("Cannot export read-only node as writable")
-		}
-		if o.Iothread != nil && (r.HasIothread == nil || !r.HasIothread(*o.Iothread)) {
-			return qapi.Errorf("iothread \"%s\" not found", *o.Iothread)
-		}
-		return r.addNBD(tx, n, o)
-	})
+	}
+	tx.OnCommit(over)
+	tx.OnAbort(over)
 }
 
 // addNBD makes the root and the export, which clients can see from the commit
@@ -137,7 +159,10 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 	if err := cfg.CheckNames(); err != nil {
 		return err
 	}
-	if server.HasExport(cfg.Name) {
+	r.mu.Lock()
+	taken := slices.ContainsFunc(r.staged, func(s staged) bool { return s.name == cfg.Name })
+	r.mu.Unlock()
+	if taken || server.HasExport(cfg.Name) {
 		return qapi.Errorf("NBD server already has export named '%s'", cfg.Name)
 	}
 	if o.NBD != nil {
@@ -150,6 +175,7 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 			e.releases = append(e.releases, release)
 		}
 	}
+	r.stage(tx, staged{o.ID, cfg.Name})
 	tx.OnCommit(func() {
 		var err error
 		if e.nbd, err = server.AddExport(cfg); err != nil {

@@ -8,30 +8,40 @@ import (
 )
 
 func (m *Monitor) registerCommit(r *qmp.Registry) {
-	qmp.Register(r, "block-commit", qmp.CommandOptions{}, m.blockCommit)
+	qmp.Register(r, "block-commit", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.BlockCommitArg) (struct{}, error) {
+		return struct{}{}, m.update(c, "block-commit", (&blockCommit{m, a}).prepare)
+	})
 }
 
-func (m *Monitor) blockCommit(c *qmp.Context, a *qapi.BlockCommitArg) (struct{}, error) {
-	return struct{}{}, m.update(c, "block-commit", func(tx *blockgraph.Tx) error {
-		// The class of this error comes before all others: clients tell from it
-		// what a daemon can do.
-		device := tx.Find(a.Device)
-		if device == nil {
-			return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", a.Device)
-		}
-		if !isRoot(tx, device) {
-			return qapi.Errorf("Need a root block node")
-		}
-		r, err := commit.Find(tx, device, a)
-		if err != nil {
-			return err
-		}
-		if r.Active {
-			return qapi.Errorf("Committing the active layer, or an image with a writer on it, is not supported")
-		}
-		_, err = commit.Prepare(tx, m.jobs, r, a)
+// blockCommit starts a commit.
+type blockCommit struct {
+	m *Monitor
+	a *qapi.BlockCommitArg
+}
+
+func (c *blockCommit) kind() string { return string(qapi.TransactionActionKindXBlockCommit) }
+
+func (c *blockCommit) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(c.a.Device) }
+
+func (c *blockCommit) prepare(tx *blockgraph.Tx) error {
+	// The class of this error comes before all others: clients tell from it
+	// what a daemon can do.
+	device := tx.Find(c.a.Device)
+	if device == nil {
+		return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", c.a.Device)
+	}
+	if !isRoot(tx, device) {
+		return qapi.Errorf("Need a root block node")
+	}
+	r, err := commit.Find(tx, device, c.a)
+	if err != nil {
 		return err
-	})
+	}
+	if r.Active {
+		return qapi.Errorf("Committing the active layer, or an image with a writer on it, is not supported")
+	}
+	_, err = commit.Prepare(tx, c.m.jobs, r, c.a)
+	return err
 }
 
 // isRoot tells whether a node is no part of another one, and no job works on it.

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"blockd/blockgraph"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -28,3 +29,15 @@ func (m *Monitor) registerExports(r *qmp.Registry) {
 		return struct{}{}, m.exports.RemoveNBD(c, a.Name, a.Mode)
 	})
 }
+
+// exportAdd makes an export.
+type exportAdd struct {
+	m *Monitor
+	a *qapi.BlockExportOptions
+}
+
+func (e *exportAdd) kind() string { return string(qapi.TransactionActionKindXBlockExportAdd) }
+
+func (e *exportAdd) source(*blockgraph.Tx) *blockgraph.Node { return nil }
+
+func (e *exportAdd) prepare(tx *blockgraph.Tx) error { return e.m.exports.AddIn(tx, e.a) }

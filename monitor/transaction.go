@@ -40,8 +40,12 @@ func (m *Monitor) transaction(c *qmp.Context, a *qapi.TransactionArg) (struct{},
 	var actions []action
 	for i := range a.Actions {
 		act := m.newAction(&a.Actions[i], txn)
-		if grouped && a.Actions[i].BlockdevBackup == nil && a.Actions[i].DriveBackup == nil {
-			return struct{}{}, qapi.Errorf("Action '%s' does not support transaction property completion-mode = %s", act.kind(), qapi.ActionCompletionModeGrouped)
+		switch act.(type) {
+		case *blockdevBackup, *driveBackup, abort:
+		default:
+			if grouped {
+				act = ungrouped{act}
+			}
 		}
 		actions = append(actions, act)
 	}
@@ -64,6 +68,12 @@ func (m *Monitor) newAction(a *qapi.TransactionAction, txn *jobs.Txn) action {
 		return nodeAction{"x-blockdev-del", func(tx *blockgraph.Tx) error { return deleteNode(tx, a.XBlockdevDel.NodeName) }}
 	case a.XBlockdevReopen != nil:
 		return nodeAction{"x-blockdev-reopen", func(tx *blockgraph.Tx) error { return reopenNodes(tx, a.XBlockdevReopen) }}
+	case a.XBlockCommit != nil:
+		return &blockCommit{m, a.XBlockCommit}
+	case a.XBlockExportAdd != nil:
+		return &exportAdd{m, a.XBlockExportAdd}
+	case a.XBlockStream != nil:
+		return &blockStream{m, a.XBlockStream}
 	default:
 		return abort{}
 	}
@@ -96,6 +106,14 @@ func (m *Monitor) runActions(ctx context.Context, command string, actions []acti
 		}
 		return nil
 	})
+}
+
+// ungrouped is an action that cannot end together with others: it fails when its
+// turn comes.
+type ungrouped struct{ action }
+
+func (u ungrouped) prepare(*blockgraph.Tx) error {
+	return qapi.Errorf("Action '%s' does not support Transaction property completion-mode = %s", u.kind(), qapi.ActionCompletionModeGrouped)
 }
 
 // abort always fails, for tests of what surrounds it.

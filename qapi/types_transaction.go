@@ -15,18 +15,24 @@ const (
 	TransactionActionKindXBlockdevAdd         TransactionActionKind = "x-blockdev-add"
 	TransactionActionKindXBlockdevDel         TransactionActionKind = "x-blockdev-del"
 	TransactionActionKindXBlockdevReopen      TransactionActionKind = "x-blockdev-reopen"
+	TransactionActionKindXBlockCommit         TransactionActionKind = "x-block-commit"
+	TransactionActionKindXBlockExportAdd      TransactionActionKind = "x-block-export-add"
+	TransactionActionKindXBlockStream         TransactionActionKind = "x-block-stream"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (TransactionActionKind) QAPIEnum() []string {
-	return []string{"abort", "blockdev-backup", "blockdev-snapshot", "blockdev-snapshot-sync", "drive-backup", "x-blockdev-add", "x-blockdev-del", "x-blockdev-reopen"}
+	return []string{"abort", "blockdev-backup", "blockdev-snapshot", "blockdev-snapshot-sync", "drive-backup",
+		"x-block-commit", "x-block-export-add", "x-block-stream", "x-blockdev-add", "x-blockdev-del", "x-blockdev-reopen"}
 }
 
 // QAPIEnumFeatures gives the features of single values.
 func (TransactionActionKind) QAPIEnumFeatures() map[string][]string {
 	unstable := []string{"unstable"}
 	return map[string][]string{
-		"drive-backup": {"deprecated"}, "x-blockdev-add": unstable, "x-blockdev-del": unstable, "x-blockdev-reopen": unstable,
+		"drive-backup":   {"deprecated"},
+		"x-block-commit": unstable, "x-block-export-add": unstable, "x-block-stream": unstable,
+		"x-blockdev-add": unstable, "x-blockdev-del": unstable, "x-blockdev-reopen": unstable,
 	}
 }
 
@@ -58,9 +64,12 @@ type TransactionAction struct {
 	BlockdevSnapshotSync *BlockdevSnapshotSync `qapi:",case=blockdev-snapshot-sync,wrap"`
 	DriveBackup          *DriveBackup          `qapi:",case=drive-backup,wrap"`
 	// blockd's own.
-	XBlockdevAdd    *BlockdevOptions   `qapi:",case=x-blockdev-add,wrap"`
-	XBlockdevDel    *BlockdevDelArg    `qapi:",case=x-blockdev-del,wrap"`
-	XBlockdevReopen *BlockdevReopenArg `qapi:",case=x-blockdev-reopen,wrap"`
+	XBlockdevAdd    *BlockdevOptions    `qapi:",case=x-blockdev-add,wrap"`
+	XBlockdevDel    *BlockdevDelArg     `qapi:",case=x-blockdev-del,wrap"`
+	XBlockdevReopen *BlockdevReopenArg  `qapi:",case=x-blockdev-reopen,wrap"`
+	XBlockCommit    *BlockCommitArg     `qapi:",case=x-block-commit,wrap"`
+	XBlockExportAdd *BlockExportOptions `qapi:",case=x-block-export-add,wrap"`
+	XBlockStream    *BlockStreamArg     `qapi:",case=x-block-stream,wrap"`
 }
 
 // TransactionProperties apply to a whole transaction.

@@ -12,7 +12,7 @@ from iotests.harness import images
 from iotests.harness.case import SUCCESS, QMPTestCase
 from iotests.harness.guest import Guest
 from iotests.harness.images import KiB, MiB
-from iotests.harness.markers import daemon_differs
+from iotests.harness.markers import blockd_only
 
 SIZE = 2 * MiB
 SLOW = 64 * KiB
@@ -157,6 +157,87 @@ class AllOrNothing(TransactionCase):
         self.assertEqual(self.job_sequence("j0"), ())
 
 
+BEYOND = "the field has no such action"
+
+
+class BeyondTheField(TransactionCase):
+    """The actions under x- names: in, or out, with all others."""
+
+    def chain(self, number: int) -> str:
+        """A chain base, middle, top over disk N; the name of its top."""
+        below = f"d{number}"
+        for part in ("middle", "top"):
+            path = self.create_image(f"{part}{number}", SIZE, backing=self.path(below))
+            below = f"{part}{number}"
+            self.add_node(below, path, backing=f"middle{number}" if part == "top" else f"d{number}")
+        self.opened = set(self.nodes())
+        return below
+
+    def actions(self) -> list[dict[str, Any]]:
+        """A stream, a commit and an export."""
+        streamed, committed = self.chain(0), self.chain(1)
+        self.start_nbd()
+        return [
+            {"type": "x-block-stream", "data": {"job-id": "s", "device": streamed}},
+            {"type": "x-block-commit", "data": {"job-id": "c", "device": committed, "top-node": "middle1"}},
+            self.adding("e", "d2"),
+        ]
+
+    @staticmethod
+    def adding(identity: str, node: str, **options: Any) -> dict[str, Any]:
+        """The action that exports a node."""
+        return {"type": "x-block-export-add", "data": {"type": "nbd", "id": identity, "node-name": node, **options}}
+
+    def exports(self) -> list[str]:
+        """The ids of all exports."""
+        return [export["id"] for export in self.qmp.cmd("query-block-exports")]
+
+    @blockd_only(BEYOND)
+    def test_all_of_them(self) -> None:
+        self.transaction(*self.actions(), self.backup(2))
+        self.assertEqual(self.exports(), ["e"])
+        self.wait_end("s", "c", "j2")
+        self.assert_job_sequence("s", SUCCESS)
+        self.assert_job_sequence("c", SUCCESS)
+        self.assert_chain("top0")
+        self.assert_chain("top1", "d1")
+        self.daemon.quit()
+        self.assert_content(self.path("top0"), self.data[0])
+        self.assert_content(self.path("top1"), self.data[1])
+
+    @blockd_only(BEYOND)
+    def test_none_of_them(self) -> None:
+        actions = self.actions()
+        self.refuse("Transaction aborted using Abort action", *actions, ABORT)
+        self.assertEqual(self.exports(), [])
+        for job in ("s", "c"):
+            self.assertEqual(self.job_sequence(job), ("created", "aborting", "concluded", "null"))
+        self.assert_nothing_left(*self.opened)
+        self.assert_chain("top0", "middle0", "d0")
+        self.transaction(*actions)
+        self.wait_end("s", "c")
+
+    @blockd_only(BEYOND)
+    def test_two_exports_that_exclude_each_other(self) -> None:
+        self.start_nbd()
+        self.refuse("Block export id 'e' is already in use", self.adding("e", "d0"), self.adding("e", "d1"))
+        self.refuse("NBD server already has export named 'd0'", self.adding("e", "d0"), self.adding("f", "d0"))
+        self.assertEqual(self.exports(), [])
+        self.transaction(self.adding("e", "d0"), self.adding("f", "d0", name="other"))
+        self.assertEqual(sorted(self.exports()), ["e", "f"])
+
+    @blockd_only(BEYOND)
+    def test_none_can_be_grouped(self) -> None:
+        for action in self.actions():
+            self.refuse(
+                f"Action '{action['type']}' does not support Transaction property completion-mode = grouped",
+                self.backup(2),
+                action,
+                completion_mode="grouped",
+            )
+        self.assert_nothing_left(*self.opened)
+
+
 class Grouped(TransactionCase):
     """completion-mode grouped: nobody commits until everybody is ready to."""
 
@@ -233,23 +314,30 @@ class Grouped(TransactionCase):
         self.assertEqual(self.job_sequence("j0"), ("created", "aborting", "concluded", "null"))
         self.assert_nothing_left(*self.opened)
 
-    @daemon_differs("the text of 7.2 says Transaction, that of 10.2 transaction; either is taken")
     def test_only_backups_can_be_grouped(self) -> None:
+        """An action that cannot be fails when its turn comes: those before it are taken back."""
         overlay = self.overlay(0)
-        reply = self.qmp.reply(
-            self.qmp.send(
-                "transaction",
-                {
-                    "actions": [self.backup(1), self.snapshot(0, overlay)],
-                    "properties": {"completion-mode": "grouped"},
-                },
-            )
+        self.refuse(
+            "Action 'blockdev-snapshot' does not support Transaction property completion-mode = grouped",
+            self.backup(1),
+            self.snapshot(0, overlay),
+            completion_mode="grouped",
         )
-        self.assertRegex(
-            reply["error"]["desc"],
-            "^Action 'blockdev-snapshot' does not support [Tt]ransaction property completion-mode = grouped$",
-        )
+        self.assertEqual(self.job_sequence("j1"), ("created", "aborting", "concluded", "null"))
         self.assert_nothing_left(*self.opened)
+
+    def test_abort_can_be_grouped(self) -> None:
+        self.refuse("Transaction aborted using Abort action", self.backup(1), ABORT, completion_mode="grouped")
+        self.assert_nothing_left(*self.opened)
+
+    def test_earlier_action_fails_before_the_mode_of_a_later_one(self) -> None:
+        overlay = self.overlay(0)
+        self.refuse(
+            "Cannot find device='zz' nor node-name='zz'",
+            self.backup(1, target="zz"),
+            self.snapshot(0, overlay),
+            completion_mode="grouped",
+        )
 
     def test_unknown_completion_mode(self) -> None:
         self.refuse("Parameter 'completion-mode' does not accept value 'zz'", self.backup(0), completion_mode="zz")
