@@ -221,9 +221,7 @@ func (tx *Tx) bury(dead []*Node) {
 		return
 	}
 	ctx := context.WithoutCancel(tx.ctx)
-	for _, n := range dead {
-		logClose(n, n.close(ctx))
-	}
+	closeAll(dead, func(n *Node) { logClose(n, n.close(ctx)) })
 	tx.g.loop.Do(func() {
 		for _, n := range dead {
 			for _, e := range n.state.Load().Edges {
@@ -241,6 +239,21 @@ func (tx *Tx) bury(dead []*Node) {
 		}
 	}
 	tx.loosen(alive)
+}
+
+// closeAll closes nodes. What they write meanwhile is not held up on purpose:
+// it may be far more than a throttle lets pass in a day.
+func closeAll(nodes []*Node, f func(n *Node)) {
+	rs := releasers(nil, nodes)
+	for _, r := range rs {
+		r.ReleaseBegin()
+	}
+	for _, n := range nodes {
+		f(n)
+	}
+	for _, r := range rs {
+		r.ReleaseEnd()
+	}
 }
 
 // forget ends the staging.
@@ -286,11 +299,11 @@ func (tx *Tx) rollback() {
 	nodes := tx.newNodes
 	locked := tx.locked
 	// Parents were opened after their children, except for backing files.
-	for _, n := range tx.parentsFirst(nodes) {
+	closeAll(tx.parentsFirst(nodes), func(n *Node) {
 		if n.drv != nil {
 			logClose(n, n.close(tx.ctx))
 		}
-	}
+	})
 	tx.forget()
 	var alive []*Node
 	for n := range locked {

@@ -15,7 +15,10 @@ BEYOND = "the rival's guests wait for the target"
 
 
 class SlowTarget(QMPTestCase):
-    """A disk with data and a guest, and a target that takes a byte per second."""
+    """
+    A disk with data and a guest, and a target that takes a byte per second. The job has a speed, so that its
+    own steps have not all read what they copy before the guest writes.
+    """
 
     def start(self, *options: str, **arguments: Any) -> None:
         """Launch, add the nodes, and start the backup."""
@@ -28,7 +31,8 @@ class SlowTarget(QMPTestCase):
         throttled = {"driver": "throttle", "throttle-group": "slow", "file": target}
         self.qmp.cmd("blockdev-add", **{"driver": "qcow2", "node-name": "target", "file": throttled})
         self.opened = set(self.nodes())
-        self.qmp.cmd("blockdev-backup", **{"job-id": "j", "device": "disk", "target": "target", "sync": "full", **arguments})
+        backup = {"job-id": "j", "device": "disk", "target": "target", "sync": "full", "speed": 64 * KiB}
+        self.qmp.cmd("blockdev-backup", **backup, **arguments)
 
     def overwrite(self) -> None:
         """A guest overwrites a part of every cluster of the disk."""
@@ -39,6 +43,7 @@ class SlowTarget(QMPTestCase):
     def relieve(self) -> None:
         """The target is fast from now on."""
         self.qmp.cmd("qom-set", path="/objects/slow", property="limits", value={"bps-write": 0})
+        self.unthrottle("j")
 
     @blockd_only(BEYOND)
     def test_guest_goes_on_and_the_backup_is_one_point_in_time(self) -> None:
