@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/jobs"
 	"blockd/jobs/backup"
 	"blockd/qapi"
@@ -123,7 +124,8 @@ func TestBackupIsOnePointInTime(t *testing.T) {
 // backups x >= y >= z, and x - z <= 1, per writer (seed: "install notifier
 // during creation").
 func TestBackupsOfATransactionUnderWriters(t *testing.T) {
-	const writers, rounds = 8, 12
+	const writers = 8
+	rounds := graphtest.Sample(t, 24, 1000)
 	w := newWorld(t)
 	names := []string{"x", "y", "z"}
 	var guests []*guest
@@ -166,7 +168,7 @@ func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 				if err := w.backup(tx, txn, d, targets[i].name, qapi.BackupCommon{JobID: &targets[i].name}); err != nil {
 					return err
 				}
-				for more := written.Load() + writers; written.Load() < more; { // time for an early point in time to show
+				for more := written.Load() + 2; written.Load() < more; { // time for an early point in time to show
 					runtime.Gosched()
 				}
 			}
@@ -182,6 +184,13 @@ func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 				t.Errorf("round %d, writer %d: %d", round, i, n)
 			}
 		}
+		w.update(func(tx *blockgraph.Tx) error {
+			for _, d := range targets {
+				tx.SetMonitorOwned(tx.Find(d.name), false)
+			}
+			return nil
+		})
+		w.takeEvents()
 	}
 }
 

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -29,6 +30,9 @@ type bench struct {
 	phases []string // committed phases, in order
 	depth  int
 	deep   int // greatest depth of nested phases
+	frames int // greatest depth of the call stack in a phase
+	// committing is called at each commit, before it.
+	committing func(id string)
 }
 
 func newBench(t *testing.T) *bench {
@@ -165,6 +169,7 @@ func (f *fake) phase(tx *blockgraph.Tx, name string) func() {
 	f.b.mu.Lock()
 	f.b.depth++
 	f.b.deep = max(f.b.deep, f.b.depth)
+	f.b.frames = max(f.b.frames, runtime.Callers(0, make([]uintptr, 256)))
 	f.b.mu.Unlock()
 	tx.OnCommit(func() {
 		f.b.mu.Lock()
@@ -186,6 +191,9 @@ func (f *fake) Prepare(tx *blockgraph.Tx) error {
 
 func (f *fake) Commit(tx *blockgraph.Tx) error {
 	defer f.phase(tx, "commit")()
+	if f.b.committing != nil {
+		f.b.committing(f.id)
+	}
 	if f.after != nil {
 		tx.After(f.after)
 	}

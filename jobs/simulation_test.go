@@ -11,11 +11,12 @@ import (
 	"testing/synctest"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
 var (
-	schedules = flag.Int("schedules", 3000, "random schedules of jobs")
+	schedules = flag.Int("schedules", 0, "random schedules of jobs, of each kind; 0: 5,000, under make test-all 500,000")
 	firstSeed = flag.Uint64("seed", 1, "seed of the first schedule")
 )
 
@@ -24,11 +25,7 @@ var (
 // where the model says, and every trace of events is one that the state
 // machine allows.
 func TestRandomSchedulesFollowTheModel(t *testing.T) {
-	n := *schedules
-	if testing.Short() {
-		n /= 10
-	}
-	for i := range uint64(n) {
+	for i := range sample(t) {
 		runSchedule(t, *firstSeed+i, true)
 		if t.Failed() {
 			return
@@ -41,16 +38,23 @@ func TestRandomSchedulesFollowTheModel(t *testing.T) {
 // order is checked: legal traces, every job ends, a group's jobs all end well
 // or none does, and what was committed fits.
 func TestRacingSchedulesEndAllOrNothing(t *testing.T) {
-	n := *schedules
-	if testing.Short() {
-		n /= 10
-	}
-	for i := range uint64(n) {
+	for i := range sample(t) {
 		runSchedule(t, *firstSeed+i, false)
 		if t.Failed() {
 			return
 		}
 	}
+}
+
+func sample(t *testing.T) uint64 {
+	n := *schedules
+	if n == 0 {
+		n = graphtest.Sample(t, 5_000, 500_000)
+	}
+	if testing.Short() {
+		n /= 10
+	}
+	return uint64(n)
 }
 
 type schedule struct {

@@ -6,11 +6,11 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"blockd/blockgraph/graphtest"
 )
 
 func toString(phases []string) string { return fmt.Sprint(phases) }
-
-const groupRounds = 300
 
 func groupIDs() []string {
 	ids := make([]string, 64)
@@ -24,8 +24,16 @@ func groupIDs() []string {
 // are started do not end their transaction before their siblings are ready.
 func TestGroupedJobsThatEndAtOnceCommitTogether(t *testing.T) {
 	ids := groupIDs()
+	rounds := graphtest.Sample(t, 200, 1000)
 	synced(t, func(t *testing.T, b *bench) {
-		for range groupRounds {
+		b.committing = func(id string) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if k := count(b.events, " pending"); k != len(ids) {
+				t.Errorf("%s commits when %d of %d are ready", id, k, len(ids))
+			}
+		}
+		for range rounds {
 			txn := b.set.NewTxn()
 			b.launchFinished(txn, "", ids)
 			<-txn.Over()
@@ -53,8 +61,9 @@ func TestGroupedJobsThatEndAtOnceCommitTogether(t *testing.T) {
 // nothing of theirs was committed.
 func TestGroupedJobsThatEndAtOnceWithOneFailing(t *testing.T) {
 	ids := groupIDs()
+	rounds := graphtest.Sample(t, 200, 1000)
 	synced(t, func(t *testing.T, b *bench) {
-		for i := range groupRounds {
+		for i := range rounds {
 			bad := ids[i%len(ids)]
 			txn := b.set.NewTxn()
 			b.phases = nil
@@ -67,6 +76,11 @@ func TestGroupedJobsThatEndAtOnceWithOneFailing(t *testing.T) {
 			if count(b.phases, " commit") != 0 || count(b.phases, " abort") != len(ids) || count(b.phases, " clean") != len(ids) {
 				t.Fatalf("%q", b.phases)
 			}
+			b.on(func() {
+				if left := b.set.Infos(); len(left) != 0 {
+					t.Errorf("jobs are left: %+v", left)
+				}
+			})
 		}
 		if b.deep != 1 {
 			t.Errorf("phases nested %d deep", b.deep)
@@ -75,11 +89,11 @@ func TestGroupedJobsThatEndAtOnceWithOneFailing(t *testing.T) {
 }
 
 // TestCleanUpsNeverNest: jobs of many transactions end at once; their phases
-// run one after the other.
+// run one after the other, on a call stack that is no deeper than for one job.
 func TestCleanUpsNeverNest(t *testing.T) {
-	synced(t, func(t *testing.T, b *bench) {
+	endAll := func(t *testing.T, b *bench, ids []string) []*fake {
 		var fakes []*fake
-		for _, id := range groupIDs() {
+		for _, id := range ids {
 			fakes = append(fakes, b.launch(false, nil, Options{}, id)...)
 		}
 		for i, f := range fakes {
@@ -90,6 +104,19 @@ func TestCleanUpsNeverNest(t *testing.T) {
 			}
 		}
 		synctest.Wait()
+		return fakes
+	}
+	var one, many int
+	synced(t, func(t *testing.T, b *bench) {
+		endAll(t, b, []string{"a"})
+		f := b.launch(false, nil, Options{}, "b")
+		f[0].finish()
+		synctest.Wait()
+		one = b.frames
+	})
+	synced(t, func(t *testing.T, b *bench) {
+		fakes := endAll(t, b, groupIDs())
+		many = b.frames
 		if b.deep != 1 || count(b.phases, " clean") != len(fakes) {
 			t.Errorf("depth %d, phases %q", b.deep, b.phases)
 		}
@@ -105,6 +132,10 @@ func TestCleanUpsNeverNest(t *testing.T) {
 			i = k
 		}
 	})
+	t.Logf("the call stack of a phase is %d frames deep for one job at a time, %d for 64", one, many)
+	if many != one || one == 0 {
+		t.Errorf("the call stack is %d frames deep for one job at a time, %d for 64", one, many)
+	}
 }
 
 func count(list []string, suffix string) int {

@@ -398,15 +398,11 @@ class SequenceWriter(threading.Thread):
         return self.written
 
 
-class PointInTime(QMPTestCase):
-    """A transaction of backups sees every disk at the same moment of a guest that writes to all."""
+class PointInTimeCase(QMPTestCase):
+    """Disks of one guest that writes to all of them, and an empty target for each."""
 
     sectors = 4 * 1024
-
-    # Enough, and against the writer's order, that jobs started one after the other, even a single write
-    # apart, leave holes.
-    disks = 8
-    order = tuple(reversed(range(disks)))
+    disks = 1
 
     def setUp(self) -> None:
         super().setUp()
@@ -443,6 +439,15 @@ class PointInTime(QMPTestCase):
         missing = sorted(set(range(1, last + 1)) - found)
         self.assertEqual(missing, [], f"up to {last} there are holes: not one point in time")
         self.assertTrue(at_least <= last <= at_most, (at_least, last, at_most))
+
+
+class PointInTime(PointInTimeCase):
+    """A transaction of backups sees every disk at the same moment."""
+
+    # Enough, and against the writer's order, that jobs started one after the other, even a single write
+    # apart, leave holes.
+    disks = 8
+    order = tuple(reversed(range(disks)))
 
     def transaction_of_backups(self, grouped: bool) -> None:
         """Backups of all disks at once, under the writer."""
@@ -497,3 +502,21 @@ class PointInTime(QMPTestCase):
         self.daemon.quit()
         self.assert_prefix([f"d{number}" for number in range(self.disks)], before, after)
         self.assert_prefix([f"o{number}" for number in range(self.disks)], written, written)
+
+
+class PointInTimeOfOneDisk(PointInTimeCase):
+    """That of a single backup is between the command and its reply."""
+
+    def test_drive_backup(self) -> None:
+        self.writer.start()
+        self.writer.wait_written(300)
+        before = self.writer.written
+        self.qmp.cmd("drive-backup", job_id="j", device="d0", target=self.path("made"), sync="full", speed=MiB)
+        after = self.writer.written + 1
+        self.writer.wait_written(300)
+        self.unthrottle("j")
+        self.wait_status("j", "null")
+        self.assertIn("BLOCK_JOB_COMPLETED", self.job_sequence("j"))
+        self.writer.stop()
+        self.daemon.quit()
+        self.assert_prefix(["made"], before, after)
