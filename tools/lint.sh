@@ -1,5 +1,5 @@
 #!/bin/sh
-# gofmt, go vet, and staticcheck when go.mod has it as a tool. Exit status 1 when one of them complains.
+# gofmt, go vet, planecheck, and staticcheck when go.mod has it as a tool. Exit status 1 when one of them complains.
 set -u
 cd "$(dirname "$0")/.."
 : "${GO:=go}"
@@ -13,6 +13,8 @@ if [ -n "$unformatted" ]; then
 fi
 "$GO" vet ./... || status=1
 "$GO" vet -tags blockddebug ./... || status=1
+"$GO" run ./tools/planecheck -any tools/planecheck/any.txt || status=1
+"$GO" run ./tools/planecheck -tags blockddebug || status=1
 if grep -Eq '^[[:space:]]*(tool[[:space:]]+)?honnef\.co/go/tools/cmd/staticcheck([[:space:]]|$)' go.mod; then
 	"$GO" run honnef.co/go/tools/cmd/staticcheck ./... || status=1
 else

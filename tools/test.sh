@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole judgement: vet, unit tests, and the Python tests against a binary built for tests.
+# The whole judgement: vet, the border between the planes, unit tests, and the Python tests against a binary built for tests.
 #
 # Without a C compiler it runs without the race detector, without a tool it runs the rest. The end of its
 # output is a list of what did not run, by name, and the line `N passed, N failed, N skipped` for
@@ -35,6 +35,10 @@ sh tools/setup.sh python qemu rival nbd fio compiler
 echo "== vet"
 "$GO" vet ./...
 verdict "go vet" $?
+
+echo "== planecheck"
+"$GO" run ./tools/planecheck -any tools/planecheck/any.txt
+verdict "planecheck" $?
 
 race=-race cgo=1
 if ! echo 'int main(void) { return 0; }' | "${CC:-cc}" -xc -o /dev/null - 2>/dev/null; then

@@ -32,6 +32,8 @@
 // What blocks: Room.Keep and Run.Read, on the file only, and Drop and Done
 // when they close it. Any goroutine; none on the control plane's loop but
 // Usage. Imports nothing of this module but ioengine.
+//
+//blockd:io
 package scratch
 
 import (
@@ -62,8 +64,8 @@ type Config struct {
 type Pool struct {
 	c Config
 
-	mu      sync.Mutex
-	memory  int64 // bytes taken
+	mu      sync.Mutex //blockd:short
+	memory  int64      // bytes taken
 	spilled int64
 }
 

@@ -23,4 +23,6 @@
 // link.sendMu lies outside both and is held while one request is written to the
 // socket. Data plane: all methods of the driver, from any goroutine. It imports
 // blockgraph, clock, nbdproto, qapi and sockets.
+//
+//blockd:io
 package nbd

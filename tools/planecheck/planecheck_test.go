@@ -111,3 +111,17 @@ func TestAnyIsCounted(t *testing.T) {
 		t.Errorf("with the tag: %d any, findings %q", tagged.any, tagged.findings)
 	}
 }
+
+// TestThisModule: the module that the check belongs to has no finding, with the
+// assertions and without.
+func TestThisModule(t *testing.T) {
+	for _, tags := range []string{"", "blockddebug"} {
+		r, err := run(filepath.Join("..", ".."), tags)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range r.findings {
+			t.Errorf("tags %q: %s", tags, f)
+		}
+	}
+}
