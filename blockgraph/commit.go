@@ -243,6 +243,8 @@ func (tx *Tx) bury(dead []*Node) {
 
 // closeAll closes nodes. What they write meanwhile is not held up on purpose:
 // it may be far more than a throttle lets pass in a day.
+//
+//blockd:blocking
 func closeAll(nodes []*Node, f func(n *Node)) {
 	rs := releasers(nil, nodes)
 	for _, r := range rs {

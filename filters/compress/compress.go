@@ -7,6 +7,8 @@
 //
 // It has no state. What blocks: what blocks below. It must not import jobs, qmp
 // or formats.
+//
+//blockd:io
 package compress
 
 import (

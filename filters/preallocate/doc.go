@@ -16,4 +16,6 @@
 //
 // Locks: Filter.mu, a leaf, never held across I/O. What blocks: every I/O
 // method. It must not import jobs, qmp or formats.
+//
+//blockd:io
 package preallocate

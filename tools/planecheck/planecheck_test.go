@@ -123,5 +123,8 @@ func TestThisModule(t *testing.T) {
 		for _, f := range r.findings {
 			t.Errorf("tags %q: %s", tags, f)
 		}
+		if err := compare("any.txt", r.any); err != nil && tags == "" {
+			t.Error(err)
+		}
 	}
 }
