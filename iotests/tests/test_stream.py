@@ -339,3 +339,44 @@ class Failures(StreamCase):
         self.wait_status("j", "null")
         self.assertEqual(self.job_sequence("j")[-4:], ("aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"))
         self.assert_chain("top", "base")
+
+
+class Throttled(StreamCase):
+    """Storage behind throttle nodes, in the base and in the top: a cancel and the end do not wait for it."""
+
+    names = ("base", "top")
+
+    def setUp(self) -> None:
+        super().setUp()
+        slow = {"bps-total": 128 * KiB, "bps-total-max": 128 * KiB}
+        self.qmp.cmd("object-add", qom_type="throttle-group", id="group", limits=slow)
+        below: dict[str, str] = {}
+        for name in self.names:
+            file = {"driver": "file", "filename": self.path(name)}
+            node = {"driver": "throttle", "throttle-group": "group", "file": file}
+            self.qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": name, "file": node, **below})
+            below = {"backing": name}
+        self.qmp.cmd("block-stream", job_id="j", device="top")
+
+    def test_refused_snapshot(self) -> None:
+        over = self.create_image("over", SIZE, backing=self.path("top"))
+        self.add_node("over", over, backing=None)
+        self.assert_qmp_error(
+            "Node 'top' is busy: block device is in use by block job: stream",
+            "blockdev-snapshot",
+            node="top",
+            overlay="over",
+        )
+        self.assertEqual(self.job("j")["status"], "running")
+
+    def test_cancel(self) -> None:
+        self.qmp.cmd("job-cancel", id="j")
+        self.wait_status("j", "null")
+        self.assert_chain("top", "base")
+
+    def test_the_limit_is_lifted(self) -> None:
+        self.qmp.cmd("qom-set", path="/objects/group", property="limits", value={"bps-total": 0, "bps-total-max": 0})
+        self.wait_status("j", "null")
+        self.assertEqual(self.completed_event("j")["offset"], SIZE)
+        self.assert_chain("top")
+        self.assert_contents()
