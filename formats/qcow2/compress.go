@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/flate"
@@ -31,13 +32,15 @@ var (
 		}
 		return w
 	}}
-	zstds = sync.Pool{New: func() any {
-		w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+	// One encoder for all: it has as many workers as run at a time, and keeps
+	// their tables, of some MiB each, which a pool would lose to the collector.
+	zstds = sync.OnceValue(func() *zstd.Encoder {
+		w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithEncoderCRC(false))
 		if err != nil {
 			panic(err)
 		}
 		return w
-	}}
+	})
 )
 
 // decompress fills out with the first len(out) bytes of the stream in b.
@@ -77,19 +80,18 @@ func (l *limited) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// compress stores in in out and returns the length, which is less than
-// len(in); errIncompressible when it would not be.
+// compress stores in in out, which has twice its length, and returns the length
+// that it takes, which is less than len(in); errIncompressible when it would not
+// be. Twice: an encoder that runs out of room allocates.
 func compress(method uint8, out, in []byte) (int, error) {
-	l := &limited{out[:0:min(len(out), len(in)-1)]}
 	if method == compressionZstd {
-		w := zstds.Get().(*zstd.Encoder)
-		defer zstds.Put(w)
-		b := w.EncodeAll(in, l.b)
-		if len(b) > cap(l.b) {
+		b := zstds().EncodeAll(in, out[:0])
+		if len(b) >= len(in) {
 			return 0, errIncompressible
 		}
 		return copy(out, b), nil
 	}
+	l := &limited{out[: 0 : len(in)-1]}
 	w := deflaters.Get().(*flate.Writer)
 	defer deflaters.Put(w)
 	w.Reset(l)

@@ -50,7 +50,7 @@ func (d *Driver) writeCompressed(ctx context.Context, off int64, v *blockgraph.I
 
 func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
 	cs := int(d.h.clusterSize)
-	in, out := ioengine.Bounce(cs), ioengine.Bounce(cs)
+	in, out := ioengine.Bounce(cs), ioengine.Bounce(2*cs)
 	defer in.Release()
 	defer out.Release()
 	v.CopyOut(0, in.Bytes()[:v.Len()])
