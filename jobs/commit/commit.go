@@ -80,11 +80,11 @@ type commit struct {
 	readOnly bool
 	blocker  *blockgraph.Blocker
 
-	filter    *blockgraph.Node
-	thaw      func(tx *blockgraph.Tx)
-	top, base *blockgraph.Root
-	users     []*blockgraph.Root
-	blocked   []*blockgraph.Node
+	filter     *blockgraph.Node
+	thaw       func(tx *blockgraph.Tx)
+	from, into *blockgraph.Root // over the top and the base
+	users      []*blockgraph.Root
+	blocked    []*blockgraph.Node
 	// removed is the change that has taken the filter out.
 	removed *blockgraph.Tx
 }
@@ -125,11 +125,11 @@ func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) erro
 	if c.Base.Size() < c.Top.Size() {
 		perm |= blockgraph.PermResize
 	}
-	c.base, err = c.root(tx, c.Base, perm, blockgraph.PermConsistentRead|blockgraph.PermWriteUnchanged)
+	c.into, err = c.root(tx, c.Base, perm, blockgraph.PermConsistentRead|blockgraph.PermWriteUnchanged)
 	if err != nil {
 		return err
 	}
-	c.top, err = c.root(tx, c.Top, 0, blockgraph.PermAll)
+	c.from, err = c.root(tx, c.Top, 0, blockgraph.PermAll)
 	return err
 }
 
@@ -160,13 +160,13 @@ func (c *commit) Run(ctx context.Context, j *jobs.Job) error {
 	length := c.Top.Size()
 	j.Progress().SetRemaining(length)
 	if c.Base.Size() < length {
-		err := j.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(c.base, length) })
+		err := j.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(c.into, length) })
 		if err != nil {
 			return transfer.Error(err)
 		}
 	}
 	err := c.Body.Run(ctx, j, copy.NewMerge(copy.MergeOptions{
-		Top: c.top, Base: c.base, Overlay: c.overlay, Length: length, Progress: j.Progress().Report,
+		Top: c.from, Base: c.into, Overlay: c.overlay, Length: length, Progress: j.Progress().Report,
 	}), transfer.Options{
 		SpeedChunk: copy.StreamChunk,
 		OnRead:     c.onError, OnWrite: c.onError,
@@ -175,7 +175,7 @@ func (c *commit) Run(ctx context.Context, j *jobs.Job) error {
 		return err
 	}
 	// Headers may name the base only when the data is safe in it.
-	return c.Flush(ctx, j, c.base, c.onError)
+	return c.Flush(ctx, j, c.into, c.onError)
 }
 
 // Busy implements jobs.Busier.
