@@ -172,6 +172,9 @@ func (tx *Tx) publish(dead []*Node) {
 		r.edge.Store(nil)
 		delete(g.roots, r)
 	}
+	for r, p := range tx.rested {
+		r.rested = p
+	}
 	for e, p := range tx.perms {
 		e.setPerms(p[0], p[1])
 	}
@@ -266,6 +269,7 @@ func (tx *Tx) forget() {
 	clear(tx.perms)
 	clear(tx.owned)
 	clear(tx.inherits)
+	clear(tx.rested)
 	clear(tx.blockers)
 	tx.dying = nil
 	tx.newNodes, tx.newRoots, tx.oldRoots, tx.touched = nil, nil, nil, nil
@@ -407,8 +411,8 @@ func (tx *Tx) refresh(from []*Node) error {
 			return err
 		}
 		s := tx.State(n)
-		if s.ReadOnly && perm&(PermWrite|PermWriteUnchanged) != 0 {
-			if n.published && !n.ReadOnly() {
+		if (s.ReadOnly || s.Inactive) && perm&(PermWrite|PermWriteUnchanged) != 0 {
+			if was := n.State(); n.published && !was.ReadOnly && !was.Inactive {
 				return Errorf(syscall.EPERM, "Read-only block node '%s' cannot support read-write users", n.name)
 			}
 			return Errorf(syscall.EPERM, "Block node is read-only")
@@ -437,10 +441,14 @@ func (tx *Tx) refresh(from []*Node) error {
 
 func (tx *Tx) childPerms(n *Node, s *NodeState, e *Edge, perm, shared Perm) (Perm, Perm) {
 	var np, ns Perm
+	writable := !s.ReadOnly && !s.Inactive
 	if c, ok := n.drv.(ChildPermissioner); ok {
-		np, ns = c.ChildPerms(e, !s.ReadOnly, perm, shared)
+		np, ns = c.ChildPerms(e, writable, perm, shared)
 	} else {
-		np, ns = DefaultChildPerms(e.role, !s.ReadOnly, perm, shared)
+		np, ns = DefaultChildPerms(e.role, writable, perm, shared)
+	}
+	if s.Inactive && e.role&RoleFiltered == 0 {
+		ns |= PermWrite | PermResize
 	}
 	if forceShare(s.Options) {
 		ns = PermAll

@@ -145,6 +145,9 @@ type DriverType struct {
 	// Backing returns where the options say what the backing file is, for
 	// formats that have one. The place may be changed.
 	BackingOption func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull
+	// Remembers tells that the driver keeps what it has read of its image, so that
+	// it is opened anew when another program may have changed it.
+	Remembers bool
 	// Reopenable names the driver's own options that may change while it is open;
 	// one that is left out gets its default value. The driver is a Reopener.
 	Reopenable []string
@@ -366,4 +369,10 @@ type Reopener interface {
 type ChildChanger interface {
 	AddChild(tx *Tx, child *Node) error
 	RemoveChild(tx *Tx, e *Edge) error
+}
+
+// Activator is a driver that has to do something before a node that has been
+// inactive is used again: another program may have changed what is below.
+type Activator interface {
+	Activate(ctx context.Context) error
 }

@@ -57,6 +57,8 @@ type NodeState struct {
 	backing *Edge
 	// ReadOnly: writes are refused.
 	ReadOnly bool
+	// Inactive: another program may have the image; see activity.go.
+	Inactive bool
 	// Options are the effective ones, Explicit those of them that the user, or
 	// whoever opened the node, has chosen.
 	Options, Explicit *qapi.BlockdevOptions

@@ -82,7 +82,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	o := effective(given, w.parent, w.role, nil)
 	n := &Node{graph: tx.g, typ: typ}
 	explicit := *given
-	s := &NodeState{Options: o, Explicit: &explicit, ReadOnly: *o.ReadOnly, DetectZeroes: *o.DetectZeroes}
+	s := &NodeState{Options: o, Explicit: &explicit, ReadOnly: *o.ReadOnly, Inactive: o.Active != nil && !*o.Active, DetectZeroes: *o.DetectZeroes}
 	if err := checkOptions(o); err != nil {
 		return nil, err
 	}
@@ -109,14 +109,12 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	if err := tx.refresh([]*Node{n}); err != nil {
 		return nil, err
 	}
-	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: *o.ReadOnly, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed})
+	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed})
 	if err != nil {
 		return nil, err
 	}
 	n.setDriver(drv)
-	if r, ok := drv.(CorruptionReporter); ok && tx.g.corruption != nil {
-		r.OnCorruption(func(msg string, off, size int64, fatal bool) { tx.g.corruption(n.name, msg, off, size, fatal) })
-	}
+	tx.g.watchCorruption(n)
 	if err := n.refreshSize(tx.ctx); err != nil {
 		return nil, err
 	}
@@ -137,6 +135,15 @@ func (n *Node) FallBackReadOnly() {
 	s := n.state.Load().clone()
 	s.ReadOnly = true
 	n.state.Store(s)
+}
+
+// watchCorruption has damage that a node's driver finds reported.
+//
+//blockd:blocking
+func (g *Graph) watchCorruption(n *Node) {
+	if r, ok := n.drv.(CorruptionReporter); ok && g.corruption != nil {
+		r.OnCorruption(func(msg string, off, size int64, fatal bool) { g.corruption(n.name, msg, off, size, fatal) })
+	}
 }
 
 //blockd:global

@@ -52,6 +52,9 @@ func inherit(o, parent *qapi.BlockdevOptions, role Role) {
 		fill(&o.Cache.NoFlush, parent.Cache.NoFlush)
 	}
 	fill(&o.ForceShare, parent.ForceShare)
+	if parent.Active != nil && !*parent.Active {
+		o.Active = ptr(false) // nothing else would do
+	}
 	if role&RoleCOW != 0 {
 		fill(&o.ReadOnly, ptr(true))
 		fill(&o.AutoReadOnly, ptr(false))
@@ -117,6 +120,7 @@ func (n *Node) ownOptions(o *qapi.BlockdevOptions, s *NodeState) *qapi.Object {
 // for o.
 func (n *Node) withoutChildren(options *qapi.Object, o *qapi.BlockdevOptions, s *NodeState) *qapi.Object {
 	options.Delete("backing")
+	options.Delete("active") // Node.State knows
 	for _, e := range s.Edges {
 		options.Delete(e.name)
 	}

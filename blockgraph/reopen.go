@@ -223,7 +223,7 @@ func (tx *Tx) reopen(q reopenQueue, lenient bool) error {
 		return err
 	}
 	for _, n := range changed {
-		if tx.State(n).ReadOnly {
+		if s := tx.State(n); s.ReadOnly || s.Inactive {
 			continue
 		}
 		if err := n.flush(tx.ctx); err != nil {

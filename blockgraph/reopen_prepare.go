@@ -82,24 +82,29 @@ func (r *reopening) chosenAnew(tx *Tx) bool {
 // prepareDriver has the driver prepare, and sees to the end of that.
 func (tx *Tx) prepareDriver(r *reopening, driver Reopener) error {
 	s := tx.State(r.node)
-	p, err := driver.PrepareReopen(tx.ctx, &ReopenRequest{Options: s.Options, ReadOnly: s.ReadOnly, State: s})
+	p, err := driver.PrepareReopen(tx.ctx, &ReopenRequest{Options: s.Options, ReadOnly: s.ReadOnly || s.Inactive, State: s})
 	if err != nil {
 		return err
 	}
 	r.prepared = p
+	tx.settleReopening(r.node, p)
+	tx.followSize(r.node)
+	return nil
+}
+
+// settleReopening sees to the end of what a driver has prepared.
+func (tx *Tx) settleReopening(n *Node, p *Reopening) {
 	tx.OnAbort(func() {
 		if p.Undo != nil {
 			p.Undo(context.WithoutCancel(tx.ctx))
 		}
-		tx.limitsChanged(r.node)
+		tx.limitsChanged(n)
 	})
 	tx.After(func() {
 		if p.Keep != nil {
 			p.Keep()
 		}
 	})
-	tx.followSize(r.node)
-	return nil
 }
 
 // followSize has the node's length, and that of the filters above it, follow
@@ -136,6 +141,12 @@ func (r *reopening) checkRest(tx *Tx) error {
 	}
 	s := tx.State(r.node)
 	for option, value := range r.fresh.InOrder() {
+		if option == "active" {
+			if value != !s.Inactive {
+				return cannotChange(option)
+			}
+			continue
+		}
 		if option == "backing" || option == "file" || r.node.mayChange(option) {
 			continue
 		}

@@ -84,6 +84,9 @@ type reopenWorld struct {
 func newReopenWorld(t *testing.T) *reopenWorld {
 	w := &reopenWorld{T: t, log: &reopenLog{}, refuse: map[string]string{}, header: map[string]string{}}
 	logged := func(r *OpenRequest, d Driver) (Driver, error) {
+		if w.refuse[r.Node.name] == "open" {
+			return nil, errors.New("refused")
+		}
 		return &loggedDriver{d, r.Node, w.log, w.refuse, w.header[r.Node.name]}, nil
 	}
 	w.g = NewGraph(NewLoop(), clock.Real(),
@@ -92,7 +95,7 @@ func newReopenWorld(t *testing.T) *reopenWorld {
 		}},
 		&DriverType{Name: "raw", Reopenable: []string{"offset"}, Children: fileChild(RoleData | RolePrimary),
 			Open: func(_ context.Context, r *OpenRequest) (Driver, error) { return logged(r, &passDriver{r.Node}) }},
-		&DriverType{Name: "qcow2", Reopenable: []string{"lazy-refcounts"},
+		&DriverType{Name: "qcow2", Reopenable: []string{"lazy-refcounts"}, Remembers: true,
 			Children: func(o *qapi.BlockdevOptions) []ChildSpec {
 				return []ChildSpec{{Name: "file", Role: RoleData | RoleMetadata | RolePrimary, Ref: o.Qcow2.File}}
 			},
@@ -188,7 +191,7 @@ func (w *reopenWorld) picture() string {
 				from = n.inherits.name
 			}
 			s := n.State()
-			fmt.Fprintf(&b, "%s from %q size %d %s %s %+v\n", n.name, from, n.Size(), qapi.AppendJSON(nil, s.Options), qapi.AppendJSON(nil, s.Explicit), n.limits)
+			fmt.Fprintf(&b, "%s from %q size %d inactive %v %s %s %+v\n", n.name, from, n.Size(), s.Inactive, qapi.AppendJSON(nil, s.Options), qapi.AppendJSON(nil, s.Explicit), n.limits)
 		}
 	})
 	return b.String()
@@ -420,3 +423,18 @@ func TestOptionsThatAreLeftOutAreReset(t *testing.T) {
 		return tx.Reopen(w.list([]string{`{"driver": "null-co", "node-name": "z"}`}))
 	})
 }
+
+func (d *loggedDriver) PreparePerms(ctx context.Context, perm, shared Perm) error {
+	if p, ok := d.Driver.(Permissioner); ok {
+		return p.PreparePerms(ctx, perm, shared)
+	}
+	return nil
+}
+
+func (d *loggedDriver) CommitPerms(perm, shared Perm) {
+	if p, ok := d.Driver.(Permissioner); ok {
+		p.CommitPerms(perm, shared)
+	}
+}
+
+func (d *loggedDriver) AbortPerms() {}

@@ -25,6 +25,9 @@ type Root struct {
 	perm, shared Perm
 	stay         bool   // keeps its node when that is replaced elsewhere
 	job          string // the id of the job that it belongs to, or ""
+	// allowInactive: it may lose its permissions while its node is inactive.
+	allowInactive bool
+	rested        *[2]Perm // what it has as soon as its node is active again, or nil
 }
 
 // OpStats counts operations of one kind.
@@ -159,6 +162,22 @@ func (r *Root) begin(ctx context.Context, off, n int64) (Admission, error) {
 	return a, nil
 }
 
+// beginActive is begin for what must not be done to an inactive node.
+func (r *Root) beginActive(ctx context.Context, off, n int64) (Admission, error) {
+	a, err := r.begin(ctx, off, n)
+	if err == nil && a.edge.child.State().Inactive {
+		a.Leave()
+		return a, ErrInactive
+	}
+	return a, err
+}
+
+// Inactive tells whether the root's node is, at the moment. Data plane.
+func (r *Root) Inactive() bool {
+	n := r.Node()
+	return n != nil && n.State().Inactive
+}
+
 // ReadV reads bytes [off, off+v.Len()), all within the node. Data plane.
 func (r *Root) ReadV(ctx context.Context, off int64, v *IOVec, flags Flags) error {
 	a, err := r.begin(ctx, off, v.Len())
@@ -173,7 +192,7 @@ func (r *Root) ReadV(ctx context.Context, off int64, v *IOVec, flags Flags) erro
 
 // WriteV writes bytes [off, off+v.Len()), all within the node. Data plane.
 func (r *Root) WriteV(ctx context.Context, off int64, v *IOVec, flags Flags) error {
-	a, err := r.begin(ctx, off, v.Len())
+	a, err := r.beginActive(ctx, off, v.Len())
 	if err != nil {
 		return err
 	}
@@ -185,7 +204,7 @@ func (r *Root) WriteV(ctx context.Context, off int64, v *IOVec, flags Flags) err
 
 // WriteZeroes makes bytes [off, off+n) zero. Data plane.
 func (r *Root) WriteZeroes(ctx context.Context, off, n int64, flags Flags) error {
-	a, err := r.begin(ctx, off, n)
+	a, err := r.beginActive(ctx, off, n)
 	if err != nil {
 		return err
 	}
@@ -197,7 +216,7 @@ func (r *Root) WriteZeroes(ctx context.Context, off, n int64, flags Flags) error
 
 // Discard gives up bytes [off, off+n). Data plane.
 func (r *Root) Discard(ctx context.Context, off, n int64) error {
-	a, err := r.begin(ctx, off, n)
+	a, err := r.beginActive(ctx, off, n)
 	if err != nil {
 		return err
 	}
@@ -209,7 +228,7 @@ func (r *Root) Discard(ctx context.Context, off, n int64) error {
 
 // Flush makes every completed write durable. Data plane.
 func (r *Root) Flush(ctx context.Context) error {
-	a, err := r.begin(ctx, 0, 0)
+	a, err := r.beginActive(ctx, 0, 0)
 	if err != nil {
 		return err
 	}

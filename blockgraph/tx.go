@@ -23,9 +23,10 @@ type Tx struct {
 	states   map[*Node]*NodeState // staged
 	added    map[*Node][]*Edge    // staged parents of a node
 	removed  map[*Edge]struct{}
-	perms    map[*Edge][2]Perm // staged permissions of published edges
-	owned    map[*Node]bool    // staged monitor references
-	inherits map[*Node]*Node   // staged Node.inherits
+	perms    map[*Edge][2]Perm  // staged permissions of published edges
+	owned    map[*Node]bool     // staged monitor references
+	inherits map[*Node]*Node    // staged Node.inherits
+	rested   map[*Root]*[2]Perm // staged Root.rested
 	blockers map[*Node][]*Blocker
 	touched  []*Node // whose users changed
 	drained  map[*Root]struct{}
@@ -56,7 +57,7 @@ func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
 		g: g, ctx: ctx, cause: cause,
 		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
-		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
 		locked: map[*Node]struct{}{},
 	}
 }
@@ -226,6 +227,9 @@ func (tx *Tx) replaceChild(parent *Node, name string, role Role, child *Node) er
 	if child != nil && tx.reaches(child, parent) {
 		return cycle(child, name, parent)
 	}
+	if child != nil && tx.State(child).Inactive && !tx.State(parent).Inactive {
+		return qapi.Errorf("Inactive '%s' can't be a %s child of active '%s'", child.name, name, parent.name)
+	}
 	if i >= 0 {
 		tx.dropEdge(edges[i])
 	}
@@ -355,12 +359,14 @@ type RootOptions struct {
 	StayAtNode bool
 	// Job is the id of the job that the root belongs to, or "".
 	Job string
+	// AllowInactive: the root may lose its permissions while its node is inactive.
+	AllowInactive bool
 }
 
 // NewRoot makes a root over a node.
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	tx.g.seq++
-	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, perm: o.Perm, shared: o.Shared, stay: o.StayAtNode, job: o.Job}
+	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, stay: o.StayAtNode, job: o.Job}
 	if r.name == "" {
 		r.name = "root"
 	}
@@ -371,6 +377,13 @@ func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	e := tx.newEdge(r.name, 0, nil, r, n)
 	e.setPerms(r.perm, r.shared)
 	r.edge.Store(e)
+	if tx.State(n).Inactive {
+		if r.mayRest() {
+			tx.rest(r, e)
+		} else if err := checkInactive(n, r.perm); err != nil {
+			return nil, err
+		}
+	}
 	return r, tx.refresh([]*Node{n})
 }
 
@@ -408,6 +421,10 @@ func (tx *Tx) rootEdge(r *Root) *Edge {
 // and then nothing has changed.
 func (tx *Tx) SetRootPerms(r *Root, perm, shared Perm) error {
 	e := tx.rootEdge(r)
+	if tx.restedPerms(r) != nil {
+		tx.rested[r] = &[2]Perm{perm, shared}
+		return nil
+	}
 	oldPerm, oldShared := tx.Perms(e)
 	if oldPerm&^perm != 0 {
 		if err := tx.drainRoots([]*Root{r}); err != nil {

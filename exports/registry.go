@@ -132,8 +132,14 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 	if writable {
 		perm |= blockgraph.PermWrite
 	}
+	if !isOn(o.AllowInactive) {
+		// Clients are to find the image ready.
+		if err := tx.Activate(n); err != nil {
+			return err
+		}
+	}
 	// Clients are told the size once.
-	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize, Label: "export " + o.ID})
+	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize, Label: "export " + o.ID, AllowInactive: isOn(o.AllowInactive)})
 	if err != nil {
 		return err
 	}

@@ -54,6 +54,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerReopen(r)
 	m.registerBackingFile(r)
 	m.registerThreshold(r)
+	m.registerActive(r)
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerCreate(r)

@@ -84,7 +84,7 @@ func (v *view) deviceInfo(ctx context.Context, n *blockgraph.Node, flat bool, in
 	o := s.Options
 	*info = qapi.BlockDeviceInfo{
 		File: v.names.Filename(n), NodeName: n.Name(), RO: s.ReadOnly, Drv: n.Type().Name,
-		Active: true, DetectZeroes: s.DetectZeroes,
+		Active: !s.Inactive, DetectZeroes: s.DetectZeroes,
 		Cache:    qapi.BlockdevCacheInfo{Writeback: true, Direct: isTrue(o.Cache.Direct), NoFlush: isTrue(o.Cache.NoFlush)},
 		Children: children(s), WriteThreshold: int64(n.WriteThreshold()),
 	}

@@ -133,6 +133,12 @@ func putOnTop(tx *blockgraph.Tx, overlay, old *blockgraph.Node) error {
 	case overlay.Type().BackingOption == nil:
 		return qapi.Errorf("The overlay does not support backing images")
 	}
+	if tx.State(old).Inactive && !tx.State(overlay).Inactive {
+		// An overlay works on top of a disk that is being handed over, too.
+		if err := tx.Inactivate(overlay); err != nil {
+			return inactivating("node", err)
+		}
+	}
 	return tx.Append(overlay, old)
 }
 

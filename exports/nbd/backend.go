@@ -17,6 +17,8 @@ type Backend interface {
 	// BlockStatus describes the range at off through the whole chain; depth is
 	// the layer that decides, 1 for the top one, 0 for none.
 	BlockStatus(ctx context.Context, off, n int64, mode blockgraph.StatusMode) (st blockgraph.Status, depth int, err error)
+	// Inactive: only reads are allowed; see blockgraph.ErrInactive.
+	Inactive() bool
 }
 
 var _ Backend = (*blockgraph.Root)(nil)

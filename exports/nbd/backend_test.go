@@ -11,6 +11,8 @@ import (
 
 // ram is a backend in memory. Its allocation map has one entry per cluster.
 type ram struct {
+	inactive atomic.Bool
+
 	cluster int64
 	flat    bool // a protocol: what is not data is a hole of this very layer
 
@@ -147,3 +149,5 @@ func failing(op string, errno syscall.Errno) hook {
 		return nil
 	}
 }
+
+func (b *ram) Inactive() bool { return b.inactive.Load() }

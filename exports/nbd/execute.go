@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"errors"
+
 	"blockd/blockgraph"
 	"blockd/ioengine"
 	"blockd/nbdproto"
@@ -20,6 +22,10 @@ func (c *conn) execute(r *request) {
 		c.executeRead(r)
 		return
 	case nbdproto.CmdBlockStatus:
+		if b.Inactive() {
+			err = blockgraph.ErrInactive
+			break
+		}
 		c.executeStatus(r)
 		return
 	case nbdproto.CmdWrite:
@@ -51,10 +57,17 @@ func (c *conn) execute(r *request) {
 		err = b.Flush(c.ctx)
 		msg = "flush failed"
 	case nbdproto.CmdCache:
+		if b.Inactive() {
+			err = blockgraph.ErrInactive
+			break
+		}
 		err = c.cache(off, n)
 		msg = "caching data failed"
 	}
 	if err != nil {
+		if errors.Is(err, blockgraph.ErrInactive) {
+			msg = err.Error()
+		}
 		r.fail(err, msg)
 		return
 	}

@@ -34,6 +34,7 @@ var Type = &blockgraph.DriverType{
 	},
 	BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },
 	Reopenable:    reopenable,
+	Remembers:     true,
 }
 
 func probe(head []byte) int {
