@@ -226,6 +226,25 @@ func (b *Bitmap) Resize(size int64) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.resize(size)
+	return nil
+}
+
+// Grow is Resize to at least size bytes: whoever comes late shortens nothing.
+func (b *Bitmap) Grow(size int64) error {
+	if err := Check(size, b.Granularity()); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if size > b.size.Load() {
+		b.resize(size)
+	}
+	return nil
+}
+
+// resize is called with mu held.
+func (b *Bitmap) resize(size int64) {
 	l, old, want := b.levels.Load(), bitsFor(b.size.Load(), b.shift), bitsFor(size, b.shift)
 	switch {
 	case want < old:
@@ -243,5 +262,11 @@ func (b *Bitmap) Resize(size int64) error {
 		}
 	}
 	b.size.Store(size)
-	return nil
+}
+
+// Clone returns a copy. Bits set meanwhile may or may not be in it.
+func (b *Bitmap) Clone() *Bitmap {
+	c := New(b.Size(), b.Granularity())
+	c.Merge(b)
+	return c
 }

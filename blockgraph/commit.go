@@ -42,6 +42,9 @@ func (tx *Tx) commit() error {
 	if err := tx.refresh(tx.touchedAlive(dead)); err != nil {
 		return err
 	}
+	if err := tx.storeBitmaps(); err != nil {
+		return err
+	}
 	tx.published = true
 	tx.g.loop.Do(func() { tx.publish(dead) })
 	tx.bury(dead)
@@ -184,6 +187,7 @@ func (tx *Tx) publish(dead []*Node) {
 	}
 	for n, s := range tx.states {
 		n.state.Store(s)
+		n.mark(s)
 	}
 	for n := range tx.states {
 		if !slices.Contains(dead, n) {

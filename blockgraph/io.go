@@ -177,7 +177,10 @@ func (n *Node) writeAligned(ctx context.Context, off int64, v *IOVec, flags Flag
 func (n *Node) writeDriver(ctx context.Context, off int64, v *IOVec, flags Flags) error {
 	df := n.driverFlags(flags)
 	length := v.Len()
-	var err error
+	err := n.beforeChange(ctx, off, length, flags)
+	if err != nil {
+		return err
+	}
 	if m := n.limits.MaxTransfer; m > 0 && length > m {
 		for done := int64(0); done < length && err == nil; {
 			k := min(m, length-done)
@@ -219,15 +222,12 @@ func (n *Node) written(off, length int64, flags Flags, err error) {
 	end := off + length
 	if err == nil {
 		storeMax(&n.wrHighest, end)
-		storeMax(&n.size, end)
-	}
-	if flags&WriteUnchanged != 0 {
-		return
-	}
-	if marks := n.marks.Load(); marks != nil {
-		for _, m := range *marks {
-			m.MarkDirty(off, length)
+		if storeMax(&n.size, end) {
+			growBits(n.State().Bitmaps, n.Size())
 		}
+	}
+	if flags&WriteUnchanged == 0 {
+		n.changed(off, length)
 	}
 }
 
@@ -377,6 +377,10 @@ func (n *Node) zeroNative(ctx context.Context, off, length int64, flags Flags) e
 	if err != nil {
 		return err
 	}
+	if err = n.beforeChange(ctx, off, length, flags); err != nil {
+		n.tracker.end(h)
+		return err
+	}
 	err = n.drv.WriteZeroes(ctx, off, length, df)
 	if !errors.Is(err, ErrNotSupported) {
 		n.written(off, length, flags, err)
@@ -433,8 +437,10 @@ func (n *Node) discard(ctx context.Context, off, length int64) error {
 		if err != nil {
 			return err
 		}
-		err = n.drv.Discard(ctx, off, k)
-		n.written(off, k, 0, err)
+		if err = n.beforeChange(ctx, off, k, 0); err == nil {
+			err = n.drv.Discard(ctx, off, k)
+			n.written(off, k, 0, err)
+		}
 		n.tracker.end(h)
 		if err != nil && !errors.Is(err, ErrNotSupported) {
 			return err
@@ -467,7 +473,7 @@ func (n *Node) truncate(ctx context.Context, size int64, exact bool, prealloc qa
 		if f := n.Filtered(); f != nil {
 			err := f.Truncate(ctx, size, exact, prealloc, zeroed)
 			if err == nil {
-				n.size.Store(f.child.Size())
+				n.setSize(f.child.Size())
 			}
 			return err
 		}
@@ -482,10 +488,12 @@ func (n *Node) truncate(ctx context.Context, size int64, exact bool, prealloc qa
 	if b := n.Backing(); b != nil && size > n.Size() && b.child.Size() > n.Size() {
 		zeroed = true // the backing file must not show in what is new
 	}
-	if err := n.truncater.Truncate(ctx, size, exact, prealloc, zeroed); err != nil {
-		return err
-	}
-	return n.refreshSize(ctx)
+	return n.truncateStored(ctx, size, func() error {
+		if err := n.truncater.Truncate(ctx, size, exact, prealloc, zeroed); err != nil {
+			return err
+		}
+		return n.refreshSize(ctx)
+	})
 }
 
 func (n *Node) refreshSize(ctx context.Context) error {
@@ -493,7 +501,7 @@ func (n *Node) refreshSize(ctx context.Context) error {
 	if err != nil {
 		return Errorf(Errno(err), "Could not refresh total sector count: %s", Strerror(err))
 	}
-	n.size.Store(alignUp(size, sectorSize))
+	n.setSize(alignUp(size, sectorSize))
 	return nil
 }
 
@@ -525,11 +533,15 @@ func checkRange(off, length int64) error {
 	return nil
 }
 
-func storeMax(p *atomic.Int64, v int64) {
+// storeMax tells whether v was more than what was there.
+func storeMax(p *atomic.Int64, v int64) bool {
 	for {
 		old := p.Load()
-		if v <= old || p.CompareAndSwap(old, v) {
-			return
+		if v <= old {
+			return false
+		}
+		if p.CompareAndSwap(old, v) {
+			return true
 		}
 	}
 }

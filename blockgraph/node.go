@@ -35,7 +35,7 @@ type Node struct {
 	wrHighest atomic.Int64  // end of the highest write, in bytes
 	threshold atomic.Uint64 // see SetWriteThreshold
 	tracker   tracker
-	marks     atomic.Pointer[[]Marker]
+	marks     atomic.Pointer[marking]
 
 	// Control plane: changed by a commit on the loop, read there and by the
 	// holder of the token.
@@ -72,6 +72,8 @@ type NodeState struct {
 	// BackingName until it was opened from the header.
 	AutoBacking  string
 	DetectZeroes qapi.BlockdevDetectZeroesOptions
+	// Bitmaps are the dirty bitmaps, the newest first.
+	Bitmaps []*DirtyBitmap
 }
 
 func (s *NodeState) clone() *NodeState {

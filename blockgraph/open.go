@@ -118,6 +118,9 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	if err := n.refreshSize(tx.ctx); err != nil {
 		return nil, err
 	}
+	if err := tx.loadBitmaps(n); err != nil {
+		return nil, err
+	}
 	if typ.BackingOption != nil {
 		if err := tx.openBacking(n, o, w); err != nil {
 			return nil, err

@@ -38,7 +38,7 @@ func (tx *Tx) resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode
 func (tx *Tx) resizeAbove(n *Node) {
 	for _, e := range tx.Parents(n) {
 		if e.node != nil && e.role&RoleFiltered != 0 {
-			e.node.size.Store(n.size.Load())
+			e.node.setSize(n.size.Load())
 			tx.resizeAbove(e.node)
 		}
 	}

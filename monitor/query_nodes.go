@@ -86,7 +86,7 @@ func (v *view) deviceInfo(ctx context.Context, n *blockgraph.Node, flat bool, in
 		File: v.names.Filename(n), NodeName: n.Name(), RO: s.ReadOnly, Drv: n.Type().Name,
 		Active: !s.Inactive, DetectZeroes: s.DetectZeroes,
 		Cache:    qapi.BlockdevCacheInfo{Writeback: true, Direct: isTrue(o.Cache.Direct), NoFlush: isTrue(o.Cache.NoFlush)},
-		Children: children(s), WriteThreshold: int64(n.WriteThreshold()),
+		Children: children(s), WriteThreshold: int64(n.WriteThreshold()), DirtyBitmaps: bitmapInfos(s),
 	}
 	if b := s.Backing(); b != nil && !n.Type().Filter {
 		name := v.names.Filename(b.Child())

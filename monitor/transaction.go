@@ -74,6 +74,18 @@ func (m *Monitor) newAction(a *qapi.TransactionAction, txn *jobs.Txn) action {
 		return &exportAdd{m, a.XBlockExportAdd}
 	case a.XBlockStream != nil:
 		return &blockStream{m, a.XBlockStream}
+	case a.BlockDirtyBitmapAdd != nil:
+		return &bitmapAdd{m, *a.BlockDirtyBitmapAdd}
+	case a.BlockDirtyBitmapMerge != nil:
+		return &bitmapMerge{*a.BlockDirtyBitmapMerge}
+	case a.BlockDirtyBitmapRemove != nil:
+		return bitmapActionOf(string(a.Type), *a.BlockDirtyBitmapRemove)
+	case a.BlockDirtyBitmapClear != nil:
+		return bitmapActionOf(string(a.Type), *a.BlockDirtyBitmapClear)
+	case a.BlockDirtyBitmapEnable != nil:
+		return bitmapActionOf(string(a.Type), *a.BlockDirtyBitmapEnable)
+	case a.BlockDirtyBitmapDisable != nil:
+		return bitmapActionOf(string(a.Type), *a.BlockDirtyBitmapDisable)
 	default:
 		return abort{}
 	}

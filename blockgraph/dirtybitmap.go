@@ -1,0 +1,296 @@
+package blockgraph
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+
+	"blockd/bitmaps"
+	"blockd/qapi"
+)
+
+// Dirty bitmaps of nodes. A node's list is part of its state: a change makes
+// other DirtyBitmap values and stages them, so that whatever fails before the
+// commit has changed nothing, and what is committed together takes effect at
+// one point in time, with the gates of all users closed. Only the bits
+// themselves are written by the data plane.
+//
+// What a driver can store (BitmapStorer) is stored at the commit, before
+// anybody sees the change, so that a reply tells what survives a crash.
+
+// MaxBitmapName is the longest name of a bitmap in bytes.
+const MaxBitmapName = 1023
+
+// DirtyBitmap is a dirty bitmap of a node as of one of its states. It is
+// immutable but for its bits.
+type DirtyBitmap struct {
+	Name string
+	Bits *bitmaps.Bitmap
+	// Successor records in the place of Bits while a job uses them (see
+	// Tx.FreezeBitmap); else nil.
+	Successor *bitmaps.Bitmap
+	// Disabled: changes are not recorded.
+	Disabled bool
+	// Busy: in use by a job or an export.
+	Busy bool
+	// Persistent: stored in the image.
+	Persistent bool
+	// ReadOnly: stored in an image that is read-only.
+	ReadOnly bool
+	// Inconsistent: the image says that its bits are not all there; it can only
+	// be removed.
+	Inconsistent bool
+}
+
+// Recorder returns what changes are recorded in, or nil.
+func (b *DirtyBitmap) Recorder() *bitmaps.Bitmap {
+	switch {
+	case b.Disabled || b.Inconsistent:
+		return nil
+	case b.Successor != nil:
+		return b.Successor
+	}
+	return b.Bits
+}
+
+// BitmapUse is what a bitmap must allow for a use of it.
+type BitmapUse uint8
+
+const (
+	// BitmapRead: neither busy nor inconsistent.
+	BitmapRead BitmapUse = iota
+	// BitmapWrite: not read-only either.
+	BitmapWrite
+	// BitmapRemove: may be inconsistent.
+	BitmapRemove
+)
+
+// Check returns the field's error when the bitmap may not be used so.
+func (b *DirtyBitmap) Check(use BitmapUse) error {
+	switch {
+	case b.Busy:
+		return qapi.Errorf("Bitmap '%s' is currently in use by another operation and cannot be used", b.Name)
+	case b.ReadOnly && use != BitmapRead:
+		return qapi.Errorf("Bitmap '%s' is readonly and cannot be modified", b.Name)
+	case b.Inconsistent && use != BitmapRemove:
+		return qapi.Errorf("Bitmap '%s' is inconsistent and cannot be used", b.Name)
+	}
+	return nil
+}
+
+// BitmapStorer is a driver that stores persistent bitmaps in its image.
+type BitmapStorer interface {
+	// LoadBitmaps returns what the image has, the newest first. Called once, by
+	// the opening of the node, whose length is known by then. An error fails it.
+	LoadBitmaps(ctx context.Context) ([]*DirtyBitmap, error)
+	// CanStoreBitmap tells, by the field's error, why another bitmap could not
+	// be stored beside those of the list.
+	CanStoreBitmap(list []*DirtyBitmap, name string, granularity int64) error
+	// StoreBitmaps makes the persistent ones of the list those of the image,
+	// durably and all or nothing. No request is in flight that changes the
+	// image's content. On a worker, with the graph token held.
+	StoreBitmaps(ctx context.Context, list []*DirtyBitmap) error
+	// BeforeChange is called before bytes [off, off+n) change while one of the
+	// persistent bitmaps records, so that the image has them as dirty before
+	// they are. Data plane.
+	BeforeChange(ctx context.Context, off, n int64) error
+}
+
+// marking is who is told of a node's changes.
+type marking struct {
+	list []Marker
+	// before, if not nil, is told before they happen.
+	before BitmapStorer
+}
+
+// mark has a node record its changes as a state says. Control plane.
+func (n *Node) mark(s *NodeState) {
+	var m marking
+	persistent := false
+	for _, b := range s.Bitmaps {
+		if r := b.Recorder(); r != nil {
+			m.list = append(m.list, r)
+			persistent = persistent || b.Persistent
+		}
+	}
+	if persistent && !s.ReadOnly {
+		m.before, _ = n.drv.(BitmapStorer)
+	}
+	if m.list == nil {
+		n.marks.Store(nil)
+		return
+	}
+	n.marks.Store(&m)
+}
+
+// beforeChange has the persistent bitmaps of a range made ready.
+func (n *Node) beforeChange(ctx context.Context, off, length int64, flags Flags) error {
+	m := n.marks.Load()
+	if m == nil || m.before == nil || flags&WriteUnchanged != 0 {
+		return nil
+	}
+	return m.before.BeforeChange(ctx, off, length)
+}
+
+// changed marks a range, after its bytes have changed.
+func (n *Node) changed(off, length int64) {
+	if m := n.marks.Load(); m != nil {
+		for _, r := range m.list {
+			r.MarkDirty(off, length)
+		}
+	}
+}
+
+// setSize changes the length in bytes that users see, and that of the bitmaps
+// with it.
+func (n *Node) setSize(size int64) {
+	n.size.Store(size)
+	resizeBits(n.State().Bitmaps, size)
+}
+
+func resizeBits(list []*DirtyBitmap, size int64) { eachBits(list, size, (*bitmaps.Bitmap).Resize) }
+
+// growBits is resizeBits for a file that has grown by being written, maybe
+// further by now.
+func growBits(list []*DirtyBitmap, size int64) { eachBits(list, size, (*bitmaps.Bitmap).Grow) }
+
+func eachBits(list []*DirtyBitmap, size int64, resize func(*bitmaps.Bitmap, int64) error) {
+	for _, b := range list {
+		for _, bits := range []*bitmaps.Bitmap{b.Bits, b.Successor} {
+			if bits == nil || bits.Size() == size {
+				continue
+			}
+			if err := resize(bits, size); err != nil {
+				// checkResize has seen to it, but for files that grow.
+				slog.Error("a dirty bitmap is too large for its node", "bitmap", b.Name, "error", err)
+			}
+		}
+	}
+}
+
+// checkResize tells whether the bitmaps allow another length.
+func (n *Node) checkResize(size int64) error {
+	_, stores := n.drv.(BitmapStorer)
+	for _, b := range n.State().Bitmaps {
+		if stores && b.Persistent {
+			if err := b.Check(BitmapWrite); err != nil {
+				return err
+			}
+		}
+		if err := bitmaps.Check(size, b.Bits.Granularity()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// truncateStored changes the length by f, with the stored bitmaps long enough
+// at every moment.
+func (n *Node) truncateStored(ctx context.Context, size int64, f func() error) error {
+	old, list := n.Size(), n.State().Bitmaps
+	if err := n.checkResize(size); err != nil {
+		return err
+	}
+	store := func(ctx context.Context) error { return nil }
+	if s, ok := n.drv.(BitmapStorer); ok && slices.ContainsFunc(list, func(b *DirtyBitmap) bool { return b.Persistent }) {
+		store = func(ctx context.Context) error { return s.StoreBitmaps(ctx, list) }
+	}
+	if size > old {
+		resizeBits(list, size)
+		if err := store(ctx); err != nil {
+			resizeBits(list, old)
+			return err
+		}
+	}
+	if err := f(); err != nil {
+		if size > old {
+			resizeBits(list, old)
+			err = errors.Join(err, store(context.WithoutCancel(ctx)))
+		}
+		return err
+	}
+	if size < old {
+		resizeBits(list, size)
+		return store(ctx)
+	}
+	return nil
+}
+
+// loadBitmaps gives a node that is being opened the bitmaps of its image.
+func (tx *Tx) loadBitmaps(n *Node) error {
+	s, ok := n.drv.(BitmapStorer)
+	if !ok {
+		return nil
+	}
+	list, err := s.LoadBitmaps(tx.ctx)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	// Closing the node again needs to know them, too.
+	state := n.state.Load().clone()
+	state.Bitmaps = list
+	n.state.Store(state)
+	if staged := tx.states[n]; staged != nil {
+		staged.Bitmaps = list
+	}
+	return nil
+}
+
+// storeBitmaps brings the staged lists to the images. On an error they are as
+// they were.
+func (tx *Tx) storeBitmaps() error {
+	type stored struct {
+		n *Node
+		s BitmapStorer
+	}
+	var done []stored
+	for n, s := range tx.states {
+		if !n.published {
+			continue
+		}
+		old := n.state.Load()
+		setReadOnly(s, old.ReadOnly)
+		if slices.Equal(s.Bitmaps, old.Bitmaps) && s.ReadOnly == old.ReadOnly {
+			continue
+		}
+		resizeBits(s.Bitmaps, n.Size())
+		d, ok := n.drv.(BitmapStorer)
+		if !ok || s.ReadOnly {
+			continue
+		}
+		if old.ReadOnly {
+			// Only after the commit the driver is sure to be able to write. An
+			// image that was read-only has had no changes; BeforeChange tries
+			// again before the first one.
+			list := s.Bitmaps
+			tx.After(func() { logClose(n, d.StoreBitmaps(tx.ctx, list)) })
+			continue
+		}
+		done = append(done, stored{n, d})
+		if err := d.StoreBitmaps(tx.ctx, s.Bitmaps); err != nil {
+			for _, d := range done {
+				if e := d.s.StoreBitmaps(context.WithoutCancel(tx.ctx), d.n.State().Bitmaps); e != nil {
+					slog.Error("the dirty bitmaps of a node may be other ones after a crash", "node", d.n.name, "error", e)
+				}
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// setReadOnly has the bitmaps of an image follow it.
+func setReadOnly(s *NodeState, was bool) {
+	if s.ReadOnly == was {
+		return
+	}
+	s.Bitmaps = slices.Clone(s.Bitmaps)
+	for i, b := range s.Bitmaps {
+		if ro := b.Persistent && s.ReadOnly; ro != b.ReadOnly {
+			c := *b
+			c.ReadOnly = ro
+			s.Bitmaps[i] = &c
+		}
+	}
+}
