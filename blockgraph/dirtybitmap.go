@@ -2,9 +2,9 @@ package blockgraph
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
+	"syscall"
 
 	"blockd/bitmaps"
 	"blockd/qapi"
@@ -89,7 +89,9 @@ type BitmapStorer interface {
 	CanStoreBitmap(list []*DirtyBitmap, name string, granularity int64) error
 	// StoreBitmaps makes the persistent ones of the list those of the image,
 	// durably and all or nothing. No request is in flight that changes the
-	// image's content. On a worker, with the graph token held.
+	// image's content. On a worker, with the graph token held. A change of the
+	// length is the driver's to store, and so is what closing the image needs: it
+	// finds the list in the node's state.
 	StoreBitmaps(ctx context.Context, list []*DirtyBitmap) error
 	// BeforeChange is called before bytes [off, off+n) change while one of the
 	// persistent bitmaps records, so that the image has them as dirty before
@@ -105,6 +107,8 @@ type marking struct {
 }
 
 // mark has a node record its changes as a state says. Control plane.
+//
+//blockd:global
 func (n *Node) mark(s *NodeState) {
 	var m marking
 	persistent := false
@@ -143,28 +147,29 @@ func (n *Node) changed(off, length int64) {
 }
 
 // setSize changes the length in bytes that users see, and that of the bitmaps
-// with it.
+// with it. On a worker, on the loop, and for the data plane's truncations.
+//
+//blockd:any
 func (n *Node) setSize(size int64) {
 	n.size.Store(size)
 	resizeBits(n.State().Bitmaps, size)
 }
 
+//blockd:any
 func resizeBits(list []*DirtyBitmap, size int64) { eachBits(list, size, (*bitmaps.Bitmap).Resize) }
 
 // growBits is resizeBits for a file that has grown by being written, maybe
 // further by now.
 func growBits(list []*DirtyBitmap, size int64) { eachBits(list, size, (*bitmaps.Bitmap).Grow) }
 
+//blockd:any
 func eachBits(list []*DirtyBitmap, size int64, resize func(*bitmaps.Bitmap, int64) error) {
 	for _, b := range list {
 		for _, bits := range []*bitmaps.Bitmap{b.Bits, b.Successor} {
 			if bits == nil || bits.Size() == size {
 				continue
 			}
-			if err := resize(bits, size); err != nil {
-				// checkResize has seen to it, but for files that grow.
-				slog.Error("a dirty bitmap is too large for its node", "bitmap", b.Name, "error", err)
-			}
+			_ = resize(bits, size) // checkResize or checkGrowth has seen to it
 		}
 	}
 }
@@ -185,34 +190,12 @@ func (n *Node) checkResize(size int64) error {
 	return nil
 }
 
-// truncateStored changes the length by f, with the stored bitmaps long enough
-// at every moment.
-func (n *Node) truncateStored(ctx context.Context, size int64, f func() error) error {
-	old, list := n.Size(), n.State().Bitmaps
-	if err := n.checkResize(size); err != nil {
-		return err
-	}
-	store := func(ctx context.Context) error { return nil }
-	if s, ok := n.drv.(BitmapStorer); ok && slices.ContainsFunc(list, func(b *DirtyBitmap) bool { return b.Persistent }) {
-		store = func(ctx context.Context) error { return s.StoreBitmaps(ctx, list) }
-	}
-	if size > old {
-		resizeBits(list, size)
-		if err := store(ctx); err != nil {
-			resizeBits(list, old)
-			return err
+// checkGrowth tells whether a file may grow to size by being written.
+func (n *Node) checkGrowth(size int64) error {
+	for _, b := range n.State().Bitmaps {
+		if bitmaps.Check(alignUp(size, sectorSize), b.Bits.Granularity()) != nil {
+			return syscall.EFBIG
 		}
-	}
-	if err := f(); err != nil {
-		if size > old {
-			resizeBits(list, old)
-			err = errors.Join(err, store(context.WithoutCancel(ctx)))
-		}
-		return err
-	}
-	if size < old {
-		resizeBits(list, size)
-		return store(ctx)
 	}
 	return nil
 }
@@ -264,7 +247,11 @@ func (tx *Tx) storeBitmaps() error {
 			// image that was read-only has had no changes; BeforeChange tries
 			// again before the first one.
 			list := s.Bitmaps
-			tx.After(func() { logClose(n, d.StoreBitmaps(tx.ctx, list)) })
+			tx.After(func() {
+				if err := d.StoreBitmaps(tx.ctx, list); err != nil {
+					slog.Error("the dirty bitmaps of a node cannot be stored", "node", n.name, "error", err)
+				}
+			})
 			continue
 		}
 		done = append(done, stored{n, d})

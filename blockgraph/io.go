@@ -488,12 +488,13 @@ func (n *Node) truncate(ctx context.Context, size int64, exact bool, prealloc qa
 	if b := n.Backing(); b != nil && size > n.Size() && b.child.Size() > n.Size() {
 		zeroed = true // the backing file must not show in what is new
 	}
-	return n.truncateStored(ctx, size, func() error {
-		if err := n.truncater.Truncate(ctx, size, exact, prealloc, zeroed); err != nil {
-			return err
-		}
-		return n.refreshSize(ctx)
-	})
+	if err := n.checkResize(size); err != nil {
+		return err
+	}
+	if err := n.truncater.Truncate(ctx, size, exact, prealloc, zeroed); err != nil {
+		return err
+	}
+	return n.refreshSize(ctx)
 }
 
 func (n *Node) refreshSize(ctx context.Context) error {
@@ -516,8 +517,11 @@ func (n *Node) checkWrite(off, length int64) error {
 	if n.ReadOnly() {
 		return syscall.EPERM
 	}
-	if !n.caps.Grow && off+length > n.size.Load() {
-		return syscall.EIO
+	if off+length > n.size.Load() {
+		if !n.caps.Grow {
+			return syscall.EIO
+		}
+		return n.checkGrowth(off + length)
 	}
 	return nil
 }

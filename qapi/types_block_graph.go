@@ -279,7 +279,26 @@ type BlockdevOptionsQcow2 struct {
 	// Seconds after which unused cache entries are dropped; 0 is never. Default
 	// 600.
 	CacheCleanInterval *int64 `qapi:"cache-clean-interval"`
+	// How persistent dirty bitmaps are stored. Default crash-safe.
+	XBitmaps *Qcow2BitmapPersistence `qapi:"x-bitmaps,features=unstable"`
 }
+
+// Qcow2BitmapPersistence says how persistent dirty bitmaps are stored. Beyond
+// the field.
+type Qcow2BitmapPersistence string
+
+// Values of Qcow2BitmapPersistence.
+const (
+	// Qcow2BitmapPersistenceCrashSafe: the image always has a superset of the
+	// dirty bits, valid after a crash.
+	Qcow2BitmapPersistenceCrashSafe Qcow2BitmapPersistence = "crash-safe"
+	// Qcow2BitmapPersistenceOnClose: bits are stored when the image is closed;
+	// after a crash the bitmaps are inconsistent (the field's way).
+	Qcow2BitmapPersistenceOnClose Qcow2BitmapPersistence = "on-close"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (Qcow2BitmapPersistence) QAPIEnum() []string { return []string{"crash-safe", "on-close"} }
 
 // Qcow2OverlapCheckMode is a set of overlap checks.
 type Qcow2OverlapCheckMode string

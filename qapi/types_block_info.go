@@ -140,14 +140,18 @@ type ImageInfoSpecific struct {
 // ImageInfoSpecificQCow2 describes a qcow2 image.
 type ImageInfoSpecificQCow2 struct {
 	// "0.10" or "1.1".
-	Compat          string               `qapi:"compat"`
-	DataFile        *string              `qapi:"data-file"`
-	DataFileRaw     *bool                `qapi:"data-file-raw"`
-	ExtendedL2      *bool                `qapi:"extended-l2"`
-	LazyRefcounts   *bool                `qapi:"lazy-refcounts"`
-	Corrupt         *bool                `qapi:"corrupt"`
-	RefcountBits    int64                `qapi:"refcount-bits"`
-	Bitmaps         []Qcow2BitmapInfo    `qapi:"bitmaps,optional"`
+	Compat        string            `qapi:"compat"`
+	DataFile      *string           `qapi:"data-file"`
+	DataFileRaw   *bool             `qapi:"data-file-raw"`
+	ExtendedL2    *bool             `qapi:"extended-l2"`
+	LazyRefcounts *bool             `qapi:"lazy-refcounts"`
+	Corrupt       *bool             `qapi:"corrupt"`
+	RefcountBits  int64             `qapi:"refcount-bits"`
+	Bitmaps       []Qcow2BitmapInfo `qapi:"bitmaps,optional"`
+	// Writes that waited until they were dirty in the stored bitmaps, and for
+	// how many nanoseconds in all. Beyond QEMU.
+	XBitmapWaits    *int64               `qapi:"x-bitmap-waits,features=unstable"`
+	XBitmapWaitNs   *int64               `qapi:"x-bitmap-wait-ns,features=unstable"`
 	CompressionType Qcow2CompressionType `qapi:"compression-type"`
 }
 

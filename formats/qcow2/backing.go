@@ -33,20 +33,42 @@ func (d *Driver) ChangeBackingFile(ctx context.Context, name, format string) err
 	if d.broken.Load() {
 		return syscall.EIO
 	}
+	if name == "" {
+		format = ""
+	}
+	if err := d.switchNames(ctx, &name, func(ext *extensions) { ext.backingFormat = format }, nil); err != nil {
+		return err
+	}
+	d.names.Store(&[2]string{name, format})
+	return nil
+}
+
+// switchHeader changes extensions and fixed fields of the header in one moment,
+// durably: by its first sector, after what lies past that.
+func (d *Driver) switchHeader(ctx context.Context, change func(ext *extensions), edit func(sector []byte)) error {
+	return d.switchNames(ctx, nil, change, edit)
+}
+
+// switchNames is switchHeader with another name of the backing file, if that is
+// not nil.
+func (d *Driver) switchNames(ctx context.Context, name *string, change func(ext *extensions), edit func(sector []byte)) error {
 	select {
 	case d.headerTurn <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	defer func() { <-d.headerTurn }()
-	ext := *d.ext
-	ext.backingFormat = format
-	if name == "" {
-		ext.backingFormat = ""
+	if name == nil {
+		name = &d.names.Load()[0]
 	}
-	next, off, err := d.layHeader(&ext, name)
+	ext := *d.ext
+	change(&ext)
+	next, off, err := d.layHeader(&ext, *name)
 	if err != nil {
 		return err
+	}
+	if edit != nil {
+		edit(next)
 	}
 	f := d.file()
 	if len(next) > sector && !bytes.Equal(next[sector:], padded(d.head, len(next))[sector:]) {
@@ -65,7 +87,6 @@ func (d *Driver) ChangeBackingFile(ctx context.Context, name, format string) err
 	}
 	ext.end = off
 	d.head, d.ext = next, &ext
-	d.names.Store(&[2]string{name, ext.backingFormat})
 	return nil
 }
 

@@ -37,8 +37,9 @@ func (s *sink) Flush(context.Context) error { return nil }
 
 type sinkChildren struct{ s *sink }
 
-func (c sinkChildren) file() storage    { return c.s }
-func (c sinkChildren) backing() storage { return nil }
+func (c sinkChildren) file() storage          { return c.s }
+func (c sinkChildren) backing() storage       { return nil }
+func (c sinkChildren) node() *blockgraph.Node { return nil }
 
 func benchImage(b *testing.B, size int64) *Driver {
 	b.Helper()

@@ -48,6 +48,20 @@ type crashDisk struct {
 	next    atomic.Uint64
 	clock   atomic.Int64
 	mu      sync.Mutex
+	marks   *crashBitmaps // nil: the disk has no bitmaps
+}
+
+// change changes bytes [off, off+n) by f, as the checked wrapper does.
+func (c *crashDisk) change(off, n int64, f func() error) error {
+	if c.marks == nil {
+		return f()
+	}
+	if err := c.marks.before(off, n); err != nil {
+		return err
+	}
+	err := f()
+	c.marks.after(off, n)
+	return err
 }
 
 func (c *crashDisk) now() int {
@@ -96,7 +110,9 @@ func (c *crashDisk) step(s, n int64, run func(), f func(i int64) uint64) {
 func (c *crashDisk) write(s, n int64) {
 	v := c.next.Add(1)
 	c.step(s, n, func() {
-		if err := c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(bytes.Repeat(sectorOf(v), int(n))), 0); err != nil {
+		if err := c.change(s*sector, n*sector, func() error {
+			return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(bytes.Repeat(sectorOf(v), int(n))), 0)
+		}); err != nil {
 			c.t.Error(err)
 		}
 	}, func(int64) uint64 { return v })
@@ -104,7 +120,7 @@ func (c *crashDisk) write(s, n int64) {
 
 func (c *crashDisk) zero(s, n int64, flags blockgraph.Flags) {
 	c.step(s, n, func() {
-		if err := c.d.WriteZeroes(ctxb, s*sector, n*sector, flags); err != nil {
+		if err := c.change(s*sector, n*sector, func() error { return c.d.WriteZeroes(ctxb, s*sector, n*sector, flags) }); err != nil {
 			c.t.Error(err)
 		}
 	}, func(int64) uint64 { return 0 })
@@ -112,7 +128,7 @@ func (c *crashDisk) zero(s, n int64, flags blockgraph.Flags) {
 
 func (c *crashDisk) discard(s, n int64) {
 	c.step(s, n, func() {
-		if err := c.d.Discard(ctxb, s*sector, n*sector); err != nil {
+		if err := c.change(s*sector, n*sector, func() error { return c.d.Discard(ctxb, s*sector, n*sector) }); err != nil {
 			c.t.Error(err)
 		}
 	}, func(int64) uint64 { return 0 })
@@ -202,6 +218,9 @@ func (c *crashDisk) judge(f *memFile, k int, how string) {
 	}
 	size := d.size.Load()
 	got := get(c.t, d, 0, size)
+	if c.marks != nil {
+		c.marks.judge(d.bitmaps.want, got, k, how)
+	}
 	closeImage(c.t, d)
 	for s := range int(size / sector) {
 		b := got[s*sector : (s+1)*sector]
@@ -308,6 +327,7 @@ type crashCase struct {
 	every   int   // away from header writes, look at every so many points; 0 is 1
 	opts    []imageOption
 	run     qapi.BlockdevOptionsQcow2
+	bitmaps bool // change dirty bitmaps, too
 }
 
 func TestImageIsConsistentAfterCrashAnywhere(t *testing.T) {
@@ -324,6 +344,7 @@ func TestImageIsConsistentAfterCrashAnywhere(t *testing.T) {
 		{name: "concurrent-backing", size: 400 << 10, backing: true, steps: 25, workers: 4, big: 40, opts: []imageOption{clusterSize(2048)},
 			run: qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), PassDiscardOther: ptr(true)}},
 	}
+	cases = append(cases, bitmapCrashCases...)
 	total := 0
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
@@ -349,6 +370,9 @@ func runCrash(t *testing.T, tc crashCase, seed uint64) int {
 		}
 	}
 	c := newCrashDisk(t, f, backing, &tc.run)
+	if tc.bitmaps {
+		c.marks = newCrashBitmaps(c)
+	}
 	sectors := tc.size / sector
 	for s := int64(0); tc.fill > 0 && s < sectors; s += tc.fill {
 		c.write(s, min(tc.fill, sectors-s))
@@ -392,6 +416,10 @@ func (c *crashDisk) worker(tc crashCase, rnd *rand.Rand, lo, hi int64) {
 		n = min(n, hi-lo)
 		s := lo + rnd.Int64N(hi-lo-n+1)
 		from, to := (s+cs-1)/cs*cs, (s+n)/cs*cs
+		if c.marks != nil && rnd.IntN(3) == 0 {
+			c.marks.step(rnd)
+			continue
+		}
 		switch rnd.IntN(10) {
 		case 0, 1, 2, 3, 4:
 			c.write(s, n)

@@ -150,8 +150,9 @@ func headerError(what string, err error) error {
 // loneFile is an image without a graph around it.
 type loneFile struct{ f storage }
 
-func (l loneFile) file() storage    { return l.f }
-func (l loneFile) backing() storage { return nil }
+func (l loneFile) file() storage          { return l.f }
+func (l loneFile) node() *blockgraph.Node { return nil }
+func (l loneFile) backing() storage       { return nil }
 
 // layOut writes the refcount table, refcount blocks and L1 table of an empty
 // image: header, refcount table, refcount blocks, L1 table.

@@ -2,6 +2,8 @@ package qcow2
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -35,6 +37,8 @@ type Driver struct {
 	ext  *extensions
 	// names is what BackingFile tells.
 	names atomic.Pointer[[2]string]
+
+	bitmaps bitmapStore
 
 	flushMu   sync.Mutex
 	flushing  bool
@@ -124,9 +128,12 @@ func (d *Driver) Close(ctx context.Context) error {
 	d.background.wait(ctx)
 	var err error
 	if !d.readOnly.Load() && !d.broken.Load() {
-		err = d.settle(ctx)
+		err = errors.Join(d.closeBitmaps(ctx), d.settle(ctx))
 	}
 	d.background.wait(context.WithoutCancel(ctx))
+	if n, total := d.BitmapWaits(); n > 0 {
+		slog.Info("writes waited for the stored dirty bitmaps", "file", fileName(d.file()), "writes", n, "seconds", total.Seconds())
+	}
 	return err
 }
 

@@ -3,6 +3,7 @@ package qcow2
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -41,9 +42,26 @@ type extensions struct {
 	end int64
 }
 
+// outdatedBitmaps tells whether there is a bitmaps extension that is not in
+// force.
+func (e *extensions) outdatedBitmaps() bool {
+	return slices.ContainsFunc(e.others, func(x extension) bool { return x.magic == extBitmaps })
+}
+
+// setBitmaps has the extension point to another directory, or be none. One that
+// was not in force is dropped.
+func (e *extensions) setBitmaps(count int, offset, size int64) {
+	e.others = slices.DeleteFunc(slices.Clone(e.others), func(x extension) bool { return x.magic == extBitmaps })
+	e.bitmaps = bitmapsExt{}
+	if count > 0 {
+		e.bitmaps = bitmapsExt{present: true, count: uint32(count), offset: uint64(offset), size: uint64(size)}
+	}
+}
+
 // bitmapsExt points to the bitmap directory, when the image has one.
 type bitmapsExt struct {
 	present bool
+	count   uint32
 	offset  uint64 // bytes
 	size    uint64 // bytes
 }
@@ -79,7 +97,9 @@ func parseExtensions(h *header, b []byte, start, limit int64) (*extensions, erro
 			if err := e.parseBitmaps(h, data); err != nil {
 				return nil, err
 			}
-			e.keep(id, data)
+			if !e.bitmaps.present {
+				e.keep(id, data)
+			}
 		default:
 			e.keep(id, data)
 		}
@@ -115,7 +135,7 @@ func (e *extensions) parseBitmaps(h *header, data []byte) error {
 	case size > maxBitmapDir:
 		return errHeader("bitmaps_ext: bitmap directory size (%d) exceeds the maximum supported size (%d)", size, maxBitmapDir)
 	}
-	e.bitmaps = bitmapsExt{present: true, offset: offset, size: size}
+	e.bitmaps = bitmapsExt{present: true, count: n, offset: offset, size: size}
 	return nil
 }
 
@@ -152,6 +172,13 @@ func (e *extensions) encode(names bool) []byte {
 	}
 	if e.backingFormat != "" {
 		add(extBackingFormat, []byte(e.backingFormat))
+	}
+	if x := e.bitmaps; x.present {
+		// In the first sector, so that it changes with the rest of the header.
+		data := binary.BigEndian.AppendUint32(nil, x.count)
+		data = binary.BigEndian.AppendUint32(data, 0)
+		data = binary.BigEndian.AppendUint64(data, x.size)
+		add(extBitmaps, binary.BigEndian.AppendUint64(data, x.offset))
 	}
 	for _, x := range e.others {
 		add(x.magic, x.data)

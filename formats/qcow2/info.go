@@ -26,6 +26,13 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 	info.DirtyFlag = &dirty
 	info.Snapshots = snapshotInfo(d.snapshots)
 	q := &qapi.ImageInfoSpecificQCow2{Compat: "0.10", RefcountBits: 1 << d.h.refcountOrder, CompressionType: qapi.Qcow2CompressionTypeZlib}
+	if list := d.bitmaps.infos.Load(); list != nil {
+		q.Bitmaps = *list
+	}
+	if n, total := d.BitmapWaits(); n > 0 {
+		ns := int64(total)
+		q.XBitmapWaits, q.XBitmapWaitNs = &n, &ns
+	}
 	if d.h.version >= 3 {
 		q.Compat = "1.1"
 		lazy, corrupt, extended := compatible&compatLazyRefcounts != 0, incompatible&incompatCorrupt != 0 || d.broken.Load(), false

@@ -176,7 +176,8 @@ func (f *memFile) ReadsZero(_ context.Context, off, n int64) bool {
 // testChildren are an image's file and backing file in memory.
 type testChildren struct{ f, b *memFile }
 
-func (c testChildren) file() storage { return c.f }
+func (c testChildren) file() storage          { return c.f }
+func (c testChildren) node() *blockgraph.Node { return nil }
 func (c testChildren) backing() storage {
 	if c.b == nil {
 		return nil

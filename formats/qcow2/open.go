@@ -71,6 +71,8 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 		},
 		nextSize: int64(h.size),
 	}
+	d.bitmaps.turn = make(chan struct{}, 1)
+	d.bitmaps.onClose, d.bitmaps.regionBits = opts.bitmapsOnClose, minRegionBits
 	d.readOnly.Store(readOnly)
 	d.size.Store(int64(h.size))
 	d.diskFields = headerFields{int64(h.refTableOffset), h.refTableClusters, int64(h.l1Offset), h.l1Size, int64(h.size)}
@@ -79,6 +81,9 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 	}
 	d.apply(opts)
 	if err := d.readBackingName(); err != nil {
+		return nil, err
+	}
+	if err := d.loadBitmaps(ctx); err != nil {
 		return nil, err
 	}
 	if !readOnly {
@@ -199,8 +204,12 @@ func (d *Driver) startWriting(ctx context.Context) error {
 	if d.h.version < 3 {
 		return nil
 	}
-	if be.Uint64(d.head[fieldAutoclear:]) != 0 {
-		err := d.updateHeader(ctx, func(b []byte) { be.PutUint64(b[fieldAutoclear:], 0) })
+	keep := uint64(0)
+	if d.ext.bitmaps.present {
+		keep = autoclearBitmaps
+	}
+	if be.Uint64(d.head[fieldAutoclear:])&^keep != 0 {
+		err := d.updateHeader(ctx, func(b []byte) { be.PutUint64(b[fieldAutoclear:], keep) })
 		if err == nil {
 			err = d.file().Flush(ctx)
 		}

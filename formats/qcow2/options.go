@@ -11,6 +11,7 @@ import (
 type options struct {
 	discards       [discardAlways + 1]bool // pass the space of freed clusters on
 	discardNoUnref bool
+	bitmapsOnClose bool // the field's way of storing bitmaps
 	overlap        metadataKind
 	l2Cache        int64 // bytes
 	l2Entry        int64 // bytes of a slice
@@ -34,6 +35,7 @@ func parseOptions(h *header, size int64, o *qapi.BlockdevOptions) (*options, err
 		q = &qapi.BlockdevOptionsQcow2{}
 	}
 	r := &options{discardNoUnref: is(q.DiscardNoUnref, false)}
+	r.bitmapsOnClose = q.XBitmaps != nil && *q.XBitmaps == qapi.Qcow2BitmapPersistenceOnClose
 	if err := r.cacheSizes(h, size, q); err != nil {
 		return nil, err
 	}

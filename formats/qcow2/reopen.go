@@ -33,6 +33,11 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 	}
 	writing := !wasReadOnly && !d.broken.Load()
 	if writing && (r.ReadOnly || nowBits != wasBits || file != nil) {
+		if r.ReadOnly || file != nil && !d.bitmaps.onClose {
+			if err := d.closeBitmaps(ctx); err != nil {
+				return nil, err
+			}
+		}
 		if err := d.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -46,12 +51,15 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 			d.apply(opts)
 			d.readOnly.Store(r.ReadOnly)
 		},
-		Undo: func(context.Context) {
+		Undo: func(ctx context.Context) {
 			if nowBits != wasBits || file != nil {
 				d.forgetTables(wasBits, d.file())
 			}
 			d.apply(wasOpts)
 			d.readOnly.Store(wasReadOnly)
+			if writing && r.ReadOnly {
+				d.reopenBitmaps(ctx)
+			}
 		},
 	}
 	if wasReadOnly && !r.ReadOnly {

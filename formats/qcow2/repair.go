@@ -24,10 +24,7 @@ func (d *Driver) repairDirty(ctx context.Context) error {
 	c.mismatches(func(cluster int64, stored, counted uint64) { final[cluster] = counted })
 	// Without knowing bitmaps that are out of force, their clusters look
 	// leaked: they keep their counts.
-	keepLeaks := false
-	for _, x := range d.ext.others {
-		keepLeaks = keepLeaks || x.magic == extBitmaps
-	}
+	keepLeaks := d.ext.outdatedBitmaps()
 	for cluster, n := range final {
 		if n > maxRef(d.refs.order) {
 			return syscall.EIO

@@ -55,6 +55,13 @@ func (d *Driver) grow(ctx context.Context, size, old int64, prealloc qapi.Preall
 
 // setSize writes the size to the header, after everything that it needs.
 func (d *Driver) setSize(ctx context.Context, size int64) error {
+	if done, err := d.setSizeWithBitmaps(ctx, size); done {
+		if err != nil {
+			return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update the image size: %s", blockgraph.Strerror(err))
+		}
+		d.size.Store(size)
+		return nil
+	}
 	d.mu.Lock()
 	before := d.nextSize
 	d.nextSize = size

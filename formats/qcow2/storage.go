@@ -34,6 +34,8 @@ type children interface {
 	file() storage
 	// backing returns nil without a backing file.
 	backing() storage
+	// node is the image's own node, or nil in tests.
+	node() *blockgraph.Node
 }
 
 // edge is a child of a node in a graph.
@@ -61,6 +63,8 @@ func (e edge) ReadsZero(ctx context.Context, off, n int64) bool {
 type nodeChildren struct{ n *blockgraph.Node }
 
 func (c nodeChildren) file() storage { return edge{c.n.File()} }
+
+func (c nodeChildren) node() *blockgraph.Node { return c.n }
 
 func (c nodeChildren) backing() storage {
 	if b := c.n.Backing(); b != nil {

@@ -1,0 +1,401 @@
+package qcow2
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"syscall"
+
+	"blockd/bitmaps"
+	"blockd/blockgraph"
+	"blockd/ioengine"
+	"blockd/qapi"
+)
+
+// Storing of bitmaps so that they survive a crash.
+//
+// At every moment the directory in the image describes bitmaps that have at
+// least the dirty bits of those in memory, and says so: `in_use` is 0. Whoever
+// opens the image after a crash, QEMU too, finds a superset of what changed.
+// (The specification says that in_use SHOULD be set meanwhile; its purpose, that
+// nobody trusts outdated bits, is served by there being none. With the option
+// x-bitmaps=on-close the field's way is followed.) Two things see to it:
+//
+//   - A change of the list (new, removed, cleared, merged, enabled) writes the
+//     tables and data of what it changes and a new directory to new clusters,
+//     makes them and all of the image's data durable, and then switches to them
+//     by one sector of the header. What the bitmaps are relative to is as
+//     durable as they are.
+//   - Before the first change in a region of the disk that is clean in the
+//     image its bits there are set in place: see bitmapregions.go.
+//
+// The data in place thus has bits too many ("loose"); closing the image, or the
+// next change of that bitmap, writes it anew.
+
+// bitmapStore is what the image has of bitmaps.
+type bitmapStore struct {
+	// onClose: the field's way, in_use while the image is open for writing.
+	onClose    bool
+	regionBits uint // log2 of the least length of a region
+	// turn (capacity 1) is taken by whoever writes; it guards what follows.
+	turn chan struct{}
+	// want is what the image is to have, stored whether it is known to.
+	want   []*blockgraph.DirtyBitmap
+	stored bool
+	// shared: the node has the list that was loaded, and changes it.
+	shared bool
+	dir    []*storedBitmap
+	// final: the image is given up; in_use is taken back.
+	final bool
+
+	infos   atomic.Pointer[[]qapi.Qcow2BitmapInfo]
+	regions atomic.Pointer[regions]
+	waits   waitCount
+}
+
+func (s *bitmapStore) setDir(dir []*storedBitmap) {
+	s.dir = dir
+	infos := bitmapInfos(dir)
+	s.infos.Store(&infos)
+}
+
+func (s *bitmapStore) find(name string) *storedBitmap {
+	for _, e := range s.dir {
+		if e.name == name {
+			return e
+		}
+	}
+	return nil
+}
+
+func (s *bitmapStore) lock(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *bitmapStore) unlock() { <-s.turn }
+
+// LoadBitmaps returns the image's bitmaps, which open has read, the newest
+// first. In the field's way they are marked as in use from here on.
+func (d *Driver) LoadBitmaps(ctx context.Context) ([]*blockgraph.DirtyBitmap, error) {
+	s := &d.bitmaps
+	if s.onClose && len(s.want) > 0 && !d.readOnly.Load() {
+		if err := d.StoreBitmaps(ctx, s.want); err != nil {
+			return nil, blockgraph.Errorf(blockgraph.Errno(err), "Can't update bitmap directory: %s", blockgraph.Strerror(err))
+		}
+	}
+	s.shared = true
+	return s.want, nil
+}
+
+// StoreBitmaps makes the persistent ones of the list those of the image,
+// durably, all or nothing.
+func (d *Driver) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitmap) error {
+	s := &d.bitmaps
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	s.want, s.stored = list, false
+	return d.storeWanted(ctx, d.size.Load(), nil)
+}
+
+// closeBitmaps writes what the bitmaps have by now, for good.
+func (d *Driver) closeBitmaps(ctx context.Context) error {
+	s := &d.bitmaps
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	s.final = true
+	defer func() { s.final = false }()
+	s.refresh(d.ch.node())
+	return d.storeWanted(ctx, d.size.Load(), nil)
+}
+
+// reopenBitmaps undoes closeBitmaps.
+func (d *Driver) reopenBitmaps(ctx context.Context) {
+	s := &d.bitmaps
+	if err := s.lock(ctx); err != nil {
+		return
+	}
+	defer s.unlock()
+	if err := d.storeWanted(ctx, d.size.Load(), nil); err != nil {
+		slog.Error("the stored dirty bitmaps cannot be marked as in use", "error", err)
+	}
+}
+
+// refresh has the store want what the node has.
+func (s *bitmapStore) refresh(n *blockgraph.Node) {
+	if n != nil && s.shared {
+		s.want = n.State().Bitmaps
+	}
+}
+
+// setSizeWithBitmaps changes the length of the disk and of the stored bitmaps
+// in one moment, where they have to change with it: their tables must fit it
+// exactly.
+func (d *Driver) setSizeWithBitmaps(ctx context.Context, size int64) (done bool, err error) {
+	s := &d.bitmaps
+	if err := s.lock(ctx); err != nil {
+		return true, err
+	}
+	defer s.unlock()
+	fits := func(e *storedBitmap) bool {
+		return size >= e.size && d.h.tableEntries(size, e.granularityBits) == e.tableSize
+	}
+	if !slices.ContainsFunc(s.dir, func(e *storedBitmap) bool { return !fits(e) }) {
+		return false, nil
+	}
+	s.refresh(d.ch.node())
+	// Everything that the size needs, before it.
+	if err := d.writeBack(ctx); err != nil {
+		return true, err
+	}
+	err = d.storeWanted(ctx, size, func(b []byte) { binary.BigEndian.PutUint64(b[fieldSize:], uint64(size)) })
+	if err == nil {
+		d.mu.Lock()
+		d.nextSize, d.diskFields.size = size, size
+		d.mu.Unlock()
+	}
+	return true, err
+}
+
+// storeWanted brings what is wanted to the image, for a disk of size bytes.
+// edit, if not nil, changes fixed fields of the header in the same moment. turn
+// is held.
+func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector []byte)) error {
+	s := &d.bitmaps
+	if d.readOnly.Load() {
+		return nil
+	}
+	if d.broken.Load() {
+		return syscall.EIO
+	}
+	w := &bitmapWriter{d: d, size: size}
+	next, changed, err := w.plan(ctx)
+	if err == nil && !changed && edit == nil {
+		s.stored = true
+		return nil
+	}
+	var dirAt, dirLen int64
+	if err == nil && len(next) > 0 {
+		dir := encodeDir(next)
+		dirLen = int64(len(dir))
+		dirAt, err = w.put(ctx, dir)
+	}
+	if err == nil {
+		// The clusters' counts, what is in them, and what guests wrote before.
+		err = d.writeBack(ctx)
+	}
+	if err != nil {
+		w.giveUp(w.fresh)
+		return err
+	}
+	s.stored = false
+	old := d.bitmapExtents(next)
+	err = d.switchHeader(ctx, func(ext *extensions) {
+		ext.setBitmaps(len(next), dirAt, dirLen)
+	}, func(b []byte) {
+		auto := uint64(0)
+		if len(next) > 0 {
+			auto = autoclearBitmaps
+		}
+		be := binary.BigEndian
+		if d.h.version >= 3 {
+			be.PutUint64(b[fieldAutoclear:], be.Uint64(b[fieldAutoclear:])&^autoclearBitmaps|auto)
+		}
+		if edit != nil {
+			edit(b)
+		}
+	})
+	if err != nil {
+		// Nobody knows which of the two directories the disk has: neither's
+		// clusters can be used for anything else.
+		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update bitmap extension: %s", blockgraph.Strerror(err))
+	}
+	w.giveUp(old)
+	s.setDir(next)
+	s.regions.Store(nil)
+	d.meta.setPlaces(kindBitmapDir, place{dirAt, dirAt + dirLen, kindBitmapDir})
+	s.stored = true
+	return nil
+}
+
+// bitmapExtents returns the clusters of the present directory and of what it
+// has and the next one has not.
+func (d *Driver) bitmapExtents(next []*storedBitmap) []extent {
+	cb := d.h.clusterBits
+	var list []extent
+	if x := d.ext.bitmaps; x.present {
+		list = append(list, extent{int64(x.offset) >> cb, d.h.clusters(int64(x.size)), discardOther})
+	}
+	for _, e := range d.bitmaps.dir {
+		if slices.ContainsFunc(next, func(n *storedBitmap) bool { return n.tableOffset == e.tableOffset }) {
+			continue
+		}
+		list = append(list, extent{e.tableOffset >> cb, d.h.clusters(e.tableSize * 8), discardOther})
+		for _, v := range e.table {
+			if off := int64(v & l2OffsetMask); off != 0 {
+				list = append(list, extent{off >> cb, 1, discardOther})
+			}
+		}
+	}
+	return list
+}
+
+// bitmapWriter writes bitmaps to new clusters.
+type bitmapWriter struct {
+	d     *Driver
+	size  int64
+	fresh []extent
+}
+
+// plan returns the directory that is wanted, with everything that it needs
+// written, and whether it differs from the present one.
+func (w *bitmapWriter) plan(ctx context.Context) (next []*storedBitmap, changed bool, err error) {
+	s := &w.d.bitmaps
+	for _, b := range slices.Backward(s.want) {
+		if !b.Persistent {
+			continue
+		}
+		old := s.find(b.Name)
+		if b.Inconsistent {
+			if old == nil {
+				return nil, false, syscall.EINVAL
+			}
+			next = append(next, old)
+			continue
+		}
+		e := &storedBitmap{name: b.Name, granularityBits: granularityBits(b.Bits), bits: b.Bits}
+		if !b.Disabled {
+			e.flags |= bitmapAuto
+		}
+		if s.onClose && !s.final {
+			e.flags |= bitmapInUse
+		}
+		if w.keeps(old, e) {
+			e.tableOffset, e.tableSize, e.table, e.size, e.loose = old.tableOffset, old.tableSize, old.table, old.size, old.loose
+			changed = changed || e.flags != old.flags
+		} else {
+			changed = true
+			if err := w.putBitmap(ctx, e, b); err != nil {
+				return next, changed, err
+			}
+		}
+		next = append(next, e)
+	}
+	same := func(a, b *storedBitmap) bool { return a.name == b.name }
+	return next, changed || !slices.EqualFunc(next, s.dir, same), nil
+}
+
+// keeps tells whether the image's data of a bitmap may stay.
+func (w *bitmapWriter) keeps(old, e *storedBitmap) bool {
+	s := &w.d.bitmaps
+	return old != nil && old.bits == e.bits && old.granularityBits == e.granularityBits &&
+		old.tableSize == w.d.h.tableEntries(w.size, e.granularityBits) && old.size <= w.size &&
+		!(s.final && (old.loose || s.onClose))
+}
+
+func granularityBits(b *bitmaps.Bitmap) uint8 {
+	n := uint8(0)
+	for int64(1)<<n < b.Granularity() {
+		n++
+	}
+	return n
+}
+
+// putBitmap writes a bitmap's data and table.
+func (w *bitmapWriter) putBitmap(ctx context.Context, e *storedBitmap, b *blockgraph.DirtyBitmap) error {
+	d := w.d
+	if !d.h.canStore(w.size, e.granularityBits) {
+		return blockgraph.Errorf(syscall.EFBIG, "Too much space will be occupied by the bitmap. Use larger granularity")
+	}
+	content := b.Bits
+	if b.Successor != nil || content.Size() != w.size {
+		content = content.Clone()
+		if b.Successor != nil {
+			content.Merge(b.Successor)
+		}
+		if err := content.Resize(w.size); err != nil {
+			return err
+		}
+	}
+	cs := d.h.clusterSize
+	e.size, e.tableSize = w.size, d.h.tableEntries(w.size, e.granularityBits)
+	e.table = make([]uint64, e.tableSize)
+	raw := make([]byte, e.tableSize*8)
+	data := ioengine.Bounce(int(cs))
+	defer data.Release()
+	for i := range e.table {
+		if !content.Serialize(int64(i)*cs, data.Bytes()) {
+			continue
+		}
+		off, err := w.put(ctx, data.Bytes())
+		if err != nil {
+			return err
+		}
+		e.table[i] = uint64(off)
+		binary.BigEndian.PutUint64(raw[i*8:], uint64(off))
+	}
+	var err error
+	e.tableOffset, err = w.put(ctx, raw)
+	return err
+}
+
+// put writes b to new clusters.
+func (w *bitmapWriter) put(ctx context.Context, b []byte) (int64, error) {
+	d := w.d
+	n := d.h.clusters(int64(len(b)))
+	off, err := d.allocateRun(ctx, n)
+	if err != nil {
+		return 0, err
+	}
+	w.fresh = append(w.fresh, extent{off >> d.h.clusterBits, n, discardOther})
+	if err := d.checkOverlap(off, n<<d.h.clusterBits, 0); err != nil {
+		return 0, err
+	}
+	if rest := int64(len(b)) % sector; rest != 0 {
+		b = append(bytes.Clone(b), make([]byte, sector-rest)...)
+	}
+	return off, writeAt(ctx, d.file(), off, b)
+}
+
+// giveUp frees clusters that the disk refers to no more, or never did.
+func (w *bitmapWriter) giveUp(list []extent) {
+	d := w.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range list {
+		d.free(x.first, x.n, x.kind)
+	}
+}
+
+// allocateRun takes n contiguous clusters and returns their offset.
+func (d *Driver) allocateRun(ctx context.Context, n int64) (int64, error) {
+	retried := false
+	for {
+		d.mu.Lock()
+		first, _, err := d.allocate(n, false)
+		d.mu.Unlock()
+		if err == nil {
+			return first << d.h.clusterBits, nil
+		}
+		if noSpace(err) && !retried && d.pendingFrees() {
+			retried = true
+			if d.writeBack(ctx) == nil && d.reclaim(ctx) == nil {
+				continue
+			}
+		}
+		if err := d.fetch(ctx, err); err != nil {
+			return 0, err
+		}
+	}
+}
