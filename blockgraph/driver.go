@@ -158,6 +158,9 @@ type DriverType struct {
 	// PlainFilename tells that a protocol driver's strong options say no more
 	// than its file name does.
 	PlainFilename func(o *qapi.BlockdevOptions) (string, bool)
+	// ChildList is the option that lists children of a number that may change,
+	// whose edges are called like it: `children` for children.0 and so on.
+	ChildList string
 	// ExactFilename returns the exact name of a filter that has one, or "". child
 	// gives a child's. Formats go by it as by a protocol's.
 	ExactFilename func(o *qapi.BlockdevOptions, child func(name string) string) string

@@ -129,11 +129,19 @@ func (g *Naming) full(n *Node, s *NodeState, overridden bool) *qapi.Object {
 			o.Set(k, v)
 		}
 	}
+	var list []any
 	for _, e := range s.Edges {
 		if e.name == "backing" && !overridden {
 			continue
 		}
+		if n.typ.ChildList != "" && strings.HasPrefix(e.name, n.typ.ChildList+".") {
+			list = append(list, g.of(e.child).full)
+			continue
+		}
 		o.Set(e.name, g.of(e.child).full)
+	}
+	if n.typ.ChildList != "" {
+		o.Set(n.typ.ChildList, list)
 	}
 	if overridden && s.backing == nil {
 		o.Set("backing", nil)

@@ -77,6 +77,8 @@ func registerEvents(r *qmp.Registry) {
 	qmp.RegisterEvent[qapi.BlockJobPending](r, "BLOCK_JOB_PENDING")
 	qmp.RegisterEvent[qapi.BlockJobError](r, "BLOCK_JOB_ERROR")
 	qmp.RegisterEvent[qapi.BlockImageCorrupted](r, "BLOCK_IMAGE_CORRUPTED")
+	qmp.RegisterEvent[qapi.QuorumFailure](r, "QUORUM_FAILURE")
+	qmp.RegisterEvent[qapi.QuorumReportBad](r, "QUORUM_REPORT_BAD")
 	qmp.RegisterEvent[qapi.BlockExportDeleted](r, "BLOCK_EXPORT_DELETED")
 }
 

@@ -21,6 +21,7 @@ const (
 	BlockdevDriverNullCo          BlockdevDriver = "null-co"
 	BlockdevDriverPreallocate     BlockdevDriver = "preallocate"
 	BlockdevDriverQcow2           BlockdevDriver = "qcow2"
+	BlockdevDriverQuorum          BlockdevDriver = "quorum"
 	BlockdevDriverRaw             BlockdevDriver = "raw"
 	BlockdevDriverSnapshotAccess  BlockdevDriver = "snapshot-access"
 	BlockdevDriverThrottle        BlockdevDriver = "throttle"
@@ -28,7 +29,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockdevDriver) QAPIEnum() []string {
-	return []string{"blkdebug", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "raw", "snapshot-access", "throttle"}
+	return []string{"blkdebug", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "quorum", "raw", "snapshot-access", "throttle"}
 }
 
 // BlockdevDiscardOptions tells what becomes of discard requests.
@@ -145,6 +146,7 @@ type BlockdevOptions struct {
 	Raw   *BlockdevOptionsRaw   `qapi:",case=raw"`
 
 	Preallocate    *BlockdevOptionsPreallocate   `qapi:",case=preallocate"`
+	Quorum         *BlockdevOptionsQuorum        `qapi:",case=quorum"`
 	SnapshotAccess *BlockdevOptionsGenericFormat `qapi:",case=snapshot-access"`
 
 	Throttle *BlockdevOptionsThrottle `qapi:",case=throttle"`

@@ -16,3 +16,60 @@ type BlockdevOptionsPreallocate struct {
 	// Bytes to preallocate behind the data. Default 128 MiB.
 	PreallocSize *int64 `qapi:"prealloc-size"`
 }
+
+// QuorumReadPattern is how a quorum reads.
+type QuorumReadPattern string
+
+// Values of QuorumReadPattern.
+const (
+	QuorumReadPatternQuorum QuorumReadPattern = "quorum"
+	QuorumReadPatternFifo   QuorumReadPattern = "fifo"
+)
+
+// QAPIEnum lists the values.
+func (QuorumReadPattern) QAPIEnum() []string { return []string{"quorum", "fifo"} }
+
+// BlockdevOptionsQuorum are the options of quorum.
+type BlockdevOptionsQuorum struct {
+	// Compare two children, of which one is the reference. Default false.
+	Blkverify *bool         `qapi:"blkverify"`
+	Children  []BlockdevRef `qapi:"children"`
+	// How many children have to agree.
+	VoteThreshold int64 `qapi:"vote-threshold"`
+	// Write what was agreed upon to children that differ. Default false.
+	RewriteCorrupted *bool `qapi:"rewrite-corrupted"`
+	// Default quorum.
+	ReadPattern *QuorumReadPattern `qapi:"read-pattern"`
+}
+
+// QuorumOpType is a kind of request to a child of a quorum.
+type QuorumOpType string
+
+// Values of QuorumOpType.
+const (
+	QuorumOpTypeRead  QuorumOpType = "read"
+	QuorumOpTypeWrite QuorumOpType = "write"
+	QuorumOpTypeFlush QuorumOpType = "flush"
+)
+
+// QAPIEnum lists the values.
+func (QuorumOpType) QAPIEnum() []string { return []string{"read", "write", "flush"} }
+
+// QuorumFailure is the data of QUORUM_FAILURE.
+type QuorumFailure struct {
+	Reference string `qapi:"reference"`
+	// Sectors of 512 bytes.
+	SectorNum    int64 `qapi:"sector-num"`
+	SectorsCount int64 `qapi:"sectors-count"`
+}
+
+// QuorumReportBad is the data of QUORUM_REPORT_BAD.
+type QuorumReportBad struct {
+	Type QuorumOpType `qapi:"type"`
+	// Absent when the content differs.
+	Error    *string `qapi:"error"`
+	NodeName string  `qapi:"node-name"`
+	// Sectors of 512 bytes.
+	SectorNum    int64 `qapi:"sector-num"`
+	SectorsCount int64 `qapi:"sectors-count"`
+}

@@ -15,6 +15,7 @@ import (
 	"blockd/filters/copybeforewrite"
 	"blockd/filters/copyonread"
 	"blockd/filters/preallocate"
+	"blockd/filters/quorum"
 	"blockd/filters/snapshotaccess"
 	"blockd/filters/throttle"
 	"blockd/formats/qcow2"
@@ -50,7 +51,8 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 	}))
 	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Log: slog.Default()}))
 	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects),
-		compress.Type(), preallocate.Type(), snapshotaccess.Type())
+		compress.Type(), preallocate.Type(), snapshotaccess.Type(),
+		quorum.Type(d.qmp.Hub().Emit))
 	return drivers{
 		types:      types,
 		createFile: host.Create,

@@ -17,4 +17,5 @@
 // blocks below. It must not import jobs, qmp or formats.
 //
 //blockd:io
+//blockd:io
 package blkdebug

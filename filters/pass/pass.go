@@ -3,6 +3,8 @@
 //
 // It has no state. What blocks: what blocks below. It must not import jobs, qmp
 // or formats.
+//
+//blockd:io
 package pass
 
 import (
