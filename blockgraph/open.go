@@ -10,9 +10,6 @@ import (
 	"blockd/qapi"
 )
 
-// MaxChain is how many nodes deep a chain may be.
-const MaxChain = 1024
-
 // opening is the way by which a node is being opened.
 type opening struct {
 	parent     *qapi.BlockdevOptions // whose defaults are inherited, or nil
@@ -69,7 +66,7 @@ func (tx *Tx) openRef(ref *qapi.BlockdevRef, w opening) (*Node, error) {
 
 func (tx *Tx) open(given *qapi.BlockdevOptions, w opening) (*Node, error) {
 	if w.depth > MaxChain {
-		return nil, qapi.Errorf("Backing chain is longer than %d nodes", MaxChain)
+		return nil, errTooDeep()
 	}
 	typ := tx.g.types[string(given.Driver)]
 	if typ == nil {

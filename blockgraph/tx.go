@@ -227,6 +227,9 @@ func (tx *Tx) replaceChild(parent *Node, name string, role Role, child *Node) er
 	if child != nil && tx.reaches(child, parent) {
 		return cycle(child, name, parent)
 	}
+	if child != nil && tx.tooDeep(parent, child) {
+		return errTooDeep()
+	}
 	if child != nil && tx.State(child).Inactive && !tx.State(parent).Inactive {
 		return qapi.Errorf("Inactive '%s' can't be a %s child of active '%s'", child.name, name, parent.name)
 	}

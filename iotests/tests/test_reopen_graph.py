@@ -291,3 +291,18 @@ class Jobs(ReopenCase):
         self.reopen(self.options(0, backing=None))
         self.qmp.cmd("job-finalize", id="s")
         self.wait_status("s", "null")
+
+    def test_commit_of_an_intermediate_image(self) -> None:
+        self.chain()
+        self.qmp.cmd("block-commit", job_id="c", device="hd0", top_node="hd1", auto_finalize=False)
+        self.wait_status("c", "pending")
+        # The job's filter is in between, so what is said of hd1 does not fit.
+        self.refuse(
+            "Cannot change the option 'backing.driver'", self.options(0, backing=self.options(1, backing=None))
+        )
+        self.refuse("Cannot replace implicit backing child of hd0", self.options(0, backing=None))
+        self.qmp.cmd("job-finalize", id="c")
+        self.wait_status("c", "null")
+        self.assert_chain("hd0", "hd2")
+        self.assertEqual({name: self.nodes()[name]["ro"] for name in ("hd0", "hd2")}, {"hd0": False, "hd2": True})
+        self.reopen(self.options(0, backing=self.options(2)))

@@ -1,0 +1,33 @@
+package blockgraph
+
+import (
+	"fmt"
+	"testing"
+)
+
+// TestChainsDeeperThanTheLimitAreRefused, however they are built.
+func TestChainsDeeperThanTheLimitAreRefused(t *testing.T) {
+	w := newReopenWorld(t)
+	image := func(i int, backing string) string {
+		return fmt.Sprintf(`{"driver": "qcow2", "node-name": "n%d", "file": "f", "backing": %s, "read-only": true}`, i, backing)
+	}
+	w.add(`{"driver": "null-co", "node-name": "f", "read-only": true}`)
+	w.add(image(1, "null"))
+	for i := 2; i <= MaxChain; i++ {
+		w.add(image(i, fmt.Sprintf(`"n%d"`, i-1)))
+	}
+	const want = "Backing chain is longer than 1024 nodes"
+	w.refused(want, func(tx *Tx) error {
+		_, err := tx.Open(w.options(image(0, fmt.Sprintf(`"n%d"`, MaxChain))))
+		return err
+	})
+	// Two halves that would be too long together.
+	half := MaxChain / 2
+	w.reopen(image(half, "null"))
+	w.add(image(MaxChain+1, fmt.Sprintf(`"n%d"`, half-1)))
+	w.add(image(MaxChain+2, fmt.Sprintf(`"n%d"`, MaxChain+1)))
+	w.refused(want, func(tx *Tx) error {
+		return tx.Reopen(w.list([]string{image(half, fmt.Sprintf(`"n%d"`, MaxChain+2))}))
+	})
+	w.reopen(image(half, fmt.Sprintf(`"n%d"`, half-1)))
+}
