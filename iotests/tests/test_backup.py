@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iotests.harness import images
-from iotests.harness.case import FAILED, SUCCESS, QMPTestCase, over_images
+from iotests.harness.case import CANCELLED, FAILED, SUCCESS, QMPTestCase, over_images
 from iotests.harness.images import KiB, MiB
 
 SIZE = 2 * MiB
@@ -88,6 +88,24 @@ class Blockdev(BackupCase):
         self.run_job("blockdev-backup", job_id="j", device="odd", target="t", sync="full")
         self.daemon.quit()
         self.assert_content(self.target, data)
+
+
+class Sequences(BackupCase):
+    """The events to the letter, with what the start under a drain shows."""
+
+    begun = ("created", "running", "paused", "running")
+
+    def test_start_is_paused_and_resumed(self) -> None:
+        self.add_target()
+        self.run_job("blockdev-backup", job_id="j", device="s", target="t", sync="full")
+        self.assert_job_sequence("j", (*self.begun, *SUCCESS[2:]), exact=True)
+
+    def test_cancel_of_a_backup_that_waits_for_its_speed(self) -> None:
+        self.add_target()
+        self.qmp.cmd("blockdev-backup", job_id="j", device="s", target="t", sync="full", speed=1)
+        self.qmp.cmd("job-cancel", id="j")
+        self.wait_status("j", "null")
+        self.assert_job_sequence("j", (*self.begun, *CANCELLED[2:]), exact=True)
 
 
 class Drive(BackupCase):
