@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"go/token"
 	"go/types"
+	"os"
 	"slices"
 	"strings"
 
@@ -30,6 +31,7 @@ func load(dir, tags string) (*program, error) {
 		Dir:        dir,
 		Mode:       packages.LoadAllSyntax | packages.NeedModule,
 		BuildFlags: []string{"-tags=" + tags},
+		Env:        append(os.Environ(), "CGO_ENABLED=0"), // as the program is built
 	}
 	loaded, err := packages.Load(cfg, "./...")
 	if err != nil {
