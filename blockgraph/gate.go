@@ -21,8 +21,10 @@ type gate struct {
 	waits   atomic.Int64 // how often a request found it closed
 	stripes [gateStripes]gateStripe
 
-	mu     sync.Mutex    //blockd:short
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
 	opened chan struct{} // closed when the gate opens; nil while open
+	// +checklocks:mu
 	kicked chan struct{} // closed when a count fell while closed; nil: nobody waits
 }
 

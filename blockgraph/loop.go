@@ -6,11 +6,11 @@ import "sync"
 // permissions, job states, the order of events) is changed by functions that
 // it runs, one after the other. None of them may wait.
 type Loop struct {
-	mu      sync.Mutex //blockd:short
-	queue   []posted
+	mu      sync.Mutex    //blockd:short
+	queue   []posted      // +checklocks:mu
 	wake    chan struct{} // capacity 1
 	stopped chan struct{}
-	stop    bool
+	stop    bool   // +checklocks:mu
 	id      uint64 // of the goroutine, under blockddebug
 }
 

@@ -236,6 +236,9 @@ func (n *Node) ChainContains(base *Node) bool {
 // and graph changes; the node stays open meanwhile. It returns false, without
 // having called f, when the node is closed or about to be. f may do I/O. Any
 // goroutine; never from within f.
+//
+// The checker of locks does not know TryRLock.
+// +checklocksignore
 func (n *Node) Inspect(f func(d Driver)) bool {
 	if !n.inspected.TryRLock() {
 		return false

@@ -14,7 +14,7 @@ import (
 type RangeLock struct {
 	mu   sync.Mutex   //blockd:short
 	reqs []*RangeHold // held and waiting, in order of arrival
-	free []*RangeHold
+	free []*RangeHold // +checklocks:mu
 }
 
 // RangeHold is a range taken or waited for.

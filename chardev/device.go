@@ -18,14 +18,15 @@ type Device struct {
 	accepting sync.Mutex // one Accept at a time; guards backend's state
 
 	mu       sync.Mutex
-	backend  backend // nil while the device is being opened
-	attached bool
-	closed   bool
-	cur      *deviceConn
-	idle     chan struct{} // closed when cur becomes nil
-	early    *deviceConn   // accepted by wait=on, before the front end came
-	life     context.Context
-	end      context.CancelFunc
+	backend  backend     // nil while the device is being opened
+	attached bool        // +checklocks:mu
+	closed   bool        // +checklocks:mu
+	cur      *deviceConn // +checklocks:mu
+	// +checklocks:mu
+	idle  chan struct{} // closed when cur becomes nil
+	early *deviceConn   // accepted by wait=on, before the front end came
+	life  context.Context
+	end   context.CancelFunc
 }
 
 // ID is the device's id.

@@ -38,9 +38,12 @@ type Registry struct {
 
 	mu      sync.Mutex
 	devices []*Device // in the order in which they were added
+	// +checklocks:mu
 	opening []*Device // that may wait for a peer
-	ending  bool      // nothing is opened any more
-	stdio   bool      // standard input and output are taken
+	// +checklocks:mu
+	ending bool // nothing is opened any more
+	// +checklocks:mu
+	stdio bool // standard input and output are taken
 }
 
 // NewRegistry returns a Registry without devices.

@@ -15,8 +15,9 @@ type Virtual struct {
 
 	mu     sync.Mutex //blockd:short
 	now    time.Duration
-	seq    uint64
-	timers timerHeap
+	seq    uint64    // +checklocks:mu
+	timers timerHeap // +checklocks:mu
+	// +checklocks:mu
 	waited chan struct{} // closed and replaced whenever a timer is added
 }
 

@@ -123,10 +123,11 @@ func misaligned(b []byte) int {
 type Budget struct {
 	limit int64
 
-	mu      sync.Mutex
-	used    int64
+	mu   sync.Mutex
+	used int64 // +checklocks:mu
+	// +checklocks:mu
 	waiters []*waiter // in order of arrival
-	waits   int64
+	waits   int64     // +checklocks:mu
 }
 
 type waiter struct {
@@ -178,6 +179,8 @@ func (u *Budget) Usage() (used, waits int64) {
 }
 
 // fits is called with mu held.
+//
+// +checklocks:u.mu
 func (u *Budget) fits(n int64) bool { return u.used == 0 || u.used+n <= u.limit }
 
 func (u *Budget) release(n int64) {
@@ -188,6 +191,8 @@ func (u *Budget) release(n int64) {
 }
 
 // grant is called with mu held.
+//
+// +checklocks:u.mu
 func (u *Budget) grant() {
 	for len(u.waiters) > 0 && u.fits(u.waiters[0].n) {
 		w := u.waiters[0]

@@ -28,7 +28,8 @@ type Calls struct {
 	waiting atomic.Int64 // requests in queues
 	_       [40]byte
 
-	mu    sync.Mutex
+	mu sync.Mutex
+	// +checklocks:mu
 	queue []*share // those with waiting requests, in turn
 
 	stats [statStripes]counters
@@ -113,6 +114,8 @@ func (c *Calls) release(s *share) {
 
 // grant gives free slots to waiting requests, file by file. Called with mu
 // held.
+//
+// +checklocks:c.mu
 func (c *Calls) grant() {
 	for refused := 0; refused < len(c.queue); {
 		s := c.queue[0]
@@ -130,6 +133,8 @@ func (c *Calls) grant() {
 }
 
 // drop takes the i-th waiter of s out of the queues. Called with mu held.
+//
+// +checklocks:c.mu
 func (c *Calls) drop(s *share, i int) {
 	s.waiters = append(s.waiters[:i], s.waiters[i+1:]...)
 	c.waiting.Add(-1)

@@ -16,8 +16,9 @@ import (
 //blockd:any
 type pauseSignal struct {
 	mu     sync.Mutex //blockd:short
-	wanted bool
-	c      chan struct{} // closed while a pause is wanted
+	wanted bool       // +checklocks:mu
+	// +checklocks:mu
+	c chan struct{} // closed while a pause is wanted
 }
 
 func (p *pauseSignal) channel() <-chan struct{} {

@@ -8,7 +8,7 @@ import "sync"
 //blockd:any
 type Progress struct {
 	mu             sync.Mutex //blockd:short
-	current, total int64
+	current, total int64      // +checklocks:mu
 }
 
 // Add counts n as done.

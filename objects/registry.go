@@ -134,6 +134,8 @@ func (r *Registry) create(o *qapi.ObjectOptions) (obj Object, complete func() er
 }
 
 // checkNew fails when an id is taken. Called with mu held.
+//
+// +checklocks:r.mu
 func (r *Registry) checkNew(id string) error {
 	if _, taken := r.entries[id]; taken || id == "type" {
 		return qapi.Errorf("attempt to add duplicate property '%s' to object (type 'container')", id)

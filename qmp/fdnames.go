@@ -16,7 +16,7 @@ const maxNamedFDs = 1024
 //blockd:io
 type fdNames struct {
 	mu    sync.Mutex
-	files map[string]*os.File
+	files map[string]*os.File // +checklocks:mu
 }
 
 // put owns f from now on; a descriptor of that name is closed.

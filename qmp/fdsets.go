@@ -28,7 +28,7 @@ type FdSets struct {
 	mu      sync.Mutex
 	sets    []*fdset // by ascending id
 	total   int
-	clients int
+	clients int // +checklocks:mu
 }
 
 type fdset struct {
@@ -58,14 +58,18 @@ func (s *FdSets) find(id int64) (int, bool) {
 	})
 }
 
+// refuseFD gives up a descriptor that add cannot take.
+//
+//blockd:io
+func refuseFD(f *os.File, reason string) (qapi.AddfdInfo, error) {
+	f.Close()
+	return qapi.AddfdInfo{}, qapi.Errorf("%s", reason)
+}
+
 // add is the command add-fd. It owns f.
 func (s *FdSets) add(f *os.File, id *int64, opaque *string) (qapi.AddfdInfo, error) {
-	fail := func(format string) (qapi.AddfdInfo, error) {
-		f.Close()
-		return qapi.AddfdInfo{}, qapi.Errorf("%s", format)
-	}
 	if id != nil && *id < 0 {
-		return fail("Parameter 'fdset-id' expects a non-negative value")
+		return refuseFD(f, "Parameter 'fdset-id' expects a non-negative value")
 	}
 	number := -1
 	raw, err := f.SyscallConn()
@@ -73,12 +77,12 @@ func (s *FdSets) add(f *os.File, id *int64, opaque *string) (qapi.AddfdInfo, err
 		err = raw.Control(func(fd uintptr) { number = int(fd) })
 	}
 	if err != nil {
-		return fail(err.Error())
+		return refuseFD(f, err.Error())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.total >= maxSetFDs {
-		return fail("Too many file descriptors")
+		return refuseFD(f, "Too many file descriptors")
 	}
 	wanted := s.firstFree()
 	if id != nil {
@@ -141,6 +145,8 @@ func (s *FdSets) closeFD(fd setFD) {
 }
 
 // tidy removes the set once nothing is left of it; s.mu is held.
+//
+// +checklocks:s.mu
 func (s *FdSets) tidy(set *fdset) {
 	if len(set.fds) > 0 || set.dups > 0 {
 		return

@@ -16,9 +16,10 @@ type Hub struct {
 	pace  clock.Clock // for rate limits
 	limit time.Duration
 
-	mu       sync.Mutex //blockd:short
-	sessions map[*Session]*member
-	limited  map[string]*limitedEvent // by event and key, while within the limit
+	mu       sync.Mutex           //blockd:short
+	sessions map[*Session]*member // +checklocks:mu
+	// +checklocks:mu
+	limited map[string]*limitedEvent // by event and key, while within the limit
 }
 
 // member is a client that gets events. subscribed are those that it asked for
@@ -122,13 +123,18 @@ func limitKey(event string, data any) (string, bool) {
 func (h *Hub) EmitSubscribed(event string, data func() any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	wants := func(m *member) bool { _, ok := m.subscribed[event]; return ok }
+	wants := subscribers(event)
 	for _, m := range h.sessions {
 		if wants(m) {
 			h.send(event, data(), h.wall.Now(), wants)
 			return
 		}
 	}
+}
+
+// subscribers tells who has subscribed to an event.
+func subscribers(event string) func(m *member) bool {
+	return func(m *member) bool { _, ok := m.subscribed[event]; return ok }
 }
 
 //blockd:any
@@ -151,6 +157,8 @@ func (h *Hub) subscribe(s *Session, event string, on bool) {
 func (*Hub) everybody(*member) bool { return true }
 
 // send queues the event for the clients that want it; h.mu is held.
+//
+// +checklocks:h.mu
 //
 //blockd:any
 func (h *Hub) send(event string, data any, at time.Time, wants func(*member) bool) {

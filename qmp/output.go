@@ -20,10 +20,12 @@ type output struct {
 	limit int // MaxBacklog
 
 	mu      sync.Mutex //blockd:short
-	pending []byte
-	writing int  // bytes that the writer holds
-	ended   bool // nothing more may be appended
-	wake    chan struct{}
+	pending []byte     // +checklocks:mu
+	// +checklocks:mu
+	writing int // bytes that the writer holds
+	// +checklocks:mu
+	ended bool // nothing more may be appended
+	wake  chan struct{}
 }
 
 func newOutput(limit int) *output {

@@ -51,8 +51,8 @@ type Server struct {
 	stopping  chan struct{} // closed when sessions are to end after the command they run
 
 	mu       sync.Mutex
-	closed   bool
-	monitors []*Monitor
+	closed   bool       // +checklocks:mu
+	monitors []*Monitor // +checklocks:mu
 }
 
 // NewServer makes a server without monitors.

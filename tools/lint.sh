@@ -1,5 +1,5 @@
 #!/bin/sh
-# gofmt, go vet, planecheck, and staticcheck when go.mod has it as a tool. Exit status 1 when one of them complains.
+# gofmt, go vet, planecheck, checklocks, and staticcheck when go.mod has it as a tool. Exit status 1 when one of them complains.
 set -u
 cd "$(dirname "$0")/.."
 : "${GO:=go}"
@@ -15,6 +15,8 @@ fi
 "$GO" vet -tags blockddebug ./... || status=1
 "$GO" run ./tools/planecheck -any tools/planecheck/any.txt || status=1
 "$GO" run ./tools/planecheck -tags blockddebug || status=1
+# Which fields a mutex guards. Tests look at fields when nothing else runs, and are left out.
+checklocks=$("$GO" tool -modfile=tools/lint.mod -n checklocks) && "$checklocks" -test=false -inferred=false ./... || status=1
 if grep -Eq '^[[:space:]]*(tool[[:space:]]+)?honnef\.co/go/tools/cmd/staticcheck([[:space:]]|$)' go.mod; then
 	"$GO" run honnef.co/go/tools/cmd/staticcheck ./... || status=1
 else

@@ -42,16 +42,19 @@ type conn struct {
 	cost    [nKinds]cost // of recent requests
 	burst   burst        // the reader's
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// +checklocks:mu
 	idle     sync.Cond // on mu: something was released, or closed was set
-	closed   bool
-	inFlight int
-	bytes    int64
-	own      int64 // of ownBytes
-	free     *request
+	closed   bool      // +checklocks:mu
+	inFlight int       // +checklocks:mu
+	bytes    int64     // +checklocks:mu
+	// +checklocks:mu
+	own  int64    // of ownBytes
+	free *request // +checklocks:mu
+	// +checklocks:mu
 	ready    *request // replies to send, first
-	readyEnd *request
-	sending  bool
+	readyEnd *request // +checklocks:mu
+	sending  bool     // +checklocks:mu
 
 	segs [][]byte // the sender's
 }
@@ -111,6 +114,8 @@ func (c *conn) admit(n int64) *request {
 }
 
 // fits is called with mu held.
+//
+// +checklocks:c.mu
 func (c *conn) fits(n int64) bool {
 	return c.inFlight < maxInFlight && (c.bytes == 0 || c.bytes+n <= maxInFlightBytes)
 }

@@ -46,9 +46,9 @@ type Export struct {
 	writethrough bool
 	contexts     []statusContext
 
-	mu     sync.Mutex //blockd:short
-	conns  map[*conn]struct{}
-	closed bool
+	mu     sync.Mutex         //blockd:short
+	conns  map[*conn]struct{} // +checklocks:mu
+	closed bool               // +checklocks:mu
 	done   chan struct{}
 }
 

@@ -21,9 +21,10 @@ import (
 type memory struct {
 	limit int64
 
-	mu      sync.Mutex
-	room    sync.Cond // on mu
-	used    int64
+	mu   sync.Mutex
+	room sync.Cond // on mu
+	used int64
+	// +checklocks:mu
 	queue   []*conn       // those who wait, first come first served
 	pressed chan struct{} // capacity 1: somebody waits
 }
@@ -89,6 +90,8 @@ func (m *memory) take(c *conn, n int64) bool {
 }
 
 // leaveQueue lets the next one look. Called with mu held.
+//
+// +checklocks:m.mu
 func (m *memory) leaveQueue(c *conn) {
 	m.queue = slices.DeleteFunc(m.queue, func(x *conn) bool { return x == c })
 	m.room.Broadcast()

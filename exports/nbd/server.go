@@ -58,10 +58,11 @@ type Server struct {
 	watchdog  *watchdog
 	memory    *memory
 
-	mu      sync.Mutex //blockd:short
-	conns   map[*conn]struct{}
+	mu    sync.Mutex         //blockd:short
+	conns map[*conn]struct{} // +checklocks:mu
+	// +checklocks:mu
 	exports []*Export // in the order of addition
-	closed  bool
+	closed  bool      // +checklocks:mu
 }
 
 // NewServer starts a server on listeners, which it owns from here on.
@@ -149,6 +150,7 @@ func (s *Server) find(name string) *Export {
 	return s.findLocked(name)
 }
 
+// +checklocks:s.mu
 func (s *Server) findLocked(name string) *Export {
 	for _, e := range s.exports {
 		if e.name == name {

@@ -19,7 +19,7 @@ type watchdog struct {
 	wake  chan struct{} // capacity 1
 
 	mu    sync.Mutex
-	conns []*conn
+	conns []*conn // +checklocks:mu
 }
 
 const (

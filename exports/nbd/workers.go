@@ -12,11 +12,11 @@ import (
 // full queue of slow requests finds them all again. The number of busy ones is bounded
 // by the requests in flight.
 type workers struct {
-	idleMax int
+	idleMax int // +checklocks:mu
 
 	mu     sync.Mutex
-	idle   []*worker
-	closed bool
+	idle   []*worker // +checklocks:mu
+	closed bool      // +checklocks:mu
 	wg     sync.WaitGroup
 }
 

@@ -57,7 +57,7 @@ func (i *injection) hits(kind ioMask, off, n int64) bool {
 // rules is the state of one filter. Any goroutine.
 type rules struct {
 	mu        sync.Mutex
-	state     int32
+	state     int32                          // +checklocks:mu
 	byEvent   map[qapi.BlkdebugEvent][]*rule // newest first
 	active    []*rule                        // oldest first; the first that hits counts
 	suspended []*suspended                   // newest first

@@ -45,8 +45,9 @@ type Filter struct {
 	// How many copies are under way for guests' writes, those among them that
 	// outlived their write.
 	mu     sync.Mutex //blockd:short
-	copies int
-	rest   chan struct{} // closed when copies falls to 0; nil: nobody waits
+	copies int        // +checklocks:mu
+	// +checklocks:mu
+	rest chan struct{} // closed when copies falls to 0; nil: nobody waits
 }
 
 // Clusters is what is still to be copied, shared by guests' writes and the

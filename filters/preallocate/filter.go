@@ -32,7 +32,10 @@ type ends struct {
 	file int64
 }
 
-// enter waits until nobody changes the file's length. It returns with mu held.
+// enter waits until nobody changes the file's length. It returns with mu held,
+// also when ctx has ended.
+//
+// +checklocksacquire:f.mu
 func (f *Filter) enter(ctx context.Context) error {
 	for {
 		f.mu.Lock()
@@ -44,6 +47,7 @@ func (f *Filter) enter(ctx context.Context) error {
 		select {
 		case <-busy:
 		case <-ctx.Done():
+			f.mu.Lock()
 			return ctx.Err()
 		}
 	}
@@ -51,12 +55,16 @@ func (f *Filter) enter(ctx context.Context) error {
 
 // seize makes the caller the one who changes the file's length, and gives mu
 // back. Called with mu held after enter; ended by cede.
+//
+// +checklocksrelease:f.mu
 func (f *Filter) seize() {
 	f.busy = make(chan struct{})
 	f.mu.Unlock()
 }
 
 // cede is called with mu held.
+//
+// +checklocks:f.mu
 func (f *Filter) cede() {
 	close(f.busy)
 	f.busy = nil
@@ -74,10 +82,11 @@ func (f *Filter) before(ctx context.Context, off, n int64, zeroes bool) (done bo
 		return done, after, nil
 	}
 	f.mu.Unlock()
-	if err := f.enter(ctx); err != nil {
+	err = f.enter(ctx)
+	defer f.mu.Unlock()
+	if err != nil {
 		return false, nil, err
 	}
-	defer f.mu.Unlock()
 	if f.known && end > f.ends.file && f.bare == 0 && !f.never {
 		done = f.extend(ctx, off, end, zeroes)
 	}
@@ -105,6 +114,8 @@ func (f *Filter) note(off, end int64, zeroes bool) bool {
 // extend puts zeroes behind the file for a write that ends at end, and tells
 // whether they cover a zero write that begins at off. With mu, which it gives
 // back meanwhile, after enter.
+//
+// +checklocks:f.mu
 func (f *Filter) extend(ctx context.Context, off, end int64, zeroes bool) bool {
 	align := f.fileAlign()
 	start := f.ends.file
@@ -190,6 +201,7 @@ func (f *Filter) Size(ctx context.Context) (int64, error) {
 // Truncate implements blockgraph.Truncater.
 func (f *Filter) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	if err := f.enter(ctx); err != nil {
+		f.mu.Unlock()
 		return err
 	}
 	if !f.known {

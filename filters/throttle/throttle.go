@@ -30,7 +30,8 @@ type Filter struct {
 	objects *objects.Registry
 	now     atomic.Pointer[membership]
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// +checklocks:mu
 	releases []*throttlegroup.Member // of each ReleaseBegin without its end
 }
 

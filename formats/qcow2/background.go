@@ -9,8 +9,9 @@ import (
 // write-back whose caller gave up, the writing of the corrupt bit. Unlike a
 // sync.WaitGroup it may be waited for while new ones begin.
 type background struct {
-	mu   sync.Mutex
-	n    int
+	mu sync.Mutex
+	n  int // +checklocks:mu
+	// +checklocks:mu
 	idle chan struct{} // closed when n falls to 0; nil: nobody waits
 }
 

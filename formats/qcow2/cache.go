@@ -93,6 +93,8 @@ func (t *l1Table) cached(table, index int64) *slice {
 }
 
 // insert puts a slice into the directory. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) insert(t *l1Table, s *slice) {
 	dir := t.dirs[s.table].Load()
 	if dir == nil {
@@ -189,6 +191,8 @@ func (d *Driver) readSlice(ctx context.Context, entry uint64, s *slice) error {
 
 // evictSlices makes room for one more slice. It tells whether the cache is
 // full of slices that cannot go before a write-back. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) evictSlices() (crowded bool) {
 	c := &d.cache
 	if len(c.ring) < c.capacity {
@@ -214,6 +218,8 @@ func (d *Driver) evictSlices() (crowded bool) {
 
 // forget takes all slices of a table out of the cache. Driver.mu is held and
 // none of them is pinned.
+//
+// +checklocks:d.mu
 func (d *Driver) forget(t *l1Table, table int64) {
 	c := &d.cache
 	kept := c.ring[:0]
@@ -231,6 +237,8 @@ func (d *Driver) forget(t *l1Table, table int64) {
 
 // setEntry changes an entry of a slice that is in the cache. Driver.mu is
 // held.
+//
+// +checklocks:d.mu
 func (d *Driver) setEntry(s *slice, i int64, v uint64) {
 	if s.entries[i].Load() == v {
 		return

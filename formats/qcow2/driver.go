@@ -41,21 +41,25 @@ type Driver struct {
 	bitmaps bitmapStore
 
 	flushMu   sync.Mutex
-	flushing  bool
-	nextBatch *batch
+	flushing  bool   // +checklocks:flushMu
+	nextBatch *batch // +checklocks:flushMu
 
-	mu         sync.Mutex
-	cache      sliceCache
-	newTables  map[int64]struct{} // L2 tables that no L1 entry on disk knows
-	unsharing  map[int64]struct{} // L2 tables of which a copy is to be made
-	dirtyL1    pieces
-	l1Moved    bool // the L1 table has a place that the header does not know
-	claims     []*claim
-	writing    *copied // what the write-back that runs has copied
-	refs       refcounts
-	frees      freeLists
-	packAt     int64        // where the next compressed data may go; 0: nowhere
-	nextSize   int64        // size for the header
+	mu        sync.Mutex
+	cache     sliceCache
+	newTables map[int64]struct{} // L2 tables that no L1 entry on disk knows
+	// +checklocks:mu
+	unsharing map[int64]struct{} // L2 tables of which a copy is to be made
+	dirtyL1   pieces
+	l1Moved   bool     // the L1 table has a place that the header does not know
+	claims    []*claim // +checklocks:mu
+	// +checklocks:mu
+	writing *copied // what the write-back that runs has copied
+	refs    refcounts
+	frees   freeLists
+	packAt  int64 // where the next compressed data may go; 0: nowhere
+	// +checklocks:mu
+	nextSize int64 // size for the header
+	// +checklocks:mu
 	diskFields headerFields // as in the header on disk
 	points     []string     // fault points passed under the lock, for unlock
 }
@@ -65,6 +69,8 @@ func (d *Driver) passed(point string) { d.points = append(d.points, point) }
 
 // unlock gives Driver.mu back after an allocation, and reports the fault points
 // that were passed: who acts on them may wait.
+//
+// +checklocksrelease:d.mu
 func (d *Driver) unlock() {
 	points := d.points
 	d.points = nil

@@ -16,6 +16,8 @@ type claim struct {
 
 // claimed returns a claim that overlaps with clusters [from, to), or nil. Of
 // several it is the one that begins first. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) claimed(from, to int64) *claim {
 	var first *claim
 	for _, c := range d.claims {
@@ -28,6 +30,8 @@ func (d *Driver) claimed(from, to int64) *claim {
 
 // claim registers clusters [from, to), which nobody else claims. Driver.mu is
 // held.
+//
+// +checklocks:d.mu
 func (d *Driver) claim(from, to int64) *claim {
 	c := &claim{from: from, to: to, done: make(chan struct{})}
 	d.claims = append(d.claims, c)
@@ -36,6 +40,8 @@ func (d *Driver) claim(from, to int64) *claim {
 
 // unclaim ends a claim and lets those go on who wait for it. Driver.mu is
 // held.
+//
+// +checklocks:d.mu
 func (d *Driver) unclaim(c *claim) {
 	for i, x := range d.claims {
 		if x == c {

@@ -145,6 +145,8 @@ func (d *Driver) checkOddEntry(entry uint64, k kind, s *slice, i int64) error {
 // exists and belongs to the active L1 table alone. It is called with Driver.mu
 // held, and holds it on return too; on an error nothing has changed, and what
 // was missing may be fetched.
+//
+// +checklocks:d.mu
 func (d *Driver) writable(p position) (*slice, error) {
 	if d.broken.Load() {
 		return nil, syscall.EIO
@@ -172,6 +174,8 @@ func (d *Driver) writable(p position) (*slice, error) {
 func (d *Driver) slicesPerTable() int64 { return 1 << (d.h.l2Bits - d.sliceBits) }
 
 // newTable makes an empty L2 table in memory. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) newTable(t *l1Table, table int64) error {
 	cluster, _, err := d.allocate(1, false)
 	if err != nil {
@@ -188,6 +192,8 @@ func (d *Driver) newTable(t *l1Table, table int64) error {
 
 // unshareTable gives the active L1 table its own copy of an L2 table that
 // snapshots use, too. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) unshareTable(t *l1Table, table int64) error {
 	old := int64(t.entries[table].Load() & l1OffsetMask)
 	if old&(d.h.clusterSize-1) != 0 {
@@ -220,6 +226,8 @@ func (d *Driver) dirtyWhole(s *slice) {
 }
 
 // hookTable makes a cluster the L2 table of an L1 entry. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) hookTable(t *l1Table, table, cluster int64) {
 	d.meta.add(cluster, kindActiveL2)
 	t.entries[table].Store(uint64(cluster)<<d.h.clusterBits | flagCopied)
@@ -229,6 +237,8 @@ func (d *Driver) hookTable(t *l1Table, table, cluster int64) {
 
 // keepsTable tells whether the slices of an L2 table have to stay in memory:
 // nothing on disk refers to it yet, or it is being copied. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) keepsTable(table int64) bool {
 	if _, ok := d.newTables[table]; ok {
 		return true

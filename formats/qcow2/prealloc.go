@@ -46,6 +46,8 @@ func (d *Driver) preallocate(ctx context.Context, from, to int64, mode qapi.Prea
 // tryPreallocate allocates for the front of clusters [first, end), at the end
 // of the file, and returns how many clusters are dealt with. Driver.mu is
 // held; nobody else maps these clusters, except the last one of the old size.
+//
+// +checklocks:d.mu
 func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 	p := d.position(first << d.h.clusterBits)
 	s, err := d.writable(p)

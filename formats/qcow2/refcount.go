@@ -143,6 +143,8 @@ func (d *Driver) refBlockAt(index int64) (*refBlock, error) {
 }
 
 // refcount returns the count of a cluster. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) refcount(cluster int64) (uint64, error) {
 	b, err := d.refBlockAt(cluster >> d.refs.blockBits)
 	if b == nil || err != nil {
@@ -265,6 +267,8 @@ func countFree(data []byte, order, blockBits uint32) int {
 
 // evictRefBlocks makes room for one more block if clean ones can be had.
 // Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) evictRefBlocks() {
 	r := &d.refs
 	for tries := 2 * len(r.ring); len(r.ring) >= r.capacity && tries > 0; tries-- {

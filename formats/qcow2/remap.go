@@ -38,6 +38,8 @@ func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, nex
 
 // tryRemap does the front of remap, within one slice, and returns where it
 // ended. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint64) (uint64, error)) (end int64, wait *claim, err error) {
 	p := d.position(from << d.h.clusterBits)
 	t := d.l1.Load()

@@ -118,6 +118,8 @@ func (d *Driver) growL1(ctx context.Context, n int64) error {
 
 // replaceL1 puts a copy of the L1 table with n entries at another place.
 // Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) replaceL1(t *l1Table, offset, n int64) {
 	next := newL1Table(offset, n)
 	for i := range t.entries {

@@ -129,6 +129,8 @@ func (d *Driver) pendingFrees() bool {
 }
 
 // tryAllocation is beginAllocation with Driver.mu held.
+//
+// +checklocks:d.mu
 func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocation, skip int64, wait *claim, err error) {
 	cb := d.h.clusterBits
 	first, end := off>>cb, (off+n-1)>>cb+1
@@ -247,6 +249,8 @@ const maxDirtyCounts = 16 << 20
 
 // pressed tells whether a write-back is due to bound what is held in memory.
 // Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) pressed() bool {
 	over := len(d.cache.ring) > d.cache.capacity && d.evictSlices()
 	if int64(len(d.refs.ring)) > int64(d.refs.capacity) {
@@ -257,6 +261,8 @@ func (d *Driver) pressed() bool {
 }
 
 // freeEntry drops the references that an L2 entry held. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) freeEntry(entry uint64, why discardKind) {
 	switch kindOf(entry) {
 	case data, zeroAlloc:

@@ -174,6 +174,8 @@ func (d *Driver) writeBackOnce(ctx context.Context) error {
 
 // takeChanges copies what has changed, and nil when nothing has. Driver.mu is
 // held.
+//
+// +checklocks:d.mu
 func (d *Driver) takeChanges() *copied {
 	r := &d.refs
 	fields := headerFields{r.tableOffset, uint32(int64(len(r.table)) * 8 >> d.h.clusterBits), d.l1.Load().offset, uint32(len(d.l1.Load().entries)), d.nextSize}
@@ -278,6 +280,8 @@ func newWrite(off, n int64, kind metadataKind, event string) write {
 
 // busyWriting tells whether a table in memory is newer than on disk because a
 // write-back has not come to it yet. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) busyWriting(s *slice, b *refBlock) bool {
 	if d.writing == nil {
 		return false

@@ -95,6 +95,8 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 
 // beginCompressed finds a place of n bytes for a guest cluster. Driver.mu is
 // held.
+//
+// +checklocks:d.mu
 func (d *Driver) beginCompressed(cluster, n int64, flags blockgraph.Flags) (*slice, *claim, int64, *claim, error) {
 	if c := d.claimed(cluster, cluster+1); c != nil {
 		return nil, nil, 0, c, nil
@@ -142,6 +144,8 @@ func (d *Driver) endCompressed(ctx context.Context, s *slice, c *claim, cluster,
 
 // allocateBytes finds n bytes, at most a cluster, for compressed data, and
 // counts a reference for each cluster that they touch. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) allocateBytes(n int64) (int64, error) {
 	cs, cb := d.h.clusterSize, d.h.clusterBits
 	host := d.packAt

@@ -69,9 +69,10 @@ type Clusters struct {
 	pending  atomic.Int64 // clusters
 	progress Progress
 
-	mu     sync.Mutex
+	mu sync.Mutex
+	// +checklocks:mu
 	claims []*Claim // under way
-	free   []*Claim
+	free   []*Claim // +checklocks:mu
 }
 
 // Claim is a run of clusters whose copy is under way.
@@ -297,6 +298,8 @@ func (c *Clusters) clear(off, n int64) (cleared int64) {
 
 // eachUnclaimed calls f with the parts of [first, end) that nobody has
 // claimed. mu is held.
+//
+// +checklocks:c.mu
 func (c *Clusters) eachUnclaimed(first, end int64, f func(a, b int64)) {
 	for first < end {
 		stop := end
@@ -366,6 +369,8 @@ func (c *Clusters) next(off, n, limit int64) (at, length int64, ok bool) {
 }
 
 // free1 finds a run that is dirty and claimed by nobody. mu is held.
+//
+// +checklocks:c.mu
 func (c *Clusters) free1(off, n, limit int64) (a, b int64, ok bool) {
 	first, end := c.span(off, n)
 	for {

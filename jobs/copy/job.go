@@ -88,17 +88,21 @@ type Job struct {
 	again []Piece // to be retried
 	spare []*step
 
-	mu       sync.Mutex //blockd:short
-	adapt    adaptation
-	flight   int   // steps
-	bytes    int64 // of these
-	workers  int
-	idle     int // workers that wait for a step
-	finished []*step
-	faults   []stepFault
-	fatal    error // of a step, no Fault: it ends the run
-	over     bool  // Run has returned
-	orphans  int
+	mu    sync.Mutex //blockd:short
+	adapt adaptation
+	// +checklocks:mu
+	flight  int   // steps
+	bytes   int64 // of these
+	workers int   // +checklocks:mu
+	// +checklocks:mu
+	idle     int         // workers that wait for a step
+	finished []*step     // +checklocks:mu
+	faults   []stepFault // +checklocks:mu
+	// +checklocks:mu
+	fatal error // of a step, no Fault: it ends the run
+	// +checklocks:mu
+	over    bool // Run has returned
+	orphans int  // +checklocks:mu
 }
 
 type step struct {

@@ -13,12 +13,13 @@ import (
 //
 //blockd:any
 type limiter struct {
-	clock clock.Clock
+	clock clock.Clock // +checklocks:mu
 
-	mu         sync.Mutex //blockd:short
-	quota      int64      // bytes per slice; 0: no limit
-	start, end time.Time
-	spent      int64
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
+	quota      int64     // bytes per slice; 0: no limit
+	start, end time.Time // +checklocks:mu
+	spent      int64     // +checklocks:mu
 }
 
 // set changes the limit, in bytes per second.
@@ -67,6 +68,8 @@ func (l *limiter) delay() time.Duration {
 
 // roll begins a new slice when the present one, longer by what was spent
 // beyond its quota, is over. mu is held.
+//
+// +checklocks:l.mu
 func (l *limiter) roll(now time.Time) {
 	if !now.Before(l.end) {
 		l.start, l.end, l.spent = now, now.Add(SliceTime), 0

@@ -36,8 +36,9 @@ type Scheduler struct {
 	mu      sync.Mutex
 	running []*turn // granted and not lent
 	bytes   int64   // of all granted turns
-	queue   []*turn // in order of arrival
-	lender  clock.Timer
+	// +checklocks:mu
+	queue  []*turn     // in order of arrival
+	lender clock.Timer // +checklocks:mu
 }
 
 // member is a job as the scheduler knows it.
@@ -100,6 +101,8 @@ func (s *Scheduler) grant(t *turn, now time.Time) bool {
 
 // serve grants what can be granted; a request that its job's bytes hold back
 // does not hold back those behind it. mu is held.
+//
+// +checklocks:s.mu
 func (s *Scheduler) serve(now time.Time) {
 	if len(s.queue) == 0 {
 		return
@@ -115,6 +118,8 @@ func (s *Scheduler) serve(now time.Time) {
 }
 
 // lendLater arms the lender while somebody waits. mu is held.
+//
+// +checklocks:s.mu
 func (s *Scheduler) lendLater() {
 	if len(s.queue) > 0 && s.lender == nil && len(s.running) > 0 {
 		s.lender = s.clock.AfterFunc(lendAfter, s.lend)

@@ -20,9 +20,10 @@ import (
 // flusher lets concurrent flushes share system calls.
 type flusher struct {
 	mu      sync.Mutex
-	running bool
-	next    *flushBatch // of those that came while one runs
-	failed  bool
+	running bool // +checklocks:mu
+	// +checklocks:mu
+	next   *flushBatch // of those that came while one runs
+	failed bool        // +checklocks:mu
 }
 
 // flushBatch is the flushes that share a call. The first of them makes it.

@@ -26,12 +26,14 @@ type link struct {
 	context    uint32 // id of the metadata context, if negotiated
 
 	sendMu sync.Mutex
-	header []byte   // under sendMu
-	segs   [][]byte // under sendMu
+	// +checklocks:sendMu
+	header []byte // under sendMu
+	// +checklocks:sendMu
+	segs [][]byte // under sendMu
 
 	mu    sync.Mutex
 	slots [maxInFlight]slot
-	lost  bool
+	lost  bool // +checklocks:mu
 
 	free chan int // indexes of slots without a request
 	done chan struct{}

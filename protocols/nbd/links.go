@@ -35,11 +35,11 @@ type links struct {
 
 	mu sync.Mutex
 	// changed is closed and made anew when a link comes, or the wait for one ends.
-	changed chan struct{}
+	changed chan struct{} // +checklocks:mu
 	// No link was there when a request came: until then requests wait, after
 	// it they fail.
-	deadline time.Time
-	timer    clock.Timer
+	deadline time.Time   // +checklocks:mu
+	timer    clock.Timer // +checklocks:mu
 }
 
 type place struct{ link atomic.Pointer[link] }
