@@ -176,6 +176,11 @@ func TestTypesAgainstRival(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &a); err != nil {
 			t.Fatal(err)
 		}
+		for i := range a.Return {
+			if a.Return[i].Name == "authz-list-file" {
+				a.Return[i].Name = "authz-listfile" // the rival spells it in two ways
+			}
+		}
 		return slices.DeleteFunc(a.Return, func(i info) bool { return classOf(i.Name) == nil })
 	}
 	for i, rival := range askRival(t, say) {

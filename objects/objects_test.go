@@ -18,6 +18,7 @@ import (
 
 	"blockd/clock"
 	"blockd/qapi"
+	"blockd/tlscreds/tlstest"
 )
 
 func add(t testing.TB, r *Registry, option string) {
@@ -102,10 +103,20 @@ func TestListGetGivesValuesOfEveryProperty(t *testing.T) {
 
 func TestEveryPropertyCanBeRead(t *testing.T) {
 	r := New(clock.NewVirtual())
-	for _, o := range []string{"secret,id=secret,data=x", "main-loop,id=main-loop", "iothread,id=iothread", "throttle-group,id=throttle-group"} {
+	creds := tlstest.NewAuthority(t, nil).Dir("host", nil)
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []string{"secret,id=secret,data=x", "main-loop,id=main-loop", "iothread,id=iothread", "throttle-group,id=throttle-group",
+		"tls-creds-x509,id=tls-creds-x509,endpoint=server,sanity-check=off,dir=" + creds, "authz-simple,id=authz-simple,identity=x",
+		"authz-list,id=authz-list,rules.0.match=a,rules.0.policy=allow", "authz-listfile,id=authz-listfile,filename=" + list} {
 		add(t, r, o)
 	}
 	for _, id := range qapi.ObjectType("").QAPIEnum() {
+		if id == string(qapi.ObjectTypeTLSCredsPsk) {
+			continue // refused
+		}
 		list, err := r.List(id)
 		if err != nil {
 			t.Fatal(err)
@@ -319,7 +330,7 @@ func TestObjectHelpIsTheRivals(t *testing.T) {
 			t.Fatalf("%s: %v", o, err)
 		}
 		if strings.HasPrefix(o, "help") || strings.HasPrefix(o, "zz") {
-			if want := "List of user creatable objects:\n  iothread\n  main-loop\n  secret\n  throttle-group\n"; help.Text != want {
+			if want := "List of user creatable objects:\n  authz-list\n  authz-listfile\n  authz-simple\n  iothread\n  main-loop\n  secret\n  throttle-group\n  tls-creds-psk\n  tls-creds-x509\n"; help.Text != want {
 				t.Errorf("%s: %q", o, help.Text)
 			}
 			continue

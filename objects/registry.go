@@ -26,7 +26,8 @@ import (
 	"blockd/qapi"
 )
 
-// Object is one object: *ThrottleGroup, *Secret, *IOThread or *MainLoop.
+// Object is one object: *ThrottleGroup, *Secret, *IOThread, *MainLoop, *TLSCreds,
+// *AuthzSimple, *AuthzList or *AuthzListfile.
 type Object interface {
 	// QOMType is the object's type, as object-add names it.
 	QOMType() qapi.ObjectType
@@ -125,6 +126,18 @@ func (r *Registry) create(o *qapi.ObjectOptions) (obj Object, complete func() er
 	case qapi.ObjectTypeSecret:
 		s := newSecret(o.Secret)
 		obj, complete = s, func() error { return s.load(r) }
+	case qapi.ObjectTypeTLSCredsX509:
+		c := newTLSCreds(o.TLSCredsX509)
+		obj, complete = c, func() error { return c.load(r) }
+	case qapi.ObjectTypeTLSCredsPsk:
+		err = qapi.Errorf("TLS credentials of type 'tls-creds-psk' are not supported, use 'tls-creds-x509'")
+	case qapi.ObjectTypeAuthzSimple:
+		obj = &AuthzSimple{identity: o.AuthzSimple.Identity}
+	case qapi.ObjectTypeAuthzList:
+		obj = newAuthzList(o.AuthzList)
+	case qapi.ObjectTypeAuthzListfile:
+		a := newAuthzListfile(o.AuthzListfile)
+		obj, complete = a, func() error { return a.complete(r) }
 	case qapi.ObjectTypeThrottleGroup:
 		obj, err = newThrottleGroup(r.clock, o.ThrottleGroup)
 	default:

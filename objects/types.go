@@ -33,19 +33,27 @@ const (
 	typeUserCreatable = "user-creatable"
 	typeEventLoopBase = "event-loop-base"
 	typeSecretCommon  = "secret_common"
+	typeAuthz         = "authz"
+	typeTLSCreds      = "tls-creds"
 )
 
 // classes are the types, in the order in which the field lists them.
 var classes = []*class{
+	{name: string(qapi.ObjectTypeAuthzSimple), parent: typeAuthz, creatable: true, own: authzSimpleProperties},
 	{name: typeSecretCommon, parent: typeObject, abstract: true, creatable: true, own: secretCommonProperties},
 	{name: typeContainer, parent: typeObject},
 	{name: typeInterface, abstract: true, iface: true},
 	{name: string(qapi.ObjectTypeIothread), parent: typeEventLoopBase, own: ioThreadProperties},
 	{name: string(qapi.ObjectTypeSecret), parent: typeSecretCommon, own: secretProperties},
+	{name: typeAuthz, parent: typeObject, abstract: true},
+	{name: typeTLSCreds, parent: typeObject, abstract: true, own: tlsCredsProperties},
 	{name: string(qapi.ObjectTypeMainLoop), parent: typeEventLoopBase},
+	{name: string(qapi.ObjectTypeAuthzListfile), parent: typeAuthz, creatable: true, own: authzListfileProperties},
 	{name: typeEventLoopBase, parent: typeObject, abstract: true, creatable: true, own: eventLoopProperties},
+	{name: string(qapi.ObjectTypeAuthzList), parent: typeAuthz, creatable: true, own: authzListProperties},
 	{name: typeUserCreatable, parent: typeInterface, abstract: true, iface: true},
 	{name: typeObject, abstract: true},
+	{name: string(qapi.ObjectTypeTLSCredsX509), parent: typeTLSCreds, creatable: true, own: tlsCredsX509Properties},
 	{name: string(qapi.ObjectTypeThrottleGroup), parent: typeObject, creatable: true, own: throttleGroupProperties},
 }
 

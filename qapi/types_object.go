@@ -8,15 +8,20 @@ type ObjectType string
 
 // Values of ObjectType.
 const (
+	ObjectTypeAuthzList     ObjectType = "authz-list"
+	ObjectTypeAuthzListfile ObjectType = "authz-listfile"
+	ObjectTypeAuthzSimple   ObjectType = "authz-simple"
 	ObjectTypeIothread      ObjectType = "iothread"
 	ObjectTypeMainLoop      ObjectType = "main-loop"
 	ObjectTypeSecret        ObjectType = "secret"
 	ObjectTypeThrottleGroup ObjectType = "throttle-group"
+	ObjectTypeTLSCredsPsk   ObjectType = "tls-creds-psk"
+	ObjectTypeTLSCredsX509  ObjectType = "tls-creds-x509"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (ObjectType) QAPIEnum() []string {
-	return []string{"iothread", "main-loop", "secret", "throttle-group"}
+	return []string{"authz-list", "authz-listfile", "authz-simple", "iothread", "main-loop", "secret", "throttle-group", "tls-creds-psk", "tls-creds-x509"}
 }
 
 // QCryptoSecretFormat is the encoding of a secret's data.
@@ -121,10 +126,15 @@ type ThrottleGroupProperties struct {
 type ObjectOptions struct {
 	QOMType       ObjectType               `qapi:"qom-type,discriminator"`
 	ID            string                   `qapi:"id"`
+	AuthzList     *AuthZListProperties     `qapi:",case=authz-list"`
+	AuthzListfile *AuthZListFileProperties `qapi:",case=authz-listfile"`
+	AuthzSimple   *AuthZSimpleProperties   `qapi:",case=authz-simple"`
 	Iothread      *IothreadProperties      `qapi:",case=iothread"`
 	MainLoop      *MainLoopProperties      `qapi:",case=main-loop"`
 	Secret        *SecretProperties        `qapi:",case=secret"`
 	ThrottleGroup *ThrottleGroupProperties `qapi:",case=throttle-group"`
+	TLSCredsPsk   *TLSCredsPskProperties   `qapi:",case=tls-creds-psk"`
+	TLSCredsX509  *TLSCredsX509Properties  `qapi:",case=tls-creds-x509"`
 }
 
 // ObjectDelArg is the argument of object-del.

@@ -67,6 +67,13 @@ func NewStream(c net.Conn) *Stream {
 	return t
 }
 
+// Replace lets the stream go on over c, which works on top of the former
+// connection (TLS). Nothing may be buffered.
+func (t *Stream) Replace(c net.Conn) {
+	t.ReleaseBuffer()
+	t.conn, t.raw = c, nil
+}
+
 // readSome is one read from a socket; false makes the caller wait until there
 // is something to read.
 func (t *Stream) readSome(fd uintptr) bool {
@@ -113,13 +120,17 @@ func (t *Stream) ReleaseBuffer() {
 // read reads once, into p or else into the buffer.
 func (t *Stream) read(p []byte) (int, error) {
 	if t.raw == nil {
+		amid := p != nil || t.end > t.start
 		if p == nil {
 			if t.buf == nil {
 				t.buf = readBuffers.Get().(*readBuffer)
 			}
 			p = t.buf[t.end:]
 		}
+		// The library does not tell when it waits: a read amid a message may.
+		t.inStalled.Store(amid)
 		n, err := t.conn.Read(p)
+		t.inStalled.Store(false)
 		if n > 0 {
 			t.moved.Add(uint64(n))
 			return n, nil
@@ -226,6 +237,8 @@ func Unexpected(err error) error {
 // WriteV writes all of the segments, which it does not change.
 func (t *Stream) WriteV(segs [][]byte) error {
 	if t.raw == nil {
+		t.outStalled.Store(true)
+		defer t.outStalled.Store(false)
 		for _, s := range segs {
 			if _, err := t.conn.Write(s); err != nil {
 				return err

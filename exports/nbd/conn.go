@@ -22,11 +22,13 @@ const (
 // conn is one client, from accept to the end of its last request.
 type conn struct {
 	server *Server
+	socket net.Conn // below TLS, if that is used
 	t      *sockets.Stream
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 
 	// Set during the handshake.
+	secured    bool // by TLS
 	export     *Export
 	structured bool
 	framing    nbdproto.Framing
@@ -60,7 +62,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{server: s, t: sockets.NewStream(nc)}
+	c := &conn{server: s, socket: nc, t: sockets.NewStream(nc)}
 	c.idle.L = &c.mu
 	c.cost[kindOther].ns.Store(costUnknown)
 	c.ctx, c.cancel = context.WithCancel(s.ctx)
@@ -77,7 +79,7 @@ func (c *conn) close() {
 	c.mu.Unlock()
 	if !done {
 		c.cancel()
-		c.t.Conn().Close()
+		c.socket.Close()
 		c.server.memory.wake()
 	}
 }

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -102,6 +103,9 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 		return false, sockets.Unexpected(err)
 	}
 	p := payload.Bytes()
+	if n.server.secure != nil && !n.secured {
+		return false, n.beforeTLS(len(p))
+	}
 	switch h.Option {
 	case nbdproto.OptExportName:
 		return true, n.exportName(p)
@@ -123,6 +127,10 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 		n.ack()
 		return false, errAbort
 	case nbdproto.OptStartTLS:
+		if n.secured {
+			n.refuse(nbdproto.RepErrInvalid, "TLS already enabled")
+			break
+		}
 		n.refuse(nbdproto.RepErrPolicy, "TLS not configured")
 	case nbdproto.OptStructuredReply:
 		if n.structured {
@@ -135,6 +143,43 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 		n.refuse(nbdproto.RepErrUnsup, "Unsupported option %d (%s)", uint32(h.Option), h.Option)
 	}
 	return false, nil
+}
+
+// beforeTLS answers an option of a client that has to use TLS and does not yet.
+func (n *negotiation) beforeTLS(payload int) error {
+	switch n.option {
+	case nbdproto.OptStartTLS:
+		if payload > 0 {
+			n.refuseLength()
+			return nil
+		}
+		return n.startTLS()
+	case nbdproto.OptAbort:
+		n.ack()
+		return errAbort
+	case nbdproto.OptExportName: // has no reply that could refuse it
+		return fmt.Errorf("nbd: option %#x from a client without TLS", uint32(n.option))
+	}
+	n.refuse(nbdproto.RepErrTLSReqd, "Option %#x not permitted before TLS", uint32(n.option))
+	return nil
+}
+
+func (n *negotiation) startTLS() error {
+	n.ack()
+	if err := n.send(); err != nil {
+		return err
+	}
+	if n.t.Buffered() > 0 {
+		// What came in the clear must not count as said under TLS.
+		return errors.New("nbd: data before the TLS handshake")
+	}
+	c := tls.Server(n.socket, n.server.secure)
+	if err := c.HandshakeContext(n.ctx); err != nil {
+		return fmt.Errorf("nbd: TLS handshake failed: %w", err)
+	}
+	n.t.Replace(c)
+	n.secured = true
+	return nil
 }
 
 // optionReader reads an option's payload for io.CopyN.

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -33,6 +34,8 @@ type Config struct {
 	// Ready is closed when clients may be taken, who wait in the backlog until
 	// then; nil: at once.
 	Ready <-chan struct{}
+	// Secure, unless nil, has every client use TLS, with this configuration.
+	Secure *tls.Config
 	// MaxConnections is how many clients are served at once; 0: no limit.
 	// Further ones wait in the listener's backlog.
 	MaxConnections uint32
@@ -48,6 +51,7 @@ type Server struct {
 	ready          <-chan struct{}
 	maxConnections uint32
 	handshakeMax   time.Duration
+	secure         *tls.Config // nil: in the clear
 
 	ctx       context.Context // ends with the server
 	cancel    context.CancelFunc
@@ -68,7 +72,7 @@ type Server struct {
 // NewServer starts a server on listeners, which it owns from here on.
 func NewServer(cfg Config, listeners ...net.Listener) *Server {
 	s := &Server{
-		clock: cfg.Clock, log: cfg.Log, ready: cfg.Ready, maxConnections: cfg.MaxConnections, handshakeMax: cfg.HandshakeMax,
+		clock: cfg.Clock, log: cfg.Log, ready: cfg.Ready, maxConnections: cfg.MaxConnections, handshakeMax: cfg.HandshakeMax, secure: cfg.Secure,
 		listeners: listeners, conns: map[*conn]struct{}{},
 		workers: newWorkers(), watchdog: newWatchdog(cfg.Clock), memory: newMemory(memoryShare),
 	}
