@@ -2,6 +2,7 @@ package exports
 
 import (
 	"context"
+	"crypto/tls"
 	"time"
 
 	"blockd/blockgraph"
@@ -53,17 +54,25 @@ func (r *Registry) newServer(ctx context.Context, o *qapi.NbdServerOptions) (*nb
 		}
 		return r.TakeFD(ctx, name)
 	}
+	var secure *tls.Config
+	if o.TLSCreds != nil {
+		if r.TLS == nil {
+			return nil, qapi.Errorf("No TLS credentials with id '%s'", *o.TLSCreds)
+		}
+		authz := ""
+		if o.TLSAuthz != nil {
+			authz = *o.TLSAuthz
+		}
+		var err error
+		if secure, err = r.TLS(*o.TLSCreds, authz); err != nil {
+			return nil, err
+		}
+	}
 	ls, err := nbd.Listen(ctx, &o.Addr, takeFD)
 	if err != nil {
 		return nil, err
 	}
-	if o.TLSCreds != nil {
-		for _, l := range ls {
-			l.Close()
-		}
-		return nil, qapi.Errorf("No TLS credentials with id '%s'", *o.TLSCreds)
-	}
-	cfg := nbd.Config{Clock: r.Clock, Ready: r.Ready, MaxConnections: nbd.DefaultMaxConnections, HandshakeMax: nbd.DefaultHandshakeSeconds * time.Second}
+	cfg := nbd.Config{Secure: secure, Clock: r.Clock, Ready: r.Ready, MaxConnections: nbd.DefaultMaxConnections, HandshakeMax: nbd.DefaultHandshakeSeconds * time.Second}
 	if o.MaxConnections != nil {
 		cfg.MaxConnections = *o.MaxConnections
 	}

@@ -2,6 +2,7 @@ package exports
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"math"
 	"slices"
@@ -34,6 +35,9 @@ type Options struct {
 	// it, for addresses of type fd. ctx is that of the command; nil: there are
 	// none.
 	TakeFD func(ctx context.Context, name string) (int, error)
+	// TLS returns the configuration for credentials, which asks the object authz,
+	// unless "", about every client. nil: there are no credentials.
+	TLS func(creds, authz string) (*tls.Config, error)
 }
 
 // Registry is all exports of a daemon, and its NBD server.

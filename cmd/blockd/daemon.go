@@ -183,6 +183,7 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 		Deleted:     func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
 		HasIothread: d.objects.HasIothread,
 		TakeFD:      takeSocket,
+		TLS:         d.objects.TLSServer,
 	})
 	d.monitor = monitor.New(monitor.Config{
 		Graph: d.graph, Jobs: d.jobs, Exports: d.exports, Scratch: room,

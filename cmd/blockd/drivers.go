@@ -49,7 +49,7 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 	types = append(types, blkdebug.Type(func(name string, fromHeader bool) ([]byte, error) {
 		return host.ReadFile(name, maxRules, fromHeader)
 	}))
-	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Log: slog.Default()}))
+	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Credentials: d.objects.TLSClient, Log: slog.Default()}))
 	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects),
 		compress.Type(), preallocate.Type(), snapshotaccess.Type(),
 		quorum.Type(d.qmp.Hub().Emit))

@@ -288,6 +288,9 @@ func (h *handshake) startTLS(secure *tls.Config) error {
 	}
 	c := tls.Client(h.t.Conn(), secure)
 	if err := c.Handshake(); err != nil {
+		if own := (*qapi.Error)(nil); errors.As(err, &own) {
+			return own // the verification's
+		}
 		return qapi.Errorf("TLS handshake failed: %s", err)
 	}
 	h.t.ReleaseBuffer()
