@@ -11,6 +11,8 @@ import (
 // Authorisation: who may connect, by a name that the transport has verified.
 
 // authorizer is an object that decides about identities. It may read a file.
+//
+//blockd:io
 type authorizer interface {
 	Object
 	allows(r *Registry, identity string) (bool, error)
@@ -44,6 +46,7 @@ func (*AuthzList) QOMType() qapi.ObjectType { return qapi.ObjectTypeAuthzList }
 // QOMType implements Object.
 func (*AuthzListfile) QOMType() qapi.ObjectType { return qapi.ObjectTypeAuthzListfile }
 
+//blockd:io
 func newAuthzList(p *qapi.AuthZListProperties) *AuthzList {
 	a := &AuthzList{policy: qapi.QAuthZListPolicyDeny}
 	if p == nil {
@@ -62,6 +65,9 @@ func newAuthzListfile(p *qapi.AuthZListFileProperties) *AuthzListfile {
 
 // Authorised asks the authorisation object with an id about an identity. Who
 // cannot be asked allows nobody. It may read a file. Errors are *qapi.Error.
+// Data plane: a server asks while a client connects.
+//
+//blockd:io
 func (r *Registry) Authorised(id, identity string) (bool, error) {
 	o, ok := Lookup[Object](r, id)
 	if !ok {
@@ -141,6 +147,7 @@ func (a *AuthzListfile) complete(r *Registry) (err error) {
 // maxAuthzFile is the longest list in bytes that is read.
 const maxAuthzFile = 4 << 20
 
+//blockd:io
 func (a *AuthzListfile) load(r *Registry) (*AuthzList, error) {
 	fail := func(err error) (*AuthzList, error) {
 		return nil, qapi.Errorf("Unable to read '%s': %s", a.filename, blockgraph.Strerror(err))

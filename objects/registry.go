@@ -173,6 +173,8 @@ func (r *Registry) Delete(id string) error {
 
 // Lookup returns the object of that id if it is a T. It may be deleted at any
 // time; see Acquire.
+//
+//blockd:io
 func Lookup[T Object](r *Registry, id string) (obj T, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -69,6 +69,7 @@ func (c *TLSCreds) load(r *Registry) error {
 	return err
 }
 
+//blockd:io
 func (r *Registry) tlsCreds(id string) (*tlscreds.Credentials, error) {
 	o, ok := Lookup[Object](r, id)
 	if !ok {
@@ -97,6 +98,8 @@ func (r *Registry) TLSServer(creds, authz string) (*tls.Config, error) {
 
 // TLSClient returns the configuration of a client that uses the credentials
 // with an id, towards a server with that name. Errors are *qapi.Error.
+//
+//blockd:io
 func (r *Registry) TLSClient(creds, hostname string) (*tls.Config, error) {
 	c, err := r.tlsCreds(creds)
 	if err != nil {

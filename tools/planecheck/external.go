@@ -34,8 +34,9 @@ var packageRows = map[string]external{}
 
 func init() {
 	for _, p := range strings.Fields(`
-		bytes cmp container/heap container/list container/ring context crypto/aes crypto/cipher crypto/hmac crypto/md5
-		crypto/pbkdf2 crypto/rand crypto/sha1 crypto/sha256 crypto/sha512 crypto/subtle crypto/x509 embed encoding/base64
+		bytes cmp container/heap container/list container/ring context crypto crypto/aes crypto/cipher crypto/ecdsa
+		crypto/elliptic crypto/hmac crypto/md5 crypto/pbkdf2 crypto/rand crypto/sha1 crypto/sha256 crypto/sha512
+		crypto/subtle crypto/x509 crypto/x509/pkix embed encoding/asn1 encoding/base64
 		encoding/binary encoding/hex encoding/json encoding/pem errors fmt hash hash/adler32 hash/crc32 hash/fnv hash/maphash
 		html html/template io iter maps math math/big math/bits math/rand math/rand/v2 mime net/netip net/url path
 		path/filepath reflect regexp runtime runtime/debug slices sort strconv strings sync sync/atomic text/tabwriter
