@@ -38,6 +38,7 @@ func newTLSCreds(p *qapi.TLSCredsX509Properties) *TLSCreds {
 	return c
 }
 
+//blockd:io
 func take[T any](to *T, from *T) {
 	if from != nil {
 		*to = *from
