@@ -3,6 +3,7 @@ package scratch
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -26,12 +27,11 @@ func newPool(t *testing.T, c Config) *Pool {
 }
 
 func content(off, n int64) []byte {
-	b := make([]byte, n)
-	r := rand.New(rand.NewPCG(uint64(off), 1))
-	for i := range b {
-		b[i] = byte(r.Uint32())
+	b := make([]byte, 0, n+7)
+	for r := rand.NewPCG(uint64(off), 1); int64(len(b)) < n; {
+		b = binary.NativeEndian.AppendUint64(b, r.Uint64())
 	}
-	return b
+	return b[:n]
 }
 
 func buffer(b []byte) *ioengine.Buffer {
@@ -311,7 +311,7 @@ func TestDirectoryThatCannotBeUsedIsRefused(t *testing.T) {
 func TestManyKeepAndTake(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	const clusters = 400
+	const clusters = 120
 	p := newPool(t, Config{Directory: t.TempDir(), Memory: 20 * cluster, Spill: clusters * cluster})
 	s := p.New(clusters*cluster, cluster, 0)
 	var wg sync.WaitGroup
