@@ -221,33 +221,6 @@ func (e *Edge) unlink() {
 	e.child.parents = p[:len(p)-1]
 }
 
-// bury closes nodes that no longer have users, parents first, so that each
-// can still flush through its children; then its hold on them ends.
-func (tx *Tx) bury(dead []*Node) {
-	if len(dead) == 0 {
-		return
-	}
-	ctx := context.WithoutCancel(tx.ctx)
-	closeAll(dead, func(n *Node) { logClose(n, n.close(ctx)) })
-	tx.g.loop.Do(func() {
-		for _, n := range dead {
-			for _, e := range n.state.Load().Edges {
-				e.unlink()
-			}
-		}
-	})
-	tx.forget()
-	var alive []*Node
-	for _, n := range dead {
-		for _, e := range n.state.Load().Edges {
-			if !slices.Contains(dead, e.child) && !slices.Contains(alive, e.child) {
-				alive = append(alive, e.child)
-			}
-		}
-	}
-	tx.loosen(alive)
-}
-
 // closeAll closes nodes. What they write meanwhile is not held up on purpose:
 // it may be far more than a throttle lets pass in a day.
 //

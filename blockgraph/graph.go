@@ -27,6 +27,7 @@ type Graph struct {
 	waiting []*tokenWait             //blockd:global loop
 	held    bool                     //blockd:global loop
 	history *History
+	orphans int //blockd:global loop
 
 	corruption func(node, msg string, off, n int64, fatal bool)
 	crossed    func(node string, exceeded, threshold uint64)
@@ -120,12 +121,27 @@ func (n *Node) MonitorOwned() bool { return n.monitorOwned }
 //
 //blockd:blocking
 func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) error {
+	orphans, err := g.change(ctx, cause, fn)
+	if orphans != nil {
+		select {
+		case <-orphans:
+		case <-ctx.Done():
+		}
+	}
+	return err
+}
+
+// change is Update up to the end of its turn. orphans, if not nil, is closed
+// when the nodes that it has left without users have closed.
+//
+//blockd:blocking
+func (g *Graph) change(ctx context.Context, cause Cause, fn func(tx *Tx) error) (orphans <-chan struct{}, err error) {
 	if o, ok := qapi.OriginOf(ctx); ok {
 		cause = cause.of(o)
 	}
 	w := &tokenWait{granted: make(chan struct{})}
 	if !g.loop.Do(func() { g.await(w) }) {
-		return qapi.Errorf("The daemon is shutting down")
+		return nil, qapi.Errorf("The daemon is shutting down")
 	}
 	select {
 	case <-w.granted:
@@ -138,16 +154,16 @@ func (g *Graph) Update(ctx context.Context, cause Cause, fn func(tx *Tx) error) 
 			default:
 			}
 		})
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 	tx := newTx(ctx, g, cause)
 	defer g.loop.Do(g.release)
 	defer tx.end()
 	if err := tx.attempt(fn); err != nil {
 		tx.rollback()
-		return err
+		return nil, err
 	}
-	return nil
+	return tx.orphans, nil
 }
 
 // await and release are the queue for the token. Control plane.

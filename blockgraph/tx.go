@@ -34,6 +34,8 @@ type Tx struct {
 	locked   map[*Node]struct{} // whose drivers were told of staged permissions
 
 	published bool // the commit has begun
+	// orphans is closed when nodes that did not close in time have; nil: all did.
+	orphans chan struct{}
 
 	newNodes []*Node
 	deleted  []*Node // by Delete

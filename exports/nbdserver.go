@@ -3,6 +3,7 @@ package exports
 import (
 	"context"
 	"crypto/tls"
+	"log/slog"
 	"time"
 
 	"blockd/blockgraph"
@@ -82,8 +83,13 @@ func (r *Registry) newServer(ctx context.Context, o *qapi.NbdServerOptions) (*nb
 	return nbd.NewServer(cfg, ls...), nil
 }
 
+// hungTime is how long the end of the server waits for requests that do not
+// return. Then they are orphaned: each keeps its buffer and its export's root
+// until it returns, and the export stays on the list, shutting down.
+const hungTime = 5 * time.Second
+
 // StopNBD is the command nbd-server-stop: it ends all NBD exports, clients or
-// not, and returns when they are gone. On a worker.
+// not, and returns when they are gone, or hung. On a worker.
 func (r *Registry) StopNBD(ctx context.Context) error {
 	var server *nbd.Server
 	var ending []*export
@@ -107,11 +113,35 @@ func (r *Registry) StopNBD(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server.Close()
-	for _, e := range ending {
-		<-e.gone
+	stopped := make(chan struct{})
+	r.removals.Go(func() {
+		defer close(stopped)
+		server.Close()
+		for _, e := range ending {
+			<-e.gone
+		}
+	})
+	hung := r.Clock.NewTimer(hungTime)
+	defer hung.Stop()
+	select {
+	case <-stopped:
+	case <-hung.C():
+		logHung(ending)
+	case <-ctx.Done():
+		logHung(ending)
 	}
 	return nil
+}
+
+// logHung names the exports that wait for requests.
+func logHung(exports []*export) {
+	for _, e := range exports {
+		select {
+		case <-e.gone:
+		default:
+			slog.Warn("an export ends with requests that do not return", "user", e.root.String(), "requests", e.root.InFlight())
+		}
+	}
 }
 
 // AddNBD is the command nbd-server-add: an export whose id is its name. A

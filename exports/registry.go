@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 
 	"blockd/blockgraph"
@@ -301,14 +302,30 @@ func (r *Registry) Query() []qapi.BlockExportInfo {
 	return list
 }
 
-// Close ends every export and the server, disconnecting all clients. On a
-// worker; the loop must still run.
+// Close ends every export and the server, disconnecting all clients. What has
+// not ended when ctx does is named in the error. On a worker; the loop must
+// still run.
 func (r *Registry) Close(ctx context.Context) error {
-	if err := r.StopNBD(ctx); err != nil && !errors.Is(err, errStopped) {
-		return err
+	if r.Running() {
+		if err := r.StopNBD(ctx); err != nil && !errors.Is(err, errStopped) {
+			return err
+		}
 	}
-	r.removals.Wait()
-	return nil
+	ended := make(chan struct{})
+	go func() { // ends with the last request, which ctx may not be able to wait for
+		r.removals.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+	}
+	var left []string
+	for _, e := range r.Query() {
+		left = append(left, e.ID)
+	}
+	return qapi.Errorf("exports did not end in time: %s", strings.Join(left, ", "))
 }
 
 func isOn(b *bool) bool { return b != nil && *b }

@@ -324,17 +324,60 @@ func (d *daemon) endWork() {
 }
 
 // close ends everything: jobs cancelled, images flushed and closed, sockets
-// removed.
+// removed. Storage that hangs delays it, but not for ever: what can be flushed
+// and closed is, and the rest ends with the process.
 func (d *daemon) close() {
 	d.endWork()
 	ctx, cancel := endContext()
 	defer cancel()
-	if err := d.monitor.CloseNodes(ctx); err != nil {
-		complain(err.Error())
+	closed := within(ctx, func() {
+		if err := d.monitor.CloseNodes(ctx); err != nil {
+			complain(err.Error())
+			d.flush()
+		}
+	})
+	if !closed {
+		complain("images did not close in time")
+		d.flush()
 	}
 	d.chardevs.StopOpening()
-	d.qmp.Close(ctx)
+	late, cancel := endContext()
+	defer cancel()
+	if !within(late, func() { d.qmp.Close(ctx) }) {
+		complain("commands did not end in time")
+	}
 	d.chardevs.Close()
 	d.qmp.FdSets().Close()
 	d.loop.Stop()
+}
+
+// flush makes durable what the images hold, when they cannot be closed.
+func (d *daemon) flush() {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	d.graph.Flush(ctx)
+}
+
+// flushTime is how long that may take.
+const flushTime = 5 * time.Second
+
+// within runs f, and returns false when it has not ended before ctx does; f
+// then goes on until the process ends.
+func within(ctx context.Context, f func()) bool {
+	done := make(chan struct{})
+	go func() {
+		f()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	}
 }

@@ -46,6 +46,14 @@ class Blkdebug(QMPTestCase):
         guest.write(3 * 512, b"b" * 512)
         self.assertEqual(guest.read(0, 2048), b"a" * 512 + bytes(1024) + b"b" * 512)
 
+    def test_error_of_an_export_is_its_client_s_alone(self) -> None:
+        """No event tells of it: BLOCK_IO_ERROR is about an emulator's devices."""
+        self.add(inject_error=[{"event": "none", "sector": 3, "errno": errno.EIO, "iotype": "write"}])
+        self.export("d")
+        self.assert_write_fails(self.guest("d"), 3 * 512, errno.EIO)
+        self.qmp.cmd("query-version")
+        self.assertEqual(self.qmp.take_events(), [])
+
     def test_states(self) -> None:
         """The second write comes in state 2, where an error waits for it; the third in state 3."""
         config = self.path("rules")
