@@ -110,7 +110,7 @@ type marking struct {
 //
 //blockd:global
 func (n *Node) mark(s *NodeState) {
-	var m marking
+	m := marking{list: slices.Clone(s.markers)}
 	persistent := false
 	for _, b := range s.Bitmaps {
 		if r := b.Recorder(); r != nil {

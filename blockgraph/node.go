@@ -74,6 +74,7 @@ type NodeState struct {
 	DetectZeroes qapi.BlockdevDetectZeroesOptions
 	// Bitmaps are the dirty bitmaps, the newest first.
 	Bitmaps []*DirtyBitmap
+	markers []Marker // of jobs
 }
 
 func (s *NodeState) clone() *NodeState {
