@@ -182,13 +182,18 @@ func (j *Job) Canceled() bool {
 
 // OnError decides what is to be done about a failed request, as the policy
 // says, and tells clients. After stop the body calls PausePoint and then
-// tries again; after report it ends with an error. Data plane.
+// tries again; after report it ends with an error. Once the body has ended
+// nobody is told any more, and the answer is ignore. Data plane.
 //
 //blockd:io
 func (j *Job) OnError(policy qapi.BlockdevOnError, op qapi.IoOperationType, err error) qapi.BlockErrorAction {
 	nospace := blockgraph.Errno(err) == noSpace
 	action := errorAction(policy, nospace)
 	j.set.loop.Do(func() {
+		if j.ended { // a request that outlived the body
+			action = qapi.BlockErrorActionIgnore
+			return
+		}
 		j.set.emit("BLOCK_JOB_ERROR", qapi.BlockJobError{Device: j.id, Operation: op, Action: action})
 		if action != qapi.BlockErrorActionStop {
 			return

@@ -80,6 +80,22 @@ type SoftCanceller interface {
 	Cancel(force bool) bool
 }
 
+// Changer is a job some of whose options can be changed. CheckChange runs on the
+// loop; Change, if that has no objection, on a worker, and may block.
+type Changer interface {
+	CheckChange(o *qapi.BlockJobChangeOptions) error
+	Change(ctx context.Context, o *qapi.BlockJobChangeOptions) error
+}
+
+// Informer adds what it knows of itself to what queries tell, and brings the
+// job's Progress up to date before. Its methods run on the loop and must not
+// wait.
+type Informer interface {
+	Refresh()
+	JobInfo(info *qapi.JobInfo)
+	BlockJobInfo(info *qapi.BlockJobInfo)
+}
+
 // SpeedSetter is told of a new speed in bytes per second, 0 for no limit. It
 // runs on the loop and must not wait.
 //

@@ -11,6 +11,10 @@ import (
 func (s *Set) Infos() []qapi.JobInfo {
 	infos := make([]qapi.JobInfo, 0, len(s.jobs))
 	for _, j := range s.jobs {
+		d, ok := j.driver.(Informer)
+		if ok {
+			d.Refresh()
+		}
 		current, total := j.progress.Snapshot()
 		infos = append(infos, qapi.JobInfo{
 			ID: j.id, Type: j.typ, Status: j.status,
@@ -18,6 +22,9 @@ func (s *Set) Infos() []qapi.JobInfo {
 			Error:    j.errorText(),
 			XOrphans: j.orphans(), XScratch: j.scratch(),
 		})
+		if ok {
+			d.JobInfo(&infos[len(infos)-1])
+		}
 	}
 	return infos
 }
@@ -30,6 +37,10 @@ func (s *Set) BlockInfos() []qapi.BlockJobInfo {
 		if !j.block {
 			continue
 		}
+		d, ok := j.driver.(Informer)
+		if ok {
+			d.Refresh()
+		}
 		current, total := j.progress.Snapshot()
 		infos = append(infos, qapi.BlockJobInfo{
 			Type: j.typ, Device: j.id,
@@ -41,6 +52,9 @@ func (s *Set) BlockInfos() []qapi.BlockJobInfo {
 			Error:    j.errorText(),
 			XOrphans: j.orphans(), XScratch: j.scratch(),
 		})
+		if ok {
+			d.BlockJobInfo(&infos[len(infos)-1])
+		}
 	}
 	return infos
 }

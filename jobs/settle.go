@@ -19,7 +19,8 @@ func (j *Job) Settle(v Verb) {
 		case VerbPause:
 			done = j.resting()
 		case VerbCancel:
-			if j.forced {
+			// The end of a job that may also end well is told after the answer.
+			if _, soft := j.driver.(SoftCanceller); j.forced && !soft {
 				done = j.over
 			}
 		case VerbFinalize:

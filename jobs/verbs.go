@@ -1,11 +1,13 @@
 package jobs
 
 import (
+	"context"
+
 	"blockd/qapi"
 )
 
-// This file is what clients ask of a job. All of it is control plane and
-// returns at once; what a verb begins is told by events, and Over and
+// This file is what clients ask of a job. All of it but ChangeOptions is control plane
+// and returns at once; what a verb begins is told by events, and Over and
 // Txn.Over wait for its end.
 
 // Pause asks the job to pause: it is paused once its body has come to rest.
@@ -117,6 +119,29 @@ func (j *Job) Complete() error {
 		return qapi.Errorf("The active block job '%s' cannot be completed", j.id)
 	}
 	return d.Complete()
+}
+
+// CheckChange tells whether the job's options could be changed so; ChangeOptions, on a
+// worker, then does it.
+func (j *Job) CheckChange(o *qapi.BlockJobChangeOptions) error {
+	if err := j.accepts(VerbChange); err != nil {
+		return err
+	}
+	d, ok := j.driver.(Changer)
+	if !ok {
+		return qapi.Errorf("Job type does not support change")
+	}
+	return d.CheckChange(o)
+}
+
+// ChangeOptions changes the options of a job. Worker.
+func (j *Job) ChangeOptions(ctx context.Context, o *qapi.BlockJobChangeOptions) error {
+	var err error
+	j.set.loop.Do(func() { err = j.CheckChange(o) })
+	if err != nil {
+		return err
+	}
+	return j.driver.(Changer).Change(ctx, o)
 }
 
 // Finalize ends a pending job, and with it the others of its transaction.

@@ -146,6 +146,94 @@ type BlockdevBackup struct {
 	Target string `qapi:"target"`
 }
 
+// MirrorCopyMode says how what guests write gets to a mirror's target.
+type MirrorCopyMode string
+
+// Values of MirrorCopyMode.
+const (
+	MirrorCopyModeBackground    MirrorCopyMode = "background"
+	MirrorCopyModeWriteBlocking MirrorCopyMode = "write-blocking"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (MirrorCopyMode) QAPIEnum() []string { return []string{"background", "write-blocking"} }
+
+// BlockdevMirror is the argument of blockdev-mirror.
+type BlockdevMirror struct {
+	// Default: the device's name.
+	JobID *string `qapi:"job-id"`
+	// Root or node to copy.
+	Device string `qapi:"device"`
+	// Root or node to copy to.
+	Target string `qapi:"target"`
+	// Node that the target takes the place of. Default: the device's.
+	Replaces *string        `qapi:"replaces"`
+	Sync     MirrorSyncMode `qapi:"sync"`
+	// Bytes per second; 0 is no limit. Default 0.
+	Speed *int64 `qapi:"speed"`
+	// Bytes. Default: the target's cluster size, between 4 KiB and 64 KiB.
+	Granularity *uint32 `qapi:"granularity"`
+	// Bytes that may be in flight. Default 16 MiB.
+	BufSize *int64 `qapi:"buf-size"`
+	// Default report.
+	OnSourceError *BlockdevOnError `qapi:"on-source-error"`
+	// Default report.
+	OnTargetError *BlockdevOnError `qapi:"on-target-error"`
+	// Default: a generated name.
+	FilterNodeName *string `qapi:"filter-node-name"`
+	// Default background.
+	CopyMode *MirrorCopyMode `qapi:"copy-mode"`
+	// Default true.
+	AutoFinalize *bool `qapi:"auto-finalize"`
+	// Default true.
+	AutoDismiss *bool `qapi:"auto-dismiss"`
+	// The target reads as zeroes. Default false.
+	TargetIsZero *bool `qapi:"target-is-zero"`
+	// Seconds after which a job that is not ready yet changes to the copy mode
+	// write-blocking. Default: never.
+	XWriteBlockingAfter *uint32 `qapi:"x-write-blocking-after,features=unstable"`
+}
+
+// DriveMirror is the argument of drive-mirror.
+type DriveMirror struct {
+	// Default: the device's name.
+	JobID *string `qapi:"job-id"`
+	// Root or node to copy.
+	Device string `qapi:"device"`
+	// File name.
+	Target string `qapi:"target"`
+	// Default: the source's, or probed with mode existing.
+	Format *string `qapi:"format"`
+	// Name of the target's node. Default: a generated name.
+	NodeName *string `qapi:"node-name"`
+	// Node that the target takes the place of. Default: the device's.
+	Replaces *string        `qapi:"replaces"`
+	Sync     MirrorSyncMode `qapi:"sync"`
+	// Default absolute-paths.
+	Mode *NewImageMode `qapi:"mode"`
+	// Bytes per second; 0 is no limit. Default 0.
+	Speed *int64 `qapi:"speed"`
+	// Bytes. Default: the target's cluster size, between 4 KiB and 64 KiB.
+	Granularity *uint32 `qapi:"granularity"`
+	// Bytes that may be in flight. Default 16 MiB.
+	BufSize *int64 `qapi:"buf-size"`
+	// Default report.
+	OnSourceError *BlockdevOnError `qapi:"on-source-error"`
+	// Default report.
+	OnTargetError *BlockdevOnError `qapi:"on-target-error"`
+	// Default true.
+	Unmap *bool `qapi:"unmap"`
+	// Default background.
+	CopyMode *MirrorCopyMode `qapi:"copy-mode"`
+	// Default true.
+	AutoFinalize *bool `qapi:"auto-finalize"`
+	// Default true.
+	AutoDismiss *bool `qapi:"auto-dismiss"`
+	// Seconds after which a job that is not ready yet changes to the copy mode
+	// write-blocking. Default: never.
+	XWriteBlockingAfter *uint32 `qapi:"x-write-blocking-after,features=unstable"`
+}
+
 // BlockStreamArg is the argument of block-stream. Base, BaseNode and Bottom
 // exclude each other.
 type BlockStreamArg struct {

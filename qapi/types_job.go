@@ -9,13 +9,14 @@ type JobType string
 const (
 	JobTypeCommit JobType = "commit"
 	JobTypeStream JobType = "stream"
+	JobTypeMirror JobType = "mirror"
 	JobTypeBackup JobType = "backup"
 	JobTypeCreate JobType = "create"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (JobType) QAPIEnum() []string {
-	return []string{"commit", "stream", "backup", "create"}
+	return []string{"commit", "stream", "mirror", "backup", "create"}
 }
 
 // JobStatus is a state of the job state machine.
@@ -125,6 +126,20 @@ type JobInfo struct {
 	// use. Not in QEMU.
 	XOrphans *int64      `qapi:"x-orphans,features=unstable"`
 	XScratch *JobScratch `qapi:"x-scratch,features=unstable"`
+	// Of a mirror and of a commit of the active layer.
+	XConvergence *JobConvergence `qapi:"x-convergence,features=unstable"`
+}
+
+// JobConvergence tells how a copy fares against those who write to its source.
+// Rates are bytes per second, averages over the last seconds.
+type JobConvergence struct {
+	// What the job copies.
+	CopyRate int64 `qapi:"copy-rate"`
+	// What guests make dirty meanwhile.
+	DirtyRate int64 `qapi:"dirty-rate"`
+	// Seconds until everything is copied, at these rates; absent when they do
+	// not lead there.
+	RemainingTime *int64 `qapi:"remaining-time"`
 }
 
 // BlockJobInfo describes a block job in the older form. Len and Offset are the
@@ -147,8 +162,28 @@ type BlockJobInfo struct {
 	Error        *string             `qapi:"error"`
 	// Requests of a cancelled job that have not returned; its nodes stay in
 	// use. Not in QEMU.
-	XOrphans *int64      `qapi:"x-orphans,features=unstable"`
-	XScratch *JobScratch `qapi:"x-scratch,features=unstable"`
+	XOrphans *int64              `qapi:"x-orphans,features=unstable"`
+	XScratch *JobScratch         `qapi:"x-scratch,features=unstable"`
+	Mirror   *BlockJobInfoMirror `qapi:",case=mirror"`
+}
+
+// BlockJobInfoMirror is what is known of a mirror job besides.
+type BlockJobInfoMirror struct {
+	// The target has all of the source, and guests' writes reach it before they
+	// complete.
+	ActivelySynced bool `qapi:"actively-synced"`
+}
+
+// BlockJobChangeOptions is the argument of block-job-change.
+type BlockJobChangeOptions struct {
+	ID     string                       `qapi:"id"`
+	Type   JobType                      `qapi:"type,discriminator"`
+	Mirror *BlockJobChangeOptionsMirror `qapi:",case=mirror"`
+}
+
+// BlockJobChangeOptionsMirror is what can be changed in a mirror job.
+type BlockJobChangeOptionsMirror struct {
+	CopyMode MirrorCopyMode `qapi:"copy-mode"`
 }
 
 // JobStatusChange is the data of JOB_STATUS_CHANGE.

@@ -35,6 +35,13 @@ func EnterRoots(source, target *blockgraph.Root) func(ctx context.Context) (Ends
 	}
 }
 
+// TryEnter admits a request at a root unless a graph change keeps its gate
+// closed. Data plane; it never waits.
+func TryEnter(r *blockgraph.Root) (blockgraph.Admission, bool) {
+	a, err := r.Enter(noWait)
+	return a, err == nil
+}
+
 // noWait has ended: a gate that is closed refuses it at once.
 var noWait = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -39,10 +39,16 @@ type Options struct {
 	// LeaveIgnored: after an ignored error the piece is left uncopied, and Run
 	// fails with the first such error in the end. Otherwise it is tried again.
 	LeaveIgnored bool
+	// PutOff: after an ignored error the piece is given back to the work (Skip
+	// with failed), which plans it again later.
+	PutOff bool
+	// Window is the engine's.
+	Window int64
 }
 
 // Run copies until nothing is left, and returns nil; or an error whose text is
-// the field's. ctx ends it. Data plane; called once.
+// the field's. ctx ends it. Data plane; called again only after it has ended
+// without orphans.
 func (b *Body) Run(ctx context.Context, j *jobs.Job, w copy.Work, o Options) error {
 	var ignored error
 	engine := copy.NewJob(w, copy.Options{
@@ -52,6 +58,7 @@ func (b *Body) Run(ctx context.Context, j *jobs.Job, w copy.Work, o Options) err
 		FreeZeroes:     o.FreeZeroes,
 		MaxWorkers:     o.MaxWorkers,
 		MaxChunk:       o.MaxChunk,
+		Window:         o.Window,
 		PauseRequested: j.PauseWanted,
 		PausePoint:     j.PausePoint,
 		OnError: func(ctx context.Context, f *copy.Fault) copy.Action {
@@ -66,7 +73,10 @@ func (b *Body) Run(ctx context.Context, j *jobs.Job, w copy.Work, o Options) err
 				}
 				return copy.Retry
 			case qapi.BlockErrorActionIgnore:
-				if !o.LeaveIgnored {
+				switch {
+				case o.PutOff:
+					return copy.Give
+				case !o.LeaveIgnored:
 					return copy.Retry
 				}
 				if ignored == nil {
