@@ -3,6 +3,7 @@ package monitor
 import (
 	"blockd/blockgraph"
 	"blockd/jobs/commit"
+	"blockd/jobs/mirror"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -38,7 +39,11 @@ func (c *blockCommit) prepare(tx *blockgraph.Tx) error {
 		return err
 	}
 	if r.Active {
-		return qapi.Errorf("Committing the active layer, or an image with a writer on it, is not supported")
+		_, err = mirror.NewActiveCommit(tx, mirror.ActiveCommit{
+			Jobs: c.m.jobs, Top: r.Top, Base: r.Base, JobID: c.a.JobID, Speed: c.a.Speed, OnError: c.a.OnError,
+			FilterNodeName: c.a.FilterNodeName, AutoFinalize: c.a.AutoFinalize, AutoDismiss: c.a.AutoDismiss,
+		})
+		return err
 	}
 	_, err = commit.Prepare(tx, c.m.jobs, r, c.a)
 	return err

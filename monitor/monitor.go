@@ -63,6 +63,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerBackup(r)
 	m.registerStream(r)
 	m.registerCommit(r)
+	m.registerMirror(r)
 	m.registerTransaction(r)
 	m.registerJobs(r)
 	m.registerExports(r)

@@ -68,6 +68,8 @@ func (m *Monitor) newAction(a *qapi.TransactionAction, txn *jobs.Txn) action {
 		return nodeAction{"x-blockdev-del", func(tx *blockgraph.Tx) error { return deleteNode(tx, a.XBlockdevDel.NodeName) }}
 	case a.XBlockdevReopen != nil:
 		return nodeAction{"x-blockdev-reopen", func(tx *blockgraph.Tx) error { return reopenNodes(tx, a.XBlockdevReopen) }}
+	case a.XBlockdevMirror != nil:
+		return &blockdevMirror{m, a.XBlockdevMirror}
 	case a.XBlockCommit != nil:
 		return &blockCommit{m, a.XBlockCommit}
 	case a.XBlockExportAdd != nil:

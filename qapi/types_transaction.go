@@ -21,6 +21,7 @@ const (
 	TransactionActionKindXBlockdevAdd            TransactionActionKind = "x-blockdev-add"
 	TransactionActionKindXBlockdevDel            TransactionActionKind = "x-blockdev-del"
 	TransactionActionKindXBlockdevReopen         TransactionActionKind = "x-blockdev-reopen"
+	TransactionActionKindXBlockdevMirror         TransactionActionKind = "x-blockdev-mirror"
 	TransactionActionKindXBlockCommit            TransactionActionKind = "x-block-commit"
 	TransactionActionKindXBlockExportAdd         TransactionActionKind = "x-block-export-add"
 	TransactionActionKindXBlockStream            TransactionActionKind = "x-block-stream"
@@ -31,7 +32,7 @@ func (TransactionActionKind) QAPIEnum() []string {
 	return []string{"abort",
 		"block-dirty-bitmap-add", "block-dirty-bitmap-clear", "block-dirty-bitmap-disable", "block-dirty-bitmap-enable", "block-dirty-bitmap-merge", "block-dirty-bitmap-remove",
 		"blockdev-backup", "blockdev-snapshot", "blockdev-snapshot-sync", "drive-backup",
-		"x-block-commit", "x-block-export-add", "x-block-stream", "x-blockdev-add", "x-blockdev-del", "x-blockdev-reopen"}
+		"x-block-commit", "x-block-export-add", "x-block-stream", "x-blockdev-add", "x-blockdev-del", "x-blockdev-mirror", "x-blockdev-reopen"}
 }
 
 // QAPIEnumFeatures gives the features of single values.
@@ -40,7 +41,7 @@ func (TransactionActionKind) QAPIEnumFeatures() map[string][]string {
 	return map[string][]string{
 		"drive-backup":   {"deprecated"},
 		"x-block-commit": unstable, "x-block-export-add": unstable, "x-block-stream": unstable,
-		"x-blockdev-add": unstable, "x-blockdev-del": unstable, "x-blockdev-reopen": unstable,
+		"x-blockdev-add": unstable, "x-blockdev-del": unstable, "x-blockdev-mirror": unstable, "x-blockdev-reopen": unstable,
 	}
 }
 
@@ -81,6 +82,7 @@ type TransactionAction struct {
 	XBlockdevAdd    *BlockdevOptions    `qapi:",case=x-blockdev-add,wrap"`
 	XBlockdevDel    *BlockdevDelArg     `qapi:",case=x-blockdev-del,wrap"`
 	XBlockdevReopen *BlockdevReopenArg  `qapi:",case=x-blockdev-reopen,wrap"`
+	XBlockdevMirror *BlockdevMirror     `qapi:",case=x-blockdev-mirror,wrap"`
 	XBlockCommit    *BlockCommitArg     `qapi:",case=x-block-commit,wrap"`
 	XBlockExportAdd *BlockExportOptions `qapi:",case=x-block-export-add,wrap"`
 	XBlockStream    *BlockStreamArg     `qapi:",case=x-block-stream,wrap"`

@@ -1,0 +1,149 @@
+package mirror
+
+import (
+	"syscall"
+
+	"blockd/blockgraph"
+	"blockd/filters/mirrortop"
+	"blockd/ioengine"
+	"blockd/jobs/chain"
+	"blockd/jobs/copy"
+	"blockd/jobs/transfer"
+	"blockd/qapi"
+)
+
+// This file is the change of the graph that ends the job.
+
+// Prepare copies what is still dirty while nobody writes, and pivots if the job
+// was completed.
+func (m *mirror) Prepare(tx *blockgraph.Tx) error {
+	if err := tx.Drain(m.node, m.source, m.target); err != nil {
+		return err
+	}
+	if err := m.copyRest(tx); err != nil {
+		return transfer.Error(err)
+	}
+	m.job.Progress().SetRemaining(0)
+	return m.leave(tx, true)
+}
+
+// copyRest makes the target what the source is. Both are drained.
+func (m *mirror) copyRest(tx *blockgraph.Tx) error {
+	if m.source.Size() == 0 {
+		return nil
+	}
+	dirty := m.filter.Dirty()
+	ends := copy.Ends{Source: m.node.Child(mirrortop.Edge), Target: tx.DrainedEdge(m.targetRoot)}
+	if dirty.Count() > 0 {
+		most := max(1<<20, m.filter.Granularity())
+		b := ioengine.Bounce(int(most))
+		defer b.Release()
+		for off, size := int64(0), m.source.Size(); ; {
+			start, n, ok := dirty.NextDirty(off, size)
+			if !ok {
+				break
+			}
+			n = min(n, most)
+			if _, err := copy.CopyRange(tx.Context(), ends, start, n, copy.Data, b.Bytes(), 0, 0, 0); err != nil {
+				return err
+			}
+			dirty.Clear(start, n)
+			m.copied(n)
+			off = start + n
+		}
+	}
+	return ends.Target.Flush(tx.Context())
+}
+
+// Clean gives up what the job holds.
+func (m *mirror) Clean(tx *blockgraph.Tx) error {
+	if m.left != tx {
+		if err := m.leave(tx, false); err != nil {
+			return err
+		}
+	}
+	if m.readOnly && !m.pivoted {
+		return chain.MakeReadOnly(tx, m.target)
+	}
+	return nil
+}
+
+// leave takes the filter out of the graph and ends the job's use of its nodes.
+// After a success it gives the target its backing file, and if the job was
+// completed the place of the source.
+func (m *mirror) leave(tx *blockgraph.Tx, success bool) error {
+	was := m.left
+	m.left = tx
+	tx.OnAbort(func() { m.left, m.pivoted = was, false })
+	if m.thaw != nil {
+		m.thaw(tx)
+	}
+	m.filter.SetStopped(true)
+	tx.OnAbort(func() { m.filter.SetStopped(false) })
+	for _, r := range m.users {
+		if err := tx.CloseRoot(r); err != nil {
+			return err
+		}
+	}
+	for _, n := range m.blocked {
+		tx.Unblock(n, m.blocker)
+	}
+	tx.RemoveMarker(m.source, m.filter)
+	if success {
+		if err := m.giveBacking(tx); err != nil {
+			return transfer.Error(err)
+		}
+		if m.completing.Load() {
+			if err := m.pivot(tx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := tx.ReplaceNode(m.node, chain.Below(tx, m.node)); err != nil {
+		return err
+	}
+	return tx.SetChild(m.node, mirrortop.Edge, 0, nil)
+}
+
+// giveBacking attaches the backing file that the target was made without.
+func (m *mirror) giveBacking(tx *blockgraph.Tx) error {
+	image := chain.SkipFilters(tx, m.target)
+	switch m.backing {
+	case HeaderBacking:
+		return tx.OpenBacking(image)
+	case SourceBacking:
+		var backing *blockgraph.Node
+		switch m.sync {
+		case qapi.MirrorSyncModeNone:
+			backing = m.source
+		case qapi.MirrorSyncModeTop:
+			backing = chain.SkipFilters(tx, belowOverlay(tx, m.source))
+		}
+		if backing == nil && tx.State(image).Backing() == nil {
+			return nil
+		}
+		return tx.SetChild(image, "backing", blockgraph.RoleCOW, backing)
+	}
+	return nil
+}
+
+// pivot puts the target into the place of the source, or of the node that the
+// user named.
+func (m *mirror) pivot(tx *blockgraph.Tx) error {
+	from := m.source
+	if m.replaces != nil {
+		from = m.toReplace
+	}
+	if from == nil || tx.Find(from.Name()) != from || !canReplace(tx, m.source, from) {
+		return transfer.Error(blockgraph.Errorf(syscall.EPERM, "the node to be replaced is not what it was"))
+	}
+	readOnly := tx.State(from).ReadOnly
+	if err := tx.ReplaceNode(from, m.target); err != nil {
+		return transfer.Error(blockgraph.Errorf(syscall.EPERM, "%s", err))
+	}
+	m.pivoted = true
+	if readOnly && !tx.State(m.target).ReadOnly {
+		return tx.SetReadOnly(m.target, true)
+	}
+	return nil
+}

@@ -1,0 +1,184 @@
+package mirror
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"blockd/blockgraph"
+	"blockd/filters/mirrortop"
+	"blockd/jobs"
+	"blockd/jobs/transfer"
+	"blockd/qapi"
+)
+
+// mirror is the driver of the job.
+type mirror struct {
+	transfer.Body
+
+	// Set up before the start.
+	typ            qapi.JobType
+	sync           qapi.MirrorSyncMode
+	backing        Backing
+	onRead, onCopy qapi.BlockdevOnError
+	unmap          bool
+	buffer         int64 // bytes in flight
+	zeroTarget     bool  // it has to be made to read as zeroes where the source does
+	targetIsZero   bool  // it does
+	countAllocated bool  // zeroing the rest is not worth telling as progress
+	fresh          bool  // it was made for this job
+	zeroAsData     bool  // it cannot hide a later backing file with zeroes
+	replaces       *string
+	commit         bool
+	readOnly       bool // the base of a commit was, and is to be again
+	blockAfter     time.Duration
+
+	job            *jobs.Job
+	filter         *mirrortop.Filter
+	node           *blockgraph.Node // the filter's
+	source, target *blockgraph.Node
+	base           *blockgraph.Node // what is below it is not copied; nil: everything is
+	main           *blockgraph.Root // over the filter
+	targetRoot     *blockgraph.Root
+	users          []*blockgraph.Root
+	blocker        *blockgraph.Blocker
+	blocked        []*blockgraph.Node
+	thaw           func(tx *blockgraph.Tx)
+
+	// Any goroutine.
+	inFlight   atomic.Int64  // bytes that are being copied and no longer marked
+	wake       chan struct{} // capacity 1: something changed for the body
+	completing atomic.Bool   // asked to complete
+	leaving    atomic.Bool   // asked to end without a pivot
+	blocking   atomic.Bool   // the copy mode that the user chose is write-blocking
+	isReady    atomic.Bool
+	begun      atomic.Bool // what there is to copy is known
+	mu         sync.Mutex
+	failure    error // what ends the job
+	give       context.CancelFunc
+	pace       pace
+
+	toReplace *blockgraph.Node // control plane
+
+	// Held by the graph's token; the body reads what it has set.
+	surveyed bool           // what is dirty is known: writes may be synchronous
+	final    bool           // the job is to end: they shall be
+	pivoted  bool           // the target has taken the source's place
+	left     *blockgraph.Tx // the change that has taken the filter out
+
+	unforced int // of the body: passes that left something dirty since then
+}
+
+// poke has the body look at what has changed.
+func (m *mirror) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Kick implements jobs.Kicker.
+func (m *mirror) Kick() {
+	m.Body.Kick()
+	m.poke()
+}
+
+// Busy implements jobs.Busier.
+func (m *mirror) Busy() bool { return m.Usage().Steps > 0 }
+
+// Drained implements jobs.Orphaner: neither a step nor a guest's write is under
+// way to the target.
+func (m *mirror) Drained() <-chan struct{} {
+	steps, writes := m.Body.Drained(), m.filter.Rest()
+	if writes == nil {
+		return steps
+	}
+	select {
+	case <-steps:
+		return writes
+	default:
+	}
+	if steps == nil { // it never came to a step
+		return writes
+	}
+	both := make(chan struct{})
+	go func() { // ends with the last request, which nobody can hasten
+		<-steps
+		<-writes
+		close(both)
+	}()
+	return both
+}
+
+// Orphans implements jobs.Orphaner.
+func (m *mirror) Orphans() int { return m.Body.Orphans() + m.filter.Writes() }
+
+// Complete implements jobs.Completer.
+func (m *mirror) Complete() error {
+	if m.replaces != nil {
+		n := m.job.Set().Graph().Node(*m.replaces)
+		if n == nil {
+			return qapi.Errorf("Node name '%s' not found", *m.replaces)
+		}
+		m.toReplace = n
+	}
+	m.completing.Store(true)
+	m.poke()
+	return nil
+}
+
+// Cancel implements jobs.SoftCanceller: a job that is ready completes without a
+// pivot unless it is forced.
+func (m *mirror) Cancel(force bool) bool {
+	if s := m.job.Status(); s != qapi.JobStatusReady && s != qapi.JobStatusStandby {
+		force = true
+	}
+	if force {
+		m.filter.Abandon()
+	} else {
+		m.leaving.Store(true)
+		m.poke()
+	}
+	return force
+}
+
+// Refresh implements jobs.Informer.
+func (m *mirror) Refresh() {
+	if m.begun.Load() {
+		m.job.Progress().SetRemaining(m.filter.Dirty().Count() + max(0, m.inFlight.Load()))
+	}
+}
+
+// JobInfo implements jobs.Informer.
+func (m *mirror) JobInfo(info *qapi.JobInfo) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if left := m.filter.Dirty().Count() + m.inFlight.Load(); m.begun.Load() {
+		m.pace.sample(left)
+		info.XConvergence = m.pace.estimate(left)
+	}
+}
+
+// BlockJobInfo implements jobs.Informer.
+func (m *mirror) BlockJobInfo(info *qapi.BlockJobInfo) {
+	if m.typ == qapi.JobTypeMirror {
+		info.Mirror = &qapi.BlockJobInfoMirror{ActivelySynced: m.filter.Synced()}
+	}
+}
+
+// fail ends the job with an error. Any goroutine.
+func (m *mirror) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.failure == nil {
+		m.failure = err
+		m.give()
+	}
+}
+
+func (m *mirror) failed() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.failure
+}
