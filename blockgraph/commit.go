@@ -178,6 +178,7 @@ func (tx *Tx) publish(dead []*Node) {
 	for r, p := range tx.rested {
 		r.rested = p
 	}
+	tx.publishIothreads(dead)
 	for e, p := range tx.perms {
 		e.setPerms(p[0], p[1])
 	}
@@ -247,6 +248,7 @@ func (tx *Tx) forget() {
 	clear(tx.owned)
 	clear(tx.inherits)
 	clear(tx.rested)
+	clear(tx.iothreads)
 	clear(tx.blockers)
 	tx.dying = nil
 	tx.newNodes, tx.newRoots, tx.oldRoots, tx.touched = nil, nil, nil, nil
@@ -352,6 +354,7 @@ func (tx *Tx) end() {
 	for r := range tx.drained {
 		r.gate.open()
 	}
+	tx.releaseIothreads()
 }
 
 // refresh computes permissions from the given nodes down to wherever they

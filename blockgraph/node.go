@@ -45,6 +45,7 @@ type Node struct {
 	// node's own do not say is as in the parent's, and a reopen of the parent
 	// concerns it, too. It is nil for a node defined by itself.
 	inherits  *Node      //blockd:global
+	iothread  *Iothread  //blockd:global
 	blockers  []*Blocker //blockd:global
 	published bool       //blockd:global
 	seq       uint64     // order among the named nodes

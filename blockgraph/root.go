@@ -25,6 +25,8 @@ type Root struct {
 	perm, shared Perm
 	stay         bool   // keeps its node when that is replaced elsewhere
 	job          string // the id of the job that it belongs to, or ""
+	// fixedIothread: its node stays in its thread.
+	fixedIothread bool
 	// allowInactive: it may lose its permissions while its node is inactive.
 	allowInactive bool
 	rested        *[2]Perm // what it has as soon as its node is active again, or nil

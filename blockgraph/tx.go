@@ -20,18 +20,20 @@ type Tx struct {
 	ctx   context.Context
 	cause Cause
 
-	states   map[*Node]*NodeState // staged
-	added    map[*Node][]*Edge    // staged parents of a node
-	removed  map[*Edge]struct{}
-	perms    map[*Edge][2]Perm  // staged permissions of published edges
-	owned    map[*Node]bool     // staged monitor references
-	inherits map[*Node]*Node    // staged Node.inherits
-	rested   map[*Root]*[2]Perm // staged Root.rested
-	blockers map[*Node][]*Blocker
-	touched  []*Node // whose users changed
-	drained  map[*Root]struct{}
-	quiesced []Quiescer
-	locked   map[*Node]struct{} // whose drivers were told of staged permissions
+	states    map[*Node]*NodeState // staged
+	added     map[*Node][]*Edge    // staged parents of a node
+	removed   map[*Edge]struct{}
+	perms     map[*Edge][2]Perm   // staged permissions of published edges
+	owned     map[*Node]bool      // staged monitor references
+	inherits  map[*Node]*Node     // staged Node.inherits
+	rested    map[*Root]*[2]Perm  // staged Root.rested
+	iothreads map[*Node]*Iothread // staged Node.iothread
+	threads   []*Iothread         // that this change gives or takes users
+	blockers  map[*Node][]*Blocker
+	touched   []*Node // whose users changed
+	drained   map[*Root]struct{}
+	quiesced  []Quiescer
+	locked    map[*Node]struct{} // whose drivers were told of staged permissions
 
 	published bool // the commit has begun
 	// orphans is closed when nodes that did not close in time have; nil: all did.
@@ -59,7 +61,7 @@ func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
 		g: g, ctx: ctx, cause: cause,
 		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
-		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
 		locked: map[*Node]struct{}{},
 	}
 }
@@ -235,6 +237,11 @@ func (tx *Tx) replaceChild(parent *Node, name string, role Role, child *Node) er
 	if child != nil && tx.State(child).Inactive && !tx.State(parent).Inactive {
 		return qapi.Errorf("Inactive '%s' can't be a %s child of active '%s'", child.name, name, parent.name)
 	}
+	if child != nil {
+		if err := tx.joinIothreads(parent, child); err != nil {
+			return err
+		}
+	}
 	if i >= 0 {
 		tx.dropEdge(edges[i])
 	}
@@ -364,6 +371,8 @@ type RootOptions struct {
 	StayAtNode bool
 	// Job is the id of the job that the root belongs to, or "".
 	Job string
+	// FixedIothread: the node must stay in the thread that it is in.
+	FixedIothread bool
 	// AllowInactive: the root may lose its permissions while its node is inactive.
 	AllowInactive bool
 }
@@ -371,7 +380,7 @@ type RootOptions struct {
 // NewRoot makes a root over a node.
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	tx.g.seq++
-	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, stay: o.StayAtNode, job: o.Job}
+	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, fixedIothread: o.FixedIothread, stay: o.StayAtNode, job: o.Job}
 	if r.name == "" {
 		r.name = "root"
 	}

@@ -26,8 +26,9 @@ type Options struct {
 	// Deleted is told of an export that is gone (BLOCK_EXPORT_DELETED). It runs
 	// on the loop and must not wait.
 	Deleted func(id string)
-	// HasIothread tells whether an iothread of that id exists; nil: none does.
-	HasIothread func(id string) bool
+	// Iothread finds an iothread, which is in use until release; nil: there are
+	// none.
+	Iothread func(id string) (release func(), ok bool)
 	// Bitmap returns the metadata context of a dirty bitmap for an export of
 	// n, within the change that adds the export; release undoes what keeps the
 	// bitmap. nil: there are no bitmaps.
@@ -109,8 +110,8 @@ func (r *Registry) AddIn(tx *blockgraph.Tx, o *qapi.BlockExportOptions) error {
 	if isOn(o.Writable) && tx.State(n).ReadOnly {
 		return qapi.Errorf("Cannot export read-only node as writable")
 	}
-	if o.Iothread != nil && (r.HasIothread == nil || !r.HasIothread(*o.Iothread)) {
-		return qapi.Errorf("iothread \"%s\" not found", *o.Iothread)
+	if err := r.enterIothread(tx, n, o); err != nil {
+		return err
 	}
 	return r.addNBD(tx, n, o)
 }
@@ -129,6 +130,26 @@ func (r *Registry) stage(tx *blockgraph.Tx, s staged) {
 	tx.OnAbort(over)
 }
 
+// enterIothread has the export's node belong to the export's thread, if the
+// node's other users let it. An export that insists on its thread fails else.
+func (r *Registry) enterIothread(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockExportOptions) error {
+	if o.Iothread == nil {
+		return nil
+	}
+	var release func()
+	ok := false
+	if r.Iothread != nil {
+		release, ok = r.Iothread(*o.Iothread)
+	}
+	if !ok {
+		return qapi.Errorf("iothread \"%s\" not found", *o.Iothread)
+	}
+	if err := tx.SetIothread(n, tx.UseIothread(*o.Iothread, release)); isOn(o.FixedIothread) {
+		return err
+	}
+	return nil
+}
+
 // addNBD makes the root and the export, which clients can see from the commit
 // on.
 func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockExportOptions) error {
@@ -144,7 +165,7 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 		}
 	}
 	// Clients are told the size once.
-	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize, Label: "export " + o.ID, AllowInactive: isOn(o.AllowInactive)})
+	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize, Label: "export " + o.ID, AllowInactive: isOn(o.AllowInactive), FixedIothread: isOn(o.FixedIothread)})
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,9 @@ type Config struct {
 	// CreateFile makes files; Formats writes formats into them, by driver name.
 	CreateFile FileCreator
 	Formats    map[string]FormatCreator
+	// Iothread finds an iothread, which is in use until release; nil: there are
+	// none.
+	Iothread func(id string) (release func(), ok bool)
 }
 
 // Monitor has the handlers of the block layer's commands.
@@ -55,6 +58,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerBackingFile(r)
 	m.registerThreshold(r)
 	m.registerActive(r)
+	m.registerIothread(r)
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerCreate(r)

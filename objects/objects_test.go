@@ -50,7 +50,7 @@ func TestObjectInUseIsKept(t *testing.T) {
 	if err := r.Delete("io"); err != nil {
 		t.Fatal(err)
 	}
-	if r.HasIothread("io") {
+	if _, ok := Lookup[*IOThread](r, "io"); ok {
 		t.Fatal("still there")
 	}
 }
@@ -58,8 +58,11 @@ func TestObjectInUseIsKept(t *testing.T) {
 func TestLookupsTellTypesApart(t *testing.T) {
 	r := New(clock.NewVirtual())
 	add(t, r, "throttle-group,id=tg")
-	if _, ok := Lookup[*Secret](r, "tg"); ok || r.HasIothread("tg") {
-		t.Error("a throttle group passes for something else")
+	if _, ok := Lookup[*Secret](r, "tg"); ok {
+		t.Error("a throttle group passes for a secret")
+	}
+	if _, ok := Lookup[*IOThread](r, "tg"); ok {
+		t.Error("a throttle group passes for a thread")
 	}
 	if _, _, ok := Acquire[*Secret](r, "tg"); ok {
 		t.Error("acquired as something else")

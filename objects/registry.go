@@ -204,9 +204,3 @@ func Acquire[T Object](r *Registry, id string) (obj T, release func(), ok bool) 
 	})
 	return obj, release, true
 }
-
-// HasIothread tells whether there is an iothread of that id.
-func (r *Registry) HasIothread(id string) bool {
-	_, ok := Lookup[*IOThread](r, id)
-	return ok
-}

@@ -366,6 +366,21 @@ type XBlockdevChangeArg struct {
 	Node *string `qapi:"node"`
 }
 
+// StrOrNull is a string or null.
+type StrOrNull struct {
+	Name *string `qapi:",alt"`
+	Null *Null   `qapi:",alt"`
+}
+
+// XBlockdevSetIothreadArg is the argument of x-blockdev-set-iothread.
+type XBlockdevSetIothreadArg struct {
+	NodeName string `qapi:"node-name"`
+	// The object's id; null: the main thread.
+	Iothread StrOrNull `qapi:"iothread"`
+	// Do so although the node has users. Default false.
+	Force *bool `qapi:"force"`
+}
+
 // BlockResizeArg is the argument of block_resize.
 type BlockResizeArg struct {
 	Device   *string `qapi:"device"`

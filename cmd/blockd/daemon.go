@@ -180,14 +180,14 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 	d.jobs = jobs.New(d.graph, real, emit)
 	d.exports = exports.New(exports.Options{
 		Graph: d.graph, Clock: real, Ready: d.ready,
-		Deleted:     func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
-		HasIothread: d.objects.HasIothread,
-		TakeFD:      takeSocket,
-		TLS:         d.objects.TLSServer,
+		Deleted:  func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
+		Iothread: d.useIothread,
+		TakeFD:   takeSocket,
+		TLS:      d.objects.TLSServer,
 	})
 	d.monitor = monitor.New(monitor.Config{
 		Graph: d.graph, Jobs: d.jobs, Exports: d.exports, Scratch: room,
-		CreateFile: drivers.createFile, Formats: drivers.formats,
+		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.useIothread,
 	})
 	qmp.RegisterCommands(registry)
 	objects.RegisterCommands(registry, d.objects)
@@ -380,4 +380,10 @@ func within(ctx context.Context, f func()) bool {
 			return false
 		}
 	}
+}
+
+// useIothread finds an iothread, which cannot be deleted until release.
+func (d *daemon) useIothread(id string) (release func(), ok bool) {
+	_, release, ok = objects.Acquire[*objects.IOThread](d.objects, id)
+	return release, ok
 }
