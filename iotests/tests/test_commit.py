@@ -390,6 +390,21 @@ class Overlap(CommitCase):
         self.finalize()
         self.assert_result()
 
+    def test_stream_below_a_commit_of_the_active_layer(self) -> None:
+        self.open_chain()
+        self.qmp.cmd("block-stream", job_id="s", device="mid", base_node="base", speed=64 * KiB)
+        self.qmp.cmd("block-commit", job_id="c", device="top", base_node="high")
+        self.qmp.wait_event("BLOCK_JOB_READY", {"device": "c"})
+        self.unthrottle("s")
+        self.wait_status("s", "null")
+        self.qmp.cmd("job-complete", id="c")
+        self.wait_status("c", "null")
+        self.assert_job_sequence("s", SUCCESS)
+        self.assertNotIn("error", self.completed_event("c"))
+        self.assert_chain("high", "mid", "base")
+        self.contents["high"] = self.contents["top"]
+        self.assert_contents("high", "mid")
+
     def test_two_commits_in_one_chain(self) -> None:
         self.open_chain()
         self.add_node("over", self.create_image("over", SIZE, backing=self.path("top")), backing="top")
@@ -403,6 +418,29 @@ class Overlap(CommitCase):
         self.qmp.cmd("job-finalize", id="c")
         self.wait_status("c", "null")
         self.assert_contents("top", "mid")
+
+
+class Active(CommitCase):
+    """A commit whose top may change goes on until it is completed."""
+
+    def test_an_image_with_a_writer_on_it(self) -> None:
+        self.open_chain()
+        self.export("high")
+        self.qmp.cmd("block-commit", job_id="j", device="top", top_node="high", base_node="low")
+        self.qmp.wait_event("BLOCK_JOB_READY", {"device": "j"})
+        guest = self.guest("high")
+        data = self.random_bytes(64 * KiB, 77)
+        guest.write(SIZE - len(data), data)
+        guest.close()
+        self.qmp.cmd("job-complete", id="j")
+        self.wait_status("j", "null")
+        self.assertNotIn("error", self.completed_event("j"))
+        self.assert_chain("top", "low", "base")
+        for name in ("top", "high"):
+            self.contents[name] = self.contents[name][: -len(data)] + data
+        self.unexport("exp-high")
+        self.contents["low"] = self.contents["high"]
+        self.assert_contents("low")
 
 
 class Refusals(CommitCase):
