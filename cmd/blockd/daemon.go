@@ -294,8 +294,8 @@ func (d *daemon) apply(ctx context.Context, o option) error {
 	return nil
 }
 
-// closeTime is how long the end waits for jobs, and for clients to read their
-// last replies.
+// closeTime is how long the end waits at most for exports, for jobs, for images
+// to close, and for clients to read their last replies, each.
 const closeTime = 30 * time.Second
 
 // endContext is what an end runs in.
@@ -316,7 +316,9 @@ func (d *daemon) endWork() {
 	if err := d.exports.Close(ctx); err != nil {
 		complain(err.Error())
 	}
-	if err := d.jobs.Shutdown(ctx); err != nil {
+	rest, cancel := endContext() // what exports took is not the jobs' fault
+	defer cancel()
+	if err := d.jobs.Shutdown(rest); err != nil {
 		complain(err.Error())
 	}
 	close(d.stopped)
