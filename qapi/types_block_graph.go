@@ -11,6 +11,8 @@ type BlockdevDriver string
 // Values of BlockdevDriver.
 const (
 	BlockdevDriverBlkdebug        BlockdevDriver = "blkdebug"
+	BlockdevDriverBlklogwrites    BlockdevDriver = "blklogwrites"
+	BlockdevDriverBlkverify       BlockdevDriver = "blkverify"
 	BlockdevDriverCompress        BlockdevDriver = "compress"
 	BlockdevDriverCopyBeforeWrite BlockdevDriver = "copy-before-write"
 	BlockdevDriverCopyOnRead      BlockdevDriver = "copy-on-read"
@@ -29,7 +31,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockdevDriver) QAPIEnum() []string {
-	return []string{"blkdebug", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "quorum", "raw", "snapshot-access", "throttle"}
+	return []string{"blkdebug", "blklogwrites", "blkverify", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "quorum", "raw", "snapshot-access", "throttle"}
 }
 
 // BlockdevDiscardOptions tells what becomes of discard requests.
@@ -134,6 +136,8 @@ type BlockdevOptions struct {
 	// Default off.
 	DetectZeroes    *BlockdevDetectZeroesOptions  `qapi:"detect-zeroes"`
 	Blkdebug        *BlockdevOptionsBlkdebug      `qapi:",case=blkdebug"`
+	Blklogwrites    *BlockdevOptionsBlklogwrites  `qapi:",case=blklogwrites"`
+	Blkverify       *BlockdevOptionsBlkverify     `qapi:",case=blkverify"`
 	Compress        *BlockdevOptionsGenericFormat `qapi:",case=compress"`
 	CopyBeforeWrite *BlockdevOptionsCbw           `qapi:",case=copy-before-write"`
 	CopyOnRead      *BlockdevOptionsCor           `qapi:",case=copy-on-read"`

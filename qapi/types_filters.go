@@ -73,3 +73,24 @@ type QuorumReportBad struct {
 	SectorNum    int64 `qapi:"sector-num"`
 	SectorsCount int64 `qapi:"sectors-count"`
 }
+
+// BlockdevOptionsBlklogwrites are the options of blklogwrites.
+type BlockdevOptionsBlklogwrites struct {
+	File BlockdevRef `qapi:"file"`
+	// Where the log goes.
+	Log BlockdevRef `qapi:"log"`
+	// Bytes; a power of two. Default 512.
+	LogSectorSize *uint32 `qapi:"log-sector-size"`
+	// Continue an existing log. Default false.
+	LogAppend *bool `qapi:"log-append"`
+	// Entries after which the superblock is written anew. Default 4096.
+	LogSuperUpdateInterval *uint64 `qapi:"log-super-update-interval"`
+}
+
+// BlockdevOptionsBlkverify are the options of blkverify.
+type BlockdevOptionsBlkverify struct {
+	// The image under test.
+	Test BlockdevRef `qapi:"test"`
+	// The copy to compare it with.
+	Raw BlockdevRef `qapi:"raw"`
+}

@@ -11,6 +11,8 @@ import (
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/filters/blkdebug"
+	"blockd/filters/blklogwrites"
+	"blockd/filters/blkverify"
 	"blockd/filters/compress"
 	"blockd/filters/copybeforewrite"
 	"blockd/filters/copyonread"
@@ -51,7 +53,7 @@ func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
 	}))
 	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Credentials: d.objects.TLSClient, Log: slog.Default()}))
 	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects),
-		compress.Type(), preallocate.Type(), snapshotaccess.Type(),
+		blklogwrites.Type(), blkverify.Type(), compress.Type(), preallocate.Type(), snapshotaccess.Type(),
 		quorum.Type(d.qmp.Hub().Emit))
 	return drivers{
 		types:      types,

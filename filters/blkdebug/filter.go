@@ -2,7 +2,6 @@ package blkdebug
 
 import (
 	"context"
-	"sync/atomic"
 
 	"blockd/blockgraph"
 	"blockd/filters/pass"
@@ -17,9 +16,7 @@ type Filter struct {
 
 	take, unshare blockgraph.Perm
 
-	// How many changes have been asked for, and how many of them a flush has
-	// made durable: errors hit only flushes that have something to do.
-	changes, flushed atomic.Int64
+	changes pass.Changes // errors hit only flushes that have something to do
 }
 
 // ReadV implements blockgraph.Driver.
@@ -32,7 +29,7 @@ func (f *Filter) ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flag
 
 // WriteV implements blockgraph.Driver.
 func (f *Filter) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
-	defer f.changes.Add(1)
+	defer f.changes.Made()
 	if err := f.rules.check(ioWrite, off, v.Len()); err != nil {
 		return err
 	}
@@ -45,7 +42,7 @@ func (f *Filter) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 	if n < max(f.limits.RequestAlignment, f.limits.ZeroAlignment) {
 		return blockgraph.ErrNotSupported
 	}
-	defer f.changes.Add(1)
+	defer f.changes.Made()
 	if err := f.rules.check(ioWriteZeroes, off, n); err != nil {
 		return err
 	}
@@ -54,7 +51,7 @@ func (f *Filter) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 
 // Discard implements blockgraph.Driver.
 func (f *Filter) Discard(ctx context.Context, off, n int64) error {
-	defer f.changes.Add(1)
+	defer f.changes.Made()
 	if err := f.rules.check(ioDiscard, off, n); err != nil {
 		return err
 	}
@@ -63,22 +60,22 @@ func (f *Filter) Discard(ctx context.Context, off, n int64) error {
 
 // Flush implements blockgraph.Driver.
 func (f *Filter) Flush(ctx context.Context) error {
-	changes := f.changes.Load()
-	if changes != f.flushed.Load() {
+	changes, pending := f.changes.Pending()
+	if pending {
 		if err := f.rules.check(ioFlush, 0, 0); err != nil {
 			return err
 		}
 	}
 	err := f.Below().Flush(ctx)
 	if err == nil {
-		f.flushed.Store(changes)
+		f.changes.Flushed(changes)
 	}
 	return err
 }
 
 // Truncate implements blockgraph.Truncater.
 func (f *Filter) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
-	defer f.changes.Add(1)
+	defer f.changes.Made()
 	return f.Below().Truncate(ctx, size, exact, prealloc, zeroed)
 }
 

@@ -43,6 +43,12 @@ func driverType(name string, clk clock.Clock) *blockgraph.DriverType {
 		PlainFilename: func(o *qapi.BlockdevOptions) (string, bool) {
 			return name + "://", strongOptions(o) == nil
 		},
+		ParseFilename: func(given string, _ func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error) {
+			if given != name+"://" {
+				return nil, qapi.Errorf("The only allowed filename for this driver is '%s://'", name)
+			}
+			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriver(name), Null: &qapi.BlockdevOptionsNull{}}, nil
+		},
 	}
 }
 

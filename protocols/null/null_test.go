@@ -67,6 +67,18 @@ func TestNamesAreTheFieldsOnes(t *testing.T) {
 	}
 }
 
+func TestFilenameIsUnderstood(t *testing.T) {
+	g := newGraph(t, clock.Real())
+	ref, _, err := g.ParseFilename("null-aio://")
+	if err != nil || ref.Definition.Driver != "null-aio" {
+		t.Error(ref.Definition, err)
+	}
+	const text = "The only allowed filename for this driver is 'null-co://'"
+	if _, _, err := g.ParseFilename("null-co://x"); err == nil || err.Error() != text {
+		t.Error(err)
+	}
+}
+
 func TestReadsNeverShowOldMemoryAndOnlyReadZeroesCountsAsZero(t *testing.T) {
 	g := newGraph(t, clock.Real())
 	for _, zeroes := range []bool{false, true} {
