@@ -185,6 +185,22 @@ func (q *Quorum) readFirst(ctx context.Context, off int64, v *blockgraph.IOVec) 
 	return err
 }
 
+// CanReplace tells whether a node that shows what the quorum shows may take the
+// place of one of its children: of one that nobody else sees. A job's own use of
+// it does not count.
+func (q *Quorum) CanReplace(tx *blockgraph.Tx, child *blockgraph.Node) bool {
+	mine := false
+	for _, e := range tx.Parents(child) {
+		switch r := e.Root(); {
+		case e.Parent() == q.node:
+			mine = true
+		case r == nil || r.Job() == "":
+			return false
+		}
+	}
+	return mine
+}
+
 // ballot is what the children answered to a read.
 type ballot struct {
 	children []*blockgraph.Edge
