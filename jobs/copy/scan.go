@@ -20,7 +20,11 @@ type scan struct {
 	// under an admission at root.
 	status func(ctx context.Context, top *blockgraph.Node, off, n int64) (Piece, error)
 
-	cursor int64 // of the planner
+	// Of the planner. The latest answer of status may describe far more than one
+	// piece, and serves all of them: what is to be read does not change, and a
+	// copy into an image that does decides for itself.
+	cursor int64
+	extent Piece
 }
 
 // Unit implements Work.
@@ -31,21 +35,20 @@ func (w *scan) Next(ctx context.Context, l Limit) (Piece, error) {
 	if w.cursor >= w.length {
 		return Piece{}, nil
 	}
-	a, err := w.root.Enter(ctx)
-	if err != nil {
-		return Piece{}, err
-	}
-	defer a.Leave()
 	off := w.cursor
-	p, err := w.status(ctx, a.Node(), off, w.length-off)
-	if err != nil {
-		if ctx.Err() != nil {
-			return Piece{}, ctx.Err()
+	if off >= w.extent.Off+w.extent.N {
+		extent, err := w.ask(ctx, off)
+		if err != nil {
+			if ctx.Err() != nil {
+				return Piece{}, ctx.Err()
+			}
+			n := min(l.Data, w.length-off)
+			w.cursor += n
+			return Piece{}, &Fault{Op: Read, Off: off, N: n, Err: err}
 		}
-		n := min(l.Data, w.length-off)
-		w.cursor += n
-		return Piece{}, &Fault{Op: Read, Off: off, N: n, Err: err}
+		w.extent = extent
 	}
+	p := Piece{Off: off, N: w.extent.Off + w.extent.N - off, Kind: w.extent.Kind}
 	switch p.Kind {
 	case Data:
 		p.N = w.cut(off, p.N, l.Data)
@@ -54,6 +57,16 @@ func (w *scan) Next(ctx context.Context, l Limit) (Piece, error) {
 	}
 	w.cursor += p.N
 	return p, nil
+}
+
+// ask has status describe the range at off.
+func (w *scan) ask(ctx context.Context, off int64) (Piece, error) {
+	a, err := w.root.Enter(ctx)
+	if err != nil {
+		return Piece{}, err
+	}
+	defer a.Leave()
+	return w.status(ctx, a.Node(), off, w.length-off)
 }
 
 // cut shortens a piece to the limit, ending at a multiple of the unit where
