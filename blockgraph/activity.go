@@ -86,6 +86,9 @@ func (tx *Tx) inactivate(n *Node) error {
 			return err
 		}
 	}
+	if err := tx.forgetBitmaps(n); err != nil {
+		return err
+	}
 	if err := tx.tellDriver(n, true); err != nil {
 		return err
 	}
@@ -175,7 +178,7 @@ func (tx *Tx) openDriverAgain(n *Node) error {
 		logClose(n, drv.Close(context.WithoutCancel(tx.ctx)))
 	})
 	tx.After(func() { logClose(n, was.Close(context.WithoutCancel(tx.ctx))) })
-	return nil
+	return tx.loadBitmaps(n)
 }
 
 // exchangeDriver replaces a node's driver, while no request is in flight and

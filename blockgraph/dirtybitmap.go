@@ -89,9 +89,9 @@ type BitmapStorer interface {
 	CanStoreBitmap(list []*DirtyBitmap, name string, granularity int64) error
 	// StoreBitmaps makes the persistent ones of the list those of the image,
 	// durably and all or nothing. No request is in flight that changes the
-	// image's content. On a worker, with the graph token held. A change of the
-	// length is the driver's to store, and so is what closing the image needs: it
-	// finds the list in the node's state.
+	// image's content. On a worker, with the graph token held. It is called with
+	// every list that the node gets; what a change of the length and closing the
+	// image need is the driver's to store.
 	StoreBitmaps(ctx context.Context, list []*DirtyBitmap) error
 	// BeforeChange is called before bytes [off, off+n) change while one of the
 	// persistent bitmaps records, so that the image has them as dirty before
@@ -118,7 +118,7 @@ func (n *Node) mark(s *NodeState) {
 			persistent = persistent || b.Persistent
 		}
 	}
-	if persistent && !s.ReadOnly {
+	if persistent && !s.ReadOnly && !s.Inactive {
 		m.before, _ = n.drv.(BitmapStorer)
 	}
 	if m.list == nil {
@@ -203,20 +203,37 @@ func (n *Node) checkGrowth(size int64) error {
 // loadBitmaps gives a node that is being opened the bitmaps of its image.
 func (tx *Tx) loadBitmaps(n *Node) error {
 	s, ok := n.drv.(BitmapStorer)
-	if !ok {
+	if !ok || tx.State(n).Inactive {
 		return nil
 	}
 	list, err := s.LoadBitmaps(tx.ctx)
 	if err != nil || len(list) == 0 {
 		return err
 	}
-	// Closing the node again needs to know them, too.
-	state := n.state.Load().clone()
-	state.Bitmaps = list
-	n.state.Store(state)
-	if staged := tx.states[n]; staged != nil {
-		staged.Bitmaps = list
+	if !n.published {
+		// What the image goes back to if the change is undone.
+		was := n.state.Load().clone()
+		was.Bitmaps = list
+		n.state.Store(was)
 	}
+	state := tx.Stage(n)
+	state.Bitmaps = slices.Concat(list, state.Bitmaps)
+	return nil
+}
+
+// forgetBitmaps takes from a node that becomes inactive the bitmaps of its
+// image, which another program may change.
+func (tx *Tx) forgetBitmaps(n *Node) error {
+	s := tx.Stage(n)
+	var others []*DirtyBitmap
+	for _, b := range s.Bitmaps {
+		if !b.Persistent {
+			others = append(others, b)
+		} else if b.Busy {
+			return b.Check(BitmapRead)
+		}
+	}
+	s.Bitmaps = others
 	return nil
 }
 
@@ -229,22 +246,20 @@ func (tx *Tx) storeBitmaps() error {
 	}
 	var done []stored
 	for n, s := range tx.states {
-		if !n.published {
-			continue
-		}
 		old := n.state.Load()
 		setReadOnly(s, old.ReadOnly)
-		if slices.Equal(s.Bitmaps, old.Bitmaps) && s.ReadOnly == old.ReadOnly {
+		rests, rested := s.ReadOnly || s.Inactive, old.ReadOnly || old.Inactive
+		if slices.Equal(s.Bitmaps, old.Bitmaps) && rests == rested {
 			continue
 		}
 		resizeBits(s.Bitmaps, n.Size())
 		d, ok := n.drv.(BitmapStorer)
-		if !ok || s.ReadOnly {
+		if !ok || rests {
 			continue
 		}
-		if old.ReadOnly {
+		if rested {
 			// Only after the commit the driver is sure to be able to write. An
-			// image that was read-only has had no changes; BeforeChange tries
+			// image that was read-only or inactive has had no changes; BeforeChange tries
 			// again before the first one.
 			list := s.Bitmaps
 			tx.After(func() {

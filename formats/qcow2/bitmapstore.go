@@ -42,11 +42,10 @@ type bitmapStore struct {
 	regionBits uint // log2 of the least length of a region
 	// turn (capacity 1) is taken by whoever writes; it guards what follows.
 	turn chan struct{}
-	// want is what the image is to have, stored whether it is known to.
+	// want is the node's list, which is what was loaded until StoreBitmaps is
+	// given another; stored: the image is known to have it.
 	want   []*blockgraph.DirtyBitmap
 	stored bool
-	// shared: the node has the list that was loaded, and changes it.
-	shared bool
 	dir    []*storedBitmap
 	// final: the image is given up; in_use is taken back.
 	final bool
@@ -91,7 +90,6 @@ func (d *Driver) LoadBitmaps(ctx context.Context) ([]*blockgraph.DirtyBitmap, er
 			return nil, blockgraph.Errorf(blockgraph.Errno(err), "Can't update bitmap directory: %s", blockgraph.Strerror(err))
 		}
 	}
-	s.shared = true
 	return s.want, nil
 }
 
@@ -116,7 +114,6 @@ func (d *Driver) closeBitmaps(ctx context.Context) error {
 	defer s.unlock()
 	s.final = true
 	defer func() { s.final = false }()
-	s.refresh(d.ch.node())
 	return d.storeWanted(ctx, d.size.Load(), nil)
 }
 
@@ -129,13 +126,6 @@ func (d *Driver) reopenBitmaps(ctx context.Context) {
 	defer s.unlock()
 	if err := d.storeWanted(ctx, d.size.Load(), nil); err != nil {
 		slog.Error("the stored dirty bitmaps cannot be marked as in use", "error", err)
-	}
-}
-
-// refresh has the store want what the node has.
-func (s *bitmapStore) refresh(n *blockgraph.Node) {
-	if n != nil && s.shared {
-		s.want = n.State().Bitmaps
 	}
 }
 
@@ -154,7 +144,6 @@ func (d *Driver) setSizeWithBitmaps(ctx context.Context, size int64) (done bool,
 	if !slices.ContainsFunc(s.dir, func(e *storedBitmap) bool { return !fits(e) }) {
 		return false, nil
 	}
-	s.refresh(d.ch.node())
 	// Everything that the size needs, before it.
 	if err := d.writeBack(ctx); err != nil {
 		return true, err
