@@ -167,7 +167,7 @@ func (tx *Tx) activate(n *Node) error {
 // openDriverAgain puts a new driver into a node that has been inactive.
 func (tx *Tx) openDriverAgain(n *Node) error {
 	s := tx.State(n)
-	drv, err := n.typ.Open(tx.ctx, &OpenRequest{Node: n, Options: s.Options, ReadOnly: s.ReadOnly})
+	drv, err := n.typ.Open(tx.ctx, &OpenRequest{Node: n, Options: s.Options, ReadOnly: s.ReadOnly, Bitmap: tx.readableBitmap})
 	if err != nil {
 		return prefix("Could not reopen "+n.typ.Name+" layer: ", err)
 	}

@@ -38,6 +38,14 @@ func (tx *Tx) LookUpBitmap(node, name string) (*Node, *DirtyBitmap, error) {
 	return n, b, nil
 }
 
+func (tx *Tx) readableBitmap(node, name string) (*DirtyBitmap, error) {
+	_, b, err := tx.LookUpBitmap(node, name)
+	if err == nil {
+		err = b.Check(BitmapRead)
+	}
+	return b, err
+}
+
 // setBitmap puts next in the place of b; nil: nothing.
 func (tx *Tx) setBitmap(n *Node, b, next *DirtyBitmap) error {
 	if err := tx.Drain(n); err != nil {
@@ -171,9 +179,9 @@ func (tx *Tx) MergeBitmap(n *Node, b *DirtyBitmap, srcNode *Node, src *DirtyBitm
 }
 
 // FreezeBitmap holds a bitmap for a job: its bits stay as they are, while a
-// successor records. ReclaimBitmap or AbdicateBitmap ends it.
-func (tx *Tx) FreezeBitmap(n *Node, b *DirtyBitmap) error {
-	if err := b.Check(BitmapWrite); err != nil {
+// successor records. ThawBitmap ends it.
+func (tx *Tx) FreezeBitmap(n *Node, b *DirtyBitmap, use BitmapUse) error {
+	if err := b.Check(use); err != nil {
 		return err
 	}
 	c := *b

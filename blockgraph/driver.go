@@ -115,6 +115,8 @@ type OpenRequest struct {
 	FromHeader bool
 	// Probed: the driver was found by looking at the content.
 	Probed bool
+	// Bitmap finds a dirty bitmap that can be read, by node and name.
+	Bitmap func(node, name string) (*DirtyBitmap, error)
 }
 
 // DriverType describes a driver, for the registry.

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"blockd/bitmaps"
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/jobs/copy"
@@ -40,8 +41,13 @@ func Type(real clock.Clock) *blockgraph.DriverType {
 func open(ctx context.Context, r *blockgraph.OpenRequest, real clock.Clock) (blockgraph.Driver, error) {
 	o := r.Options.CopyBeforeWrite
 	f := &Filter{node: r.Node, clock: real, onError: qapi.OnCbwErrorBreakGuestWrite, brokenSig: make(chan struct{})}
+	var marked *bitmaps.Bitmap
 	if o.Bitmap != nil {
-		return nil, qapi.Errorf("Dirty bitmap '%s' not found", o.Bitmap.Name)
+		b, err := r.Bitmap(o.Bitmap.Node, o.Bitmap.Name)
+		if err != nil {
+			return nil, err
+		}
+		marked = b.Bits
 	}
 	if o.OnCBWError != nil {
 		f.onError = *o.OnCBWError
@@ -62,6 +68,12 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, real clock.Clock) (blo
 		return nil, err
 	}
 	f.clusters = copy.NewClusters(source.Size(), size)
+	if marked != nil {
+		if to, from := source.Size(), marked.Size(); to != from {
+			return nil, qapi.Errorf("Failed to merge bitmap '%s' to internal copy-bitmap: Bitmaps are of different sizes (destination size is %d, source size is %d) and can't be merged", o.Bitmap.Name, to, from)
+		}
+		f.Restrict(marked)
+	}
 	if target.ChainContains(source) {
 		// Readers of the target read through to the source what is not saved
 		// yet: they must not overlap with saving it.

@@ -19,6 +19,7 @@ import (
 	"context"
 	"sync/atomic"
 
+	"blockd/bitmaps"
 	"blockd/blockgraph"
 	"blockd/filters/copybeforewrite"
 	"blockd/jobs"
@@ -35,9 +36,6 @@ type Request struct {
 	Txn            *jobs.Txn
 	Source, Target *blockgraph.Node
 	Args           *qapi.BackupCommon
-	// HasBitmap tells whether the source has a usable bitmap of that name; nil:
-	// there are none.
-	HasBitmap func(name string) bool
 	// Scratch is where guests' writes may keep what they overwrite; nil: there
 	// is no such room.
 	Scratch *scratch.Pool
@@ -49,7 +47,7 @@ type Request struct {
 // undone.
 func Prepare(tx *blockgraph.Tx, r Request) (*jobs.Job, error) {
 	a := r.Args
-	if err := check(a, r.HasBitmap); err != nil {
+	if err := check(a, func(name string) *blockgraph.DirtyBitmap { return tx.Bitmap(r.Source, name) }); err != nil {
 		return nil, err
 	}
 	if a.DiscardSource != nil && *a.DiscardSource {
@@ -106,6 +104,9 @@ func (p *params) allowed(tx *blockgraph.Tx, r Request) error {
 	if err := p.checkScratch(r); err != nil {
 		return err
 	}
+	if err := p.freeze(tx, r.Source); err != nil {
+		return err
+	}
 	if r.Source.Size() != r.Target.Size() {
 		return qapi.Errorf("Source and target image have different sizes")
 	}
@@ -117,6 +118,7 @@ type backup struct {
 	params
 	transfer.Body
 
+	source   *blockgraph.Node
 	node     *blockgraph.Node // the filter's
 	filter   *copybeforewrite.Filter
 	clusters *copy.Clusters
@@ -124,6 +126,10 @@ type backup struct {
 	blocker  *blockgraph.Blocker
 	room     *scratch.Scratch // nil: none
 	drained  atomic.Pointer[chan struct{}]
+
+	// How far a failed copy had come; see bitmap.go.
+	uncopied atomic.Pointer[bitmaps.Bitmap]
+	unsafe   atomic.Bool
 
 	root       *blockgraph.Root // over the filter: reads the source, writes the target
 	targetRoot *blockgraph.Root
@@ -150,11 +156,14 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 	if err != nil {
 		return qapi.Errorf("Could not create node: %s", err)
 	}
-	b.node, b.target = n, r.Target
+	b.source, b.node, b.target = r.Source, n, r.Target
 	b.filter = n.Driver().(*copybeforewrite.Filter)
 	b.filter.SetTop(b.top)
 	b.filter.SetCompressed(b.compress)
 	b.clusters = b.filter.Clusters()
+	if b.marked {
+		b.filter.Restrict(tx.Bitmap(b.source, b.bitmap).Bits)
+	}
 	if b.scratch {
 		b.room = r.Scratch.New(r.Source.Size(), b.clusters.Size(), b.scratchSize)
 		b.filter.SetScratch(b.room, b.breakIfFull)
@@ -197,6 +206,7 @@ func (b *backup) Run(ctx context.Context, j *jobs.Job) error {
 	err := b.copy(ctx, j)
 	if err != nil {
 		b.filter.Abandon() // nobody wants the old content any more
+		b.noteUncopied()
 		if b.room != nil {
 			b.room.Drop()
 		}
@@ -243,7 +253,11 @@ func (b *backup) copy(ctx context.Context, j *jobs.Job) error {
 	if err != nil {
 		return err
 	}
-	return b.Flush(ctx, j, b.targetRoot, b.onCopy)
+	if err := b.Flush(ctx, j, b.targetRoot, b.onCopy); err != nil {
+		b.unsafe.Store(true)
+		return err
+	}
+	return nil
 }
 
 // Drained implements jobs.Orphaner: what the engine and what guests' writes left

@@ -3,6 +3,7 @@ package backup
 import (
 	"math"
 
+	"blockd/blockgraph"
 	"blockd/qapi"
 )
 
@@ -16,15 +17,18 @@ type params struct {
 	onRead, onCopy qapi.BlockdevOnError
 	onCBW          qapi.OnCbwError
 
+	bitmap   string // of the source, which is kept in step; "": none
+	syncMode qapi.BitmapSyncMode
+	marked   bool // copy only what the bitmap marks
+
 	scratch, breakIfFull bool
 	tellScratch          bool // in queries, even if it was not needed
 	scratchSize          int64
 }
 
 // check refuses arguments that can be refused by themselves, with the field's
-// texts. hasBitmap tells whether the source has a usable bitmap of that name;
-// nil: it has none.
-func check(a *qapi.BackupCommon, hasBitmap func(name string) bool) error {
+// texts. bitmap finds one of the source's, or returns nil.
+func check(a *qapi.BackupCommon, bitmap func(name string) *blockgraph.DirtyBitmap) error {
 	mode := func(m qapi.BitmapSyncMode) bool { return a.BitmapMode != nil && *a.BitmapMode == m }
 	syncs := a.Sync == qapi.MirrorSyncModeBitmap || a.Sync == qapi.MirrorSyncModeIncremental
 	switch {
@@ -36,10 +40,15 @@ func check(a *qapi.BackupCommon, hasBitmap func(name string) bool) error {
 		return qapi.Errorf("Cannot specify bitmap sync mode without a bitmap")
 	case a.Bitmap == nil:
 		return nil
-	case hasBitmap == nil || !hasBitmap(*a.Bitmap):
+	}
+	found := bitmap(*a.Bitmap)
+	switch {
+	case found == nil:
 		return qapi.Errorf("Bitmap '%s' could not be found", *a.Bitmap)
 	case a.BitmapMode == nil && a.Sync != qapi.MirrorSyncModeIncremental:
 		return qapi.Errorf("Bitmap sync mode must be given when providing a bitmap")
+	case found.Check(blockgraph.BitmapRead) != nil:
+		return found.Check(blockgraph.BitmapRead)
 	case a.Sync == qapi.MirrorSyncModeNone:
 		return qapi.Errorf("sync mode '%s' does not produce meaningful bitmap outputs", a.Sync)
 	case mode(qapi.BitmapSyncModeNever) && !syncs:
@@ -58,6 +67,10 @@ func defaults(a *qapi.BackupCommon) params {
 		onRead:     or(a.OnSourceError, qapi.BlockdevOnErrorReport),
 		onCopy:     or(a.OnTargetError, qapi.BlockdevOnErrorReport),
 		onCBW:      or(a.OnCBWError, qapi.OnCbwErrorBreakGuestWrite),
+	}
+	if a.Bitmap != nil {
+		p.bitmap, p.syncMode = *a.Bitmap, or(a.BitmapMode, qapi.BitmapSyncModeOnSuccess)
+		p.marked = a.Sync == qapi.MirrorSyncModeBitmap || a.Sync == qapi.MirrorSyncModeIncremental
 	}
 	if x := a.XPerf; x != nil {
 		p.maxChunk = or(x.MaxChunk, 0)

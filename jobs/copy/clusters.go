@@ -296,6 +296,35 @@ func (c *Clusters) clear(off, n int64) (cleared int64) {
 	return cleared
 }
 
+// EachPending calls f with the runs of clusters that are dirty or claimed, in
+// bytes. The last may end past Len.
+func (c *Clusters) EachPending(f func(off, n int64)) {
+	from := int64(-1) // first cluster of the present run
+	step := func(first int64, pending bool) {
+		switch {
+		case pending && from < 0:
+			from = first
+		case !pending && from >= 0:
+			f(from<<c.shift, (first-from)<<c.shift)
+			from = -1
+		}
+	}
+	for pg := range c.pages {
+		first := int64(pg) * pageClusters
+		end := min(first+pageClusters, c.n)
+		switch p := c.pages[pg].Load(); p {
+		case cleanPage, dirtyPage:
+			step(first, p == dirtyPage)
+		default:
+			for i := first; i < end; i++ {
+				at := i - first
+				step(i, p.pending[at/64].Load()&(1<<(at%64)) != 0)
+			}
+		}
+	}
+	step(c.n, false)
+}
+
 // eachUnclaimed calls f with the parts of [first, end) that nobody has
 // claimed. mu is held.
 //

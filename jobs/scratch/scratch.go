@@ -224,6 +224,17 @@ func (s *Scratch) Empty() bool {
 	return s.set.Len() == 0
 }
 
+// Each calls f with every range that is kept, and is not known to be copied out.
+// f must not use the scratch.
+func (s *Scratch) Each(f func(off, n int64)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set.Scan(func(_ int64, e *entry) bool {
+		f(e.off, e.n)
+		return true
+	})
+}
+
 // Next plans a run of what is kept and was not planned before, at most data
 // bytes or zero bytes long. They go in ascending order, round and round.
 func (s *Scratch) Next(data, zero int64) (off, n int64, isZero, ok bool) {
