@@ -167,7 +167,11 @@ func (tx *Tx) activate(n *Node) error {
 // openDriverAgain puts a new driver into a node that has been inactive.
 func (tx *Tx) openDriverAgain(n *Node) error {
 	s := tx.State(n)
-	drv, err := n.typ.Open(tx.ctx, &OpenRequest{Node: n, Options: s.Options, ReadOnly: s.ReadOnly, Bitmap: tx.readableBitmap})
+	marked, err := tx.bitmapFor(n.typ, s.Options)
+	if err != nil {
+		return err
+	}
+	drv, err := n.typ.Open(tx.ctx, &OpenRequest{Node: n, Options: s.Options, ReadOnly: s.ReadOnly, Bitmap: marked})
 	if err != nil {
 		return prefix("Could not reopen "+n.typ.Name+" layer: ", err)
 	}

@@ -38,12 +38,20 @@ func (tx *Tx) LookUpBitmap(node, name string) (*Node, *DirtyBitmap, error) {
 	return n, b, nil
 }
 
-func (tx *Tx) readableBitmap(node, name string) (*DirtyBitmap, error) {
-	_, b, err := tx.LookUpBitmap(node, name)
-	if err == nil {
-		err = b.Check(BitmapRead)
+// bitmapFor returns the bitmap that a driver's options name, or nil.
+func (tx *Tx) bitmapFor(typ *DriverType, o *qapi.BlockdevOptions) (*DirtyBitmap, error) {
+	if typ.Bitmap == nil {
+		return nil, nil
 	}
-	return b, err
+	ref := typ.Bitmap(o)
+	if ref == nil {
+		return nil, nil
+	}
+	_, b, err := tx.LookUpBitmap(ref.Node, ref.Name)
+	if err != nil {
+		return nil, err
+	}
+	return b, b.Check(BitmapRead)
 }
 
 // setBitmap puts next in the place of b; nil: nothing.

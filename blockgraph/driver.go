@@ -115,8 +115,8 @@ type OpenRequest struct {
 	FromHeader bool
 	// Probed: the driver was found by looking at the content.
 	Probed bool
-	// Bitmap finds a dirty bitmap that can be read, by node and name.
-	Bitmap func(node, name string) (*DirtyBitmap, error)
+	// Bitmap is the dirty bitmap that the options name; see DriverType.Bitmap.
+	Bitmap *DirtyBitmap
 }
 
 // DriverType describes a driver, for the registry.
@@ -138,6 +138,9 @@ type DriverType struct {
 	// Children lists the children that options ask for, other than the backing
 	// file, in the order in which they are opened.
 	Children func(o *qapi.BlockdevOptions) []ChildSpec
+	// Bitmap, if not nil, returns the dirty bitmap that the options name, to be
+	// read by Open, or nil.
+	Bitmap func(o *qapi.BlockdevOptions) *qapi.BlockDirtyBitmap
 	// Open opens the node. On an error nothing is left open. Called with the
 	// graph token held, on a worker; it may do I/O on children.
 	Open func(ctx context.Context, r *OpenRequest) (Driver, error)

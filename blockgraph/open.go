@@ -106,7 +106,11 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	if err := tx.refresh([]*Node{n}); err != nil {
 		return nil, err
 	}
-	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed, Bitmap: tx.readableBitmap})
+	marked, err := tx.bitmapFor(typ, o)
+	if err != nil {
+		return nil, err
+	}
+	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed, Bitmap: marked})
 	if err != nil {
 		return nil, err
 	}

@@ -29,10 +29,6 @@ type Options struct {
 	// Iothread finds an iothread, which is in use until release; nil: there are
 	// none.
 	Iothread func(id string) (release func(), ok bool)
-	// Bitmap returns the metadata context of a dirty bitmap for an export of
-	// n, within the change that adds the export; release undoes what keeps the
-	// bitmap. nil: there are no bitmaps.
-	Bitmap func(tx *blockgraph.Tx, n *blockgraph.Node, ref *qapi.BlockDirtyBitmapOrStr, writable bool) (c nbd.StatusContext, release func(tx *blockgraph.Tx), err error)
 	// TakeFD hands over a descriptor by number or by the name that getfd gave
 	// it, for addresses of type fd. ctx is that of the command; nil: there are
 	// none.
@@ -56,11 +52,11 @@ type Registry struct {
 
 // export is one export of any type; nbd is the only one so far.
 type export struct {
-	id       string
-	typ      qapi.BlockExportType
-	root     *blockgraph.Root
-	nbd      *nbd.Export
-	releases []func(tx *blockgraph.Tx)
+	id      string
+	typ     qapi.BlockExportType
+	root    *blockgraph.Root
+	nbd     *nbd.Export
+	bitmaps []exported
 
 	shuttingDown bool          // guarded by Registry.mu
 	gone         chan struct{} // closed when it is off the list
@@ -198,16 +194,11 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 		return qapi.Errorf("NBD server already has export named '%s'", cfg.Name)
 	}
 	if o.NBD != nil {
-		for i := range o.NBD.Bitmaps {
-			c, release, err := r.bitmap(tx, n, &o.NBD.Bitmaps[i], writable)
-			if err != nil {
-				return err
-			}
-			cfg.Contexts = append(cfg.Contexts, c)
-			e.releases = append(e.releases, release)
+		var err error
+		if cfg.Contexts, e.bitmaps, err = offerBitmaps(tx, n, o.NBD.Bitmaps, writable); err != nil {
+			return err
 		}
 	}
-	r.stage(tx, staged{o.ID, cfg.Name})
 	tx.OnCommit(func() {
 		var err error
 		if e.nbd, err = server.AddExport(cfg); err != nil {
@@ -219,19 +210,6 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 		r.mu.Unlock()
 	})
 	return nil
-}
-
-func (r *Registry) bitmap(tx *blockgraph.Tx, n *blockgraph.Node, ref *qapi.BlockDirtyBitmapOrStr, writable bool) (nbd.StatusContext, func(*blockgraph.Tx), error) {
-	if r.Bitmap != nil {
-		return r.Bitmap(tx, n, ref, writable)
-	}
-	if ref.External == nil {
-		return nil, nil, qapi.Errorf("Bitmap '%s' is not found", *ref.Local)
-	}
-	if tx.Find(ref.External.Node) == nil {
-		return nil, nil, qapi.Errorf("Node '%s' not found", ref.External.Node)
-	}
-	return nil, nil, qapi.Errorf("Dirty bitmap '%s' not found", ref.External.Name)
 }
 
 // Del is the command block-export-del. An export without clients is gone when
@@ -279,8 +257,8 @@ func (r *Registry) shutDown(ctx context.Context, e *export) {
 		e.nbd.Close()
 		<-e.nbd.Done()
 		err := r.Graph.Update(context.WithoutCancel(ctx), blockgraph.Cause{Command: "block-export-del"}, func(tx *blockgraph.Tx) error {
-			for _, f := range e.releases {
-				f(tx)
+			if err := releaseBitmaps(tx, e.bitmaps); err != nil {
+				return err
 			}
 			tx.OnCommit(func() {
 				r.forget(e)

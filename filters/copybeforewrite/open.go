@@ -8,7 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"blockd/bitmaps"
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/jobs/copy"
@@ -32,6 +31,7 @@ func Type(real clock.Clock) *blockgraph.DriverType {
 				{Name: "target", Role: blockgraph.RoleData, Ref: o.CopyBeforeWrite.Target},
 			}
 		},
+		Bitmap: func(o *qapi.BlockdevOptions) *qapi.BlockDirtyBitmap { return o.CopyBeforeWrite.Bitmap },
 		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 			return open(ctx, r, real)
 		},
@@ -41,14 +41,6 @@ func Type(real clock.Clock) *blockgraph.DriverType {
 func open(ctx context.Context, r *blockgraph.OpenRequest, real clock.Clock) (blockgraph.Driver, error) {
 	o := r.Options.CopyBeforeWrite
 	f := &Filter{node: r.Node, clock: real, onError: qapi.OnCbwErrorBreakGuestWrite, brokenSig: make(chan struct{})}
-	var marked *bitmaps.Bitmap
-	if o.Bitmap != nil {
-		b, err := r.Bitmap(o.Bitmap.Node, o.Bitmap.Name)
-		if err != nil {
-			return nil, err
-		}
-		marked = b.Bits
-	}
 	if o.OnCBWError != nil {
 		f.onError = *o.OnCBWError
 	}
@@ -68,11 +60,11 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, real clock.Clock) (blo
 		return nil, err
 	}
 	f.clusters = copy.NewClusters(source.Size(), size)
-	if marked != nil {
-		if to, from := source.Size(), marked.Size(); to != from {
-			return nil, qapi.Errorf("Failed to merge bitmap '%s' to internal copy-bitmap: Bitmaps are of different sizes (destination size is %d, source size is %d) and can't be merged", o.Bitmap.Name, to, from)
+	if b := r.Bitmap; b != nil {
+		if to, from := source.Size(), b.Bits.Size(); to != from {
+			return nil, qapi.Errorf("Failed to merge bitmap '%s' to internal copy-bitmap: Bitmaps are of different sizes (destination size is %d, source size is %d) and can't be merged", b.Name, to, from)
 		}
-		f.Restrict(marked)
+		f.Restrict(b.Bits)
 	}
 	if target.ChainContains(source) {
 		// Readers of the target read through to the source what is not saved
