@@ -82,7 +82,10 @@ type SoftCanceller interface {
 
 // Changer is a job some of whose options can be changed. CheckChange runs on the
 // loop; Change, if that has no objection, on a worker, and may block.
+//
+//blockd:blocking
 type Changer interface {
+	//blockd:global loop
 	CheckChange(o *qapi.BlockJobChangeOptions) error
 	Change(ctx context.Context, o *qapi.BlockJobChangeOptions) error
 }
@@ -90,6 +93,8 @@ type Changer interface {
 // Informer adds what it knows of itself to what queries tell, and brings the
 // job's Progress up to date before. Its methods run on the loop and must not
 // wait.
+//
+//blockd:global loop
 type Informer interface {
 	Refresh()
 	JobInfo(info *qapi.JobInfo)

@@ -135,6 +135,8 @@ func (j *Job) CheckChange(o *qapi.BlockJobChangeOptions) error {
 }
 
 // ChangeOptions changes the options of a job. Worker.
+//
+//blockd:blocking
 func (j *Job) ChangeOptions(ctx context.Context, o *qapi.BlockJobChangeOptions) error {
 	var err error
 	j.set.loop.Do(func() { err = j.CheckChange(o) })

@@ -47,14 +47,14 @@ type Filter struct {
 
 	// wanted: somebody waits for something to become dirty.
 	wanted atomic.Bool
-	dirt   chan struct{} // capacity 1
+	dirt   Signal
 	// shapes counts what may have changed where the source has data.
 	shapes atomic.Int64
 
 	life context.Context // ends with Abandon
 	die  context.CancelFunc
 
-	mu     sync.Mutex
+	mu     sync.Mutex    //blockd:short
 	writes int           // to the target, under way
 	rest   chan struct{} // closed when writes falls to 0; nil: nobody waits
 }
@@ -65,7 +65,7 @@ func New(o Options) (*Filter, error) {
 	if err := bitmaps.Check(o.Source.Size(), o.Granularity); err != nil {
 		return nil, err
 	}
-	f := &Filter{o: o, dirty: bitmaps.New(o.Source.Size(), o.Granularity), dirt: make(chan struct{}, 1)}
+	f := &Filter{o: o, dirty: bitmaps.New(o.Source.Size(), o.Granularity), dirt: NewSignal()}
 	f.life, f.die = context.WithCancel(context.Background())
 	return f, nil
 }
@@ -105,7 +105,7 @@ func (f *Filter) Dirty() *bitmaps.Bitmap { return f.dirty }
 func (f *Filter) MarkDirty(off, n int64) {
 	f.dirty.Set(off, n)
 	if f.wanted.Load() && f.wanted.CompareAndSwap(true, false) {
-		f.dirt <- struct{}{}
+		f.dirt.Send()
 	}
 }
 
@@ -114,7 +114,7 @@ func (f *Filter) MarkDirty(off, n int64) {
 func (f *Filter) AwaitDirt() <-chan struct{} {
 	f.wanted.Store(true)
 	if f.dirty.Count() > 0 && f.wanted.CompareAndSwap(true, false) {
-		f.dirt <- struct{}{}
+		f.dirt.Send()
 	}
 	return f.dirt
 }
@@ -139,6 +139,8 @@ func (f *Filter) SetExclusive(on bool) { f.exclusive.Store(on) }
 
 // SetActive says whether guests' writes go to the target, too. Called with the
 // guests drained.
+//
+//blockd:global
 func (f *Filter) SetActive(on bool) {
 	f.active.Store(on)
 	if !on {
@@ -178,6 +180,8 @@ func (f *Filter) Halted() bool { return f.halted.Load() }
 func (f *Filter) Synced() bool { return f.synced.Load() }
 
 // Unsync says that the target may no longer have all of the source.
+//
+//blockd:any
 func (f *Filter) Unsync() {
 	if f.synced.Load() {
 		f.synced.Store(false)
@@ -225,6 +229,8 @@ func (f *Filter) Blank(off, n int64) bool {
 // Abandon makes the filter passive for good and lets every guest go on that
 // waits for the target. Any goroutine; it returns at once. It may be called
 // again.
+//
+//blockd:any
 func (f *Filter) Abandon() {
 	f.die()
 	f.Unsync()
@@ -232,6 +238,8 @@ func (f *Filter) Abandon() {
 
 // Writes returns how many writes to the target are under way for guests. Any
 // goroutine.
+//
+//blockd:any
 func (f *Filter) Writes() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -47,15 +47,15 @@ type mirror struct {
 	thaw           func(tx *blockgraph.Tx)
 
 	// Any goroutine.
-	inFlight   atomic.Int64  // bytes that are being copied and no longer marked
-	wake       chan struct{} // capacity 1: something changed for the body
-	completing atomic.Bool   // asked to complete
-	leaving    atomic.Bool   // asked to end without a pivot
-	blocking   atomic.Bool   // the copy mode that the user chose is write-blocking
+	inFlight   atomic.Int64     // bytes that are being copied and no longer marked
+	wake       mirrortop.Signal // something changed for the body
+	completing atomic.Bool      // asked to complete
+	leaving    atomic.Bool      // asked to end without a pivot
+	blocking   atomic.Bool      // the copy mode that the user chose is write-blocking
 	isReady    atomic.Bool
 	begun      atomic.Bool // what there is to copy is known
-	mu         sync.Mutex
-	failure    error // what ends the job
+	mu         sync.Mutex  //blockd:short
+	failure    error       // what ends the job
 	give       context.CancelFunc
 	pace       pace
 
@@ -70,18 +70,10 @@ type mirror struct {
 	unforced int // of the body: passes that left something dirty since then
 }
 
-// poke has the body look at what has changed.
-func (m *mirror) poke() {
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
-}
-
 // Kick implements jobs.Kicker.
 func (m *mirror) Kick() {
 	m.Body.Kick()
-	m.poke()
+	m.wake.Send()
 }
 
 // Busy implements jobs.Busier.
@@ -124,7 +116,7 @@ func (m *mirror) Complete() error {
 		m.toReplace = n
 	}
 	m.completing.Store(true)
-	m.poke()
+	m.wake.Send()
 	return nil
 }
 
@@ -138,13 +130,18 @@ func (m *mirror) Cancel(force bool) bool {
 		m.filter.Abandon()
 	} else {
 		m.leaving.Store(true)
-		m.poke()
+		m.wake.Send()
 	}
 	return force
 }
 
 // Refresh implements jobs.Informer.
-func (m *mirror) Refresh() {
+func (m *mirror) Refresh() { m.refresh() }
+
+// refresh brings the job's progress up to date.
+//
+//blockd:any
+func (m *mirror) refresh() {
 	if m.begun.Load() {
 		m.job.Progress().SetRemaining(m.filter.Dirty().Count() + max(0, m.inFlight.Load()))
 	}

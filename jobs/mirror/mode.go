@@ -61,7 +61,7 @@ func (m *mirror) Change(ctx context.Context, o *qapi.BlockJobChangeOptions) erro
 		m.blocking.Store(!want)
 		return err
 	}
-	m.poke()
+	m.wake.Send()
 	return nil
 }
 

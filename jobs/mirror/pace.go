@@ -32,6 +32,8 @@ func (p *pace) init(c clock.Clock) { p.clock, p.began = c, c.Now() }
 func (p *pace) restart() { p.started = false }
 
 // sample looks at how much is left, in bytes. It returns the job's age.
+//
+//blockd:any
 func (p *pace) sample(left int64) time.Duration {
 	now := p.clock.Now()
 	copied := p.copied.Load()
@@ -54,6 +56,8 @@ func (p *pace) sample(left int64) time.Duration {
 }
 
 // estimate tells how long left bytes will take; nil before anything is known.
+//
+//blockd:any
 func (p *pace) estimate(left int64) *qapi.JobConvergence {
 	if !p.known {
 		return nil

@@ -35,7 +35,7 @@ func (m *mirror) Run(ctx context.Context, j *jobs.Job) error {
 		m.filter.Abandon()
 		m.letGo()
 	}
-	m.Refresh()
+	m.refresh()
 	return err
 }
 
@@ -68,7 +68,7 @@ func (m *mirror) run(ctx context.Context, j *jobs.Job) error {
 	}
 	m.pace.restart()
 	m.begun.Store(true)
-	m.Refresh()
+	m.refresh()
 	w := newWork(m)
 	w.settle = func(ctx context.Context) (bool, error) { return m.settle(ctx, w) }
 	return m.Body.Run(ctx, j, w, transfer.Options{

@@ -112,7 +112,7 @@ func NewActiveCommit(tx *blockgraph.Tx, c ActiveCommit) (*jobs.Job, error) {
 
 // start makes the filter and the job.
 func (m *mirror) start(tx *blockgraph.Tx, set *jobs.Set, name *string, granularity, buffer int64, o jobs.Options) (*jobs.Job, error) {
-	m.wake = make(chan struct{}, 1)
+	m.wake = mirrortop.NewSignal()
 	m.give = func() {}
 	m.pace.init(set.Clock())
 	m.blocker = jobs.Blocker(m.typ, blockgraph.OpDataplane)
