@@ -55,7 +55,7 @@ func (w *world) guest(path, name string) net.Conn {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(clock.Real().Now().Add(20 * time.Second))
+	_ = c.SetDeadline(clock.Real().Now().Add(2 * time.Minute))
 	msg := "\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x01\x00\x00\x00" + string(rune(len(name))) + name
 	if _, err := io.WriteString(c, msg); err != nil {
 		w.t.Fatal(err)

@@ -47,7 +47,7 @@ func exchanges(t *testing.T) []exchange {
 }
 
 // patience is how long a test waits for what must come.
-const patience = 10 * time.Second
+const patience = 2 * time.Minute
 
 // client speaks QMP.
 type client struct {

@@ -56,7 +56,7 @@ type client struct {
 }
 
 // patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 func dial(t testing.TB, path string) *client {
 	t.Helper()

@@ -111,18 +111,3 @@ func TestAnyIsCounted(t *testing.T) {
 		t.Errorf("with the tag: %d any, findings %q", tagged.any, tagged.findings)
 	}
 }
-
-// TestThisModule: the module that the check belongs to has no finding. Lint
-// looks at the build with assertions, too.
-func TestThisModule(t *testing.T) {
-	r, err := run(filepath.Join("..", ".."), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range r.findings {
-		t.Error(f)
-	}
-	if err := compare("any.txt", r.any); err != nil {
-		t.Error(err)
-	}
-}
