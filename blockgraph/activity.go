@@ -157,11 +157,19 @@ func (tx *Tx) activate(n *Node) error {
 			return err
 		}
 	}
-	tx.followSize(n)
+	var err error
 	if n.typ.Remembers {
-		return tx.openDriverAgain(n)
+		err = tx.openDriverAgain(n)
+	} else {
+		err = tx.tellDriver(n, false)
 	}
-	return tx.tellDriver(n, false)
+	if err != nil {
+		return err
+	}
+	tx.followSize(n)
+	size := n.Size()
+	tx.OnAbort(func() { n.setSize(size) })
+	return n.refreshSize(tx.ctx) // the nodes above read it at once
 }
 
 // openDriverAgain puts a new driver into a node that has been inactive.
@@ -175,14 +183,23 @@ func (tx *Tx) openDriverAgain(n *Node) error {
 	if err != nil {
 		return prefix("Could not reopen "+n.typ.Name+" layer: ", err)
 	}
-	was := n.drv
+	was, state := n.drv, n.state.Load()
+	tx.OnAbort(func() { n.state.Store(state) })
 	tx.exchangeDriver(n, drv)
 	tx.OnAbort(func() {
 		tx.exchangeDriver(n, was)
 		logClose(n, drv.Close(context.WithoutCancel(tx.ctx)))
 	})
 	tx.After(func() { logClose(n, was.Close(context.WithoutCancel(tx.ctx))) })
-	return tx.loadBitmaps(n)
+	if err := tx.loadBitmaps(n); err != nil {
+		return err
+	}
+	// Should the change be undone, the driver stores what it finds in the node's
+	// state: its bitmaps must be there already.
+	ahead := n.state.Load().clone()
+	ahead.Bitmaps = tx.State(n).Bitmaps
+	n.state.Store(ahead)
+	return nil
 }
 
 // exchangeDriver replaces a node's driver, while no request is in flight and

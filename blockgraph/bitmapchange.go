@@ -73,6 +73,9 @@ func (tx *Tx) setBitmap(n *Node, b, next *DirtyBitmap) error {
 
 // AddBitmap gives the node a new, clean bitmap.
 func (tx *Tx) AddBitmap(n *Node, name string, granularity int64, persistent, disabled bool) error {
+	if persistent && tx.State(n).Inactive {
+		return qapi.Errorf("Can't store persistent bitmaps to %s: %s", n.name, Strerror(syscall.EPERM))
+	}
 	if persistent {
 		s, ok := n.drv.(BitmapStorer)
 		if !ok {

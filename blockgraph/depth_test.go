@@ -12,10 +12,18 @@ func TestChainsDeeperThanTheLimitAreRefused(t *testing.T) {
 		return fmt.Sprintf(`{"driver": "qcow2", "node-name": "n%d", "file": "f", "backing": %s, "read-only": true}`, i, backing)
 	}
 	w.add(`{"driver": "null-co", "node-name": "f", "read-only": true}`)
-	w.add(image(1, "null"))
-	for i := 2; i <= MaxChain; i++ {
-		w.add(image(i, fmt.Sprintf(`"n%d"`, i-1)))
-	}
+	update(t, w.g, func(tx *Tx) error {
+		below := "null"
+		for i := 1; i <= MaxChain; i++ {
+			n, err := tx.Open(w.options(image(i, below)))
+			if err != nil {
+				return err
+			}
+			tx.SetMonitorOwned(n, true)
+			below = fmt.Sprintf(`"n%d"`, i)
+		}
+		return nil
+	})
 	const want = "Backing chain is longer than 1024 nodes"
 	w.refused(want, func(tx *Tx) error {
 		_, err := tx.Open(w.options(image(0, fmt.Sprintf(`"n%d"`, MaxChain))))

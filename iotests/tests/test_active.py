@@ -7,7 +7,7 @@ from iotests.harness.case import QMPTestCase
 from iotests.harness.guest import Guest
 from iotests.harness.images import MiB
 from iotests.harness.markers import blockd_only
-from iotests.harness.qmp import QMPError
+from iotests.harness.qmp import QMPClient, QMPError
 
 
 @blockd_only("the rival is older than inactive nodes")
@@ -196,3 +196,45 @@ class Activity(QMPTestCase):
         self.set_active(False)
         there.qmp.cmd("blockdev-set-active", active=False)
         self.assert_content(over, bytes(model))
+
+    def test_bitmaps_go_with_the_image(self) -> None:
+        """What is dirty is the union of what guests of both daemons wrote."""
+        self.need_libnbd()
+        socket = self.path("nbd2")
+        options = f"driver=qcow2,node-name=fmt,file.driver=file,file.filename={self.disk},active=off"
+        there = self.launch("--blockdev", options, "--nbd-server", f"addr.type=unix,addr.path={socket}", name="t")
+        there.qmp.cmd("block-export-add", type="nbd", id="e", node_name="fmt", writable=True, allow_inactive=True)
+        self.add_node("fmt", self.disk)
+        self.qmp.cmd("block-dirty-bitmap-add", node="fmt", name="b", persistent=True, granularity=65536)
+        self.qmp.cmd("block-dirty-bitmap-add", node="fmt", name="passing", granularity=65536)
+        self.export("fmt", allow_inactive=True)
+        here_guest, there_guest = self.guest("fmt"), Guest(socket, "fmt")
+
+        def dirty(client: QMPClient) -> dict[str, int]:
+            (node,) = [n for n in client.cmd("query-named-block-nodes", flat=True) if n["node-name"] == "fmt"]
+            return {bitmap["name"]: bitmap["count"] for bitmap in node.get("dirty-bitmaps", [])}
+
+        here_guest.write(0, b"x" * 65536)
+        self.assertEqual((dirty(self.qmp), dirty(there.qmp)), ({"b": 65536, "passing": 65536}, {}))
+        self.set_active(False)
+        self.assertEqual(dirty(self.qmp), {"passing": 65536})
+        self.assert_qmp_error(
+            "Can't store persistent bitmaps to fmt: Operation not permitted", "block-dirty-bitmap-add",
+            node="fmt", name="c", persistent=True,
+        )
+        there.qmp.cmd("blockdev-set-active", active=True)
+        self.assertEqual(dirty(there.qmp), {"b": 65536})
+        there_guest.write(MiB, b"y" * 65536)
+        with self.assertRaises(QMPError):
+            self.set_active(True)
+        self.assertEqual(dirty(self.qmp), {"passing": 65536})
+        there.qmp.cmd("blockdev-set-active", active=False)
+        self.set_active(True)
+        self.assertEqual(dirty(self.qmp), {"b": 2 * 65536, "passing": 65536})
+        here_guest.write(2 * MiB, b"z" * 65536)
+        here_guest.close()
+        there_guest.close()
+        self.set_active(False)
+        images.check(self.disk)
+        bitmaps = images.info(self.disk)["format-specific"]["data"]["bitmaps"]
+        self.assertEqual([(b["name"], b["flags"]) for b in bitmaps], [("b", ["auto"])])

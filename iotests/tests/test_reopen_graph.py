@@ -306,3 +306,16 @@ class Jobs(ReopenCase):
         self.assert_chain("hd0", "hd2")
         self.assertEqual({name: self.nodes()[name]["ro"] for name in ("hd0", "hd2")}, {"hd0": False, "hd2": True})
         self.reopen(self.options(0, backing=self.options(2)))
+
+    def test_commit_of_the_active_image(self) -> None:
+        self.chain()
+        self.qmp.cmd("block-commit", job_id="c", device="hd0")
+        self.wait_status("c", "ready")
+        self.refuse(
+            "Cannot change frozen 'backing' link from 'hd1' to 'hd2'",
+            self.options(0, backing=self.options(1, backing=None)),
+        )
+        self.refuse("Cannot change frozen 'backing' link from 'hd0' to 'hd1'", self.options(0, backing=None))
+        self.qmp.cmd("job-complete", id="c")
+        self.wait_status("c", "null")
+        self.assertEqual(set(self.nodes()), {"hd0", "hd0-file", "hd1", "hd1-file", "hd2", "hd2-file"})

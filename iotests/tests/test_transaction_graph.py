@@ -126,7 +126,7 @@ class NodeActions(ReopenCase):
 
     def test_grouped_is_for_jobs(self) -> None:
         self.assert_qmp_error(
-            "Action 'x-blockdev-add' does not support transaction property completion-mode = grouped",
+            "Action 'x-blockdev-add' does not support Transaction property completion-mode = grouped",
             "transaction",
             actions=[action("x-blockdev-add", driver="null-co", node_name="n")],
             properties={"completion-mode": "grouped"},
