@@ -6,16 +6,18 @@ import "blockd/qapi"
 // walks down the graph takes time and memory by the length of the way.
 const MaxChain = 1024
 
-func errTooDeep() error { return qapi.Errorf("Backing chain is longer than %d nodes", MaxChain) }
+func (g *Graph) errTooDeep() error {
+	return qapi.Errorf("Backing chain is longer than %d nodes", g.maxChain)
+}
 
 // tooDeep tells whether the longest way down through a link from parent to
-// child would be longer than MaxChain.
+// child would be too long.
 func (tx *Tx) tooDeep(parent, child *Node) bool {
 	below := tx.longest(child, (*Tx).childrenOf)
-	if below+1 > MaxChain {
+	if below+1 > tx.g.maxChain {
 		return true
 	}
-	return tx.longest(parent, (*Tx).parentsOf)+1+below > MaxChain
+	return tx.longest(parent, (*Tx).parentsOf)+1+below > tx.g.maxChain
 }
 
 func (tx *Tx) childrenOf(n *Node) []*Node {

@@ -15,10 +15,11 @@ import (
 // Graph is all nodes and roots of a daemon. Changes are made by Update, one at
 // a time; see Tx.
 type Graph struct {
-	loop    *Loop
-	clock   clock.Clock // virtual: accounting
-	types   map[string]*DriverType
-	ordered []*DriverType
+	loop     *Loop
+	clock    clock.Clock // virtual: accounting
+	types    map[string]*DriverType
+	maxChain int // MaxChain, but for tests
+	ordered  []*DriverType
 
 	// Control plane.
 	names   map[string]*Node         //blockd:global
@@ -47,7 +48,7 @@ type tokenWait struct {
 // NewGraph returns an empty graph whose control plane is loop. clk is the
 // virtual clock, for accounting. The drivers are fixed from here on.
 func NewGraph(loop *Loop, clk clock.Clock, drivers ...*DriverType) *Graph {
-	g := &Graph{loop: loop, clock: clk, types: map[string]*DriverType{}, names: map[string]*Node{}, roots: map[*Root]struct{}{}, history: newHistory(clk)}
+	g := &Graph{loop: loop, clock: clk, maxChain: MaxChain, types: map[string]*DriverType{}, names: map[string]*Node{}, roots: map[*Root]struct{}{}, history: newHistory(clk)}
 	for _, d := range drivers {
 		g.types[d.Name] = d
 		g.ordered = append(g.ordered, d)

@@ -65,8 +65,8 @@ func (tx *Tx) openRef(ref *qapi.BlockdevRef, w opening) (*Node, error) {
 }
 
 func (tx *Tx) open(given *qapi.BlockdevOptions, w opening) (*Node, error) {
-	if w.depth > MaxChain {
-		return nil, errTooDeep()
+	if w.depth > tx.g.maxChain {
+		return nil, tx.g.errTooDeep()
 	}
 	typ := tx.g.types[string(given.Driver)]
 	if typ == nil {

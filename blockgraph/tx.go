@@ -232,7 +232,7 @@ func (tx *Tx) replaceChild(parent *Node, name string, role Role, child *Node) er
 		return cycle(child, name, parent)
 	}
 	if child != nil && tx.tooDeep(parent, child) {
-		return errTooDeep()
+		return tx.g.errTooDeep()
 	}
 	if child != nil && tx.State(child).Inactive && !tx.State(parent).Inactive {
 		return qapi.Errorf("Inactive '%s' can't be a %s child of active '%s'", child.name, name, parent.name)

@@ -238,3 +238,20 @@ class Activity(QMPTestCase):
         images.check(self.disk)
         bitmaps = images.info(self.disk)["format-specific"]["data"]["bitmaps"]
         self.assertEqual([(b["name"], b["flags"]) for b in bitmaps], [("b", ["auto"])])
+
+    def test_bitmaps_stay_when_an_activation_is_undone(self) -> None:
+        self.add_node("fmt", self.disk)
+        self.qmp.cmd("block-dirty-bitmap-add", node="fmt", name="b", persistent=True, granularity=65536)
+        self.set_active(False)
+        export = {"type": "nbd", "id": "e", "node-name": "fmt", "writable": True}
+        self.assert_qmp_error(
+            "Transaction aborted using Abort action",
+            "transaction",
+            actions=[{"type": "x-block-export-add", "data": export}, {"type": "abort", "data": {}}],
+        )
+        self.assertEqual(self.active(), set())
+        images.check(self.disk)
+        bitmaps = images.info(self.disk)["format-specific"]["data"]["bitmaps"]
+        self.assertEqual([(b["name"], b["flags"]) for b in bitmaps], [("b", ["auto"])])
+        self.set_active(True)
+        self.assertEqual([b["name"] for b in self.nodes()["fmt"]["dirty-bitmaps"]], ["b"])
