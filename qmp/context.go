@@ -17,6 +17,26 @@ type Context struct {
 	files *[]*os.File // descriptors that nobody has claimed
 }
 
+// contextKey finds the Context within contexts that were made from it.
+type contextKey struct{}
+
+// Value implements context.Context.
+func (c *Context) Value(key any) any {
+	if key == (contextKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// FromContext returns the Context that ctx is or was made from; nil: ctx is
+// not that of a client's command. Any goroutine.
+//
+//blockd:io
+func FromContext(ctx context.Context) *Context {
+	c, _ := ctx.Value(contextKey{}).(*Context)
+	return c
+}
+
 // Server is the server that the client is connected to.
 func (c *Context) Server() *Server { return c.s.mon.srv }
 

@@ -15,6 +15,9 @@ import (
 // is full: the kernel offers no way to wait for room without blocking.
 const busyRetry = 10 * time.Millisecond
 
+// busyTries bounds the attempts, to about a minute.
+const busyTries = 6000
+
 // Dial connects to the address. takeFD hands over a descriptor by number or
 // name, for addresses of type fd. Errors are *qapi.Error or the context's, with
 // which it ends at once. It waits for names and peers.
@@ -62,7 +65,7 @@ func dialUnix(ctx context.Context, clk clock.Clock, a *qapi.UnixSocketAddress) (
 		unix.Close(fd)
 		return nil, err
 	}
-	for {
+	for range busyTries {
 		err = rawCall(unix.SYS_CONNECT, fd, &raw, size)
 		if err == nil {
 			return NewConn(fd)
@@ -70,7 +73,8 @@ func dialUnix(ctx context.Context, clk clock.Clock, a *qapi.UnixSocketAddress) (
 		if err != unix.EAGAIN && err != unix.EINTR {
 			break
 		}
-		if err = clk.Sleep(ctx, busyRetry); err != nil {
+		if serr := clk.Sleep(ctx, busyRetry); serr != nil {
+			err = serr
 			break
 		}
 	}

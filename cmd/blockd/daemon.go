@@ -200,7 +200,7 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon {
 //
 //blockd:io
 func takeSocket(ctx context.Context, name string) (int, error) {
-	if c, ok := ctx.(*qmp.Context); ok {
+	if c := qmp.FromContext(ctx); c != nil {
 		return chardev.SocketFD(name, c.TakeNamedFD)
 	}
 	return chardev.SocketFD(name, nil)

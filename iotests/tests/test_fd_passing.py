@@ -113,6 +113,27 @@ class FileDescriptors(QMPTestCase):
         self.export("n")
         self.assertEqual(self.guest("n").size, MiB)
 
+    def test_nbd_node_on_a_passed_socket(self) -> None:
+        self.start_nbd()
+        self.qmp.cmd("blockdev-add", driver="null-co", node_name="n", size=MiB, read_zeroes=True)
+        self.export("n")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self.nbd_socket)
+            self.qmp.reply(self.qmp.send("getfd", {"fdname": "x"}, fds=[client.fileno()]))
+            descriptors = set(self.descriptors())
+            for name in descriptors:  # the daemon's own are nobody's to name
+                self.assert_qmp_error(
+                    f"File descriptor named '{name}' has not been found",
+                    "blockdev-add",
+                    driver="nbd",
+                    node_name="c",
+                    server={"type": "fd", "str": name},
+                    export="n",
+                )
+            self.qmp.cmd("blockdev-add", driver="nbd", node_name="c", server={"type": "fd", "str": "x"}, export="n")
+        self.export("c")
+        self.assertEqual(self.guest("c").read(0, 4096), bytes(4096))
+
     def test_flood_of_descriptors_is_bounded(self) -> None:
         path = self.create_image("a.raw", MiB, images.RAW)
         self.qmp.cmd("query-jobs")

@@ -58,6 +58,10 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, cfg *Config) (blockgra
 	if err != nil {
 		return nil, err
 	}
+	if o.once() && r.FromHeader {
+		// An image must not get at a socket that its user passed for another end.
+		return nil, blockgraph.Errorf(syscall.EINVAL, "File descriptor named '%s' has not been found", o.given.Server.FD.Str)
+	}
 	ls, info, err := connect(ctx, o, cfg)
 	if err != nil {
 		return nil, err
@@ -86,21 +90,31 @@ func (d *Driver) check(r *blockgraph.OpenRequest, o *options) error {
 
 func (d *Driver) has(f nbdproto.TransmissionFlags) bool { return d.info.flags&f != 0 }
 
-// Limits returns the server's block sizes. Without them an export of whole
-// sectors whose server has no block status is taken for an old one, to which
-// smaller requests are not sent.
-func (d *Driver) Limits() blockgraph.Limits {
-	align := d.info.minBlock
-	if align == 0 {
-		align = 1
-		if d.info.size%sector == 0 && !d.info.status {
-			align = sector
-		}
+// alignment is that of requests, in bytes: the server's. Without one an export
+// of whole sectors whose server has no block status is taken for an old one, to
+// which smaller requests are not sent.
+func (i *exportInfo) alignment() int64 {
+	switch {
+	case i.minBlock > 0:
+		return i.minBlock
+	case i.size%sector == 0 && !i.status:
+		return sector
 	}
+	return 1
+}
+
+// maxTransfer is the longest read or write, in bytes.
+func (i *exportInfo) maxTransfer() int64 {
 	most := int64(nbdproto.MaxPayload)
-	if m := d.info.maxBlock; m > 0 {
-		most = min(most, m/align*align)
+	if m := i.maxBlock; m > 0 {
+		most = min(most, m/i.alignment()*i.alignment())
 	}
+	return most
+}
+
+// Limits returns the server's block sizes.
+func (d *Driver) Limits() blockgraph.Limits {
+	align, most := d.info.alignment(), d.info.maxTransfer()
 	return blockgraph.Limits{
 		RequestAlignment: align, MaxTransfer: most, OptTransfer: d.info.optBlock,
 		MaxZero: most, MaxDiscard: math.MaxInt32 / align * align,

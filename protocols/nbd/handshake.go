@@ -58,7 +58,7 @@ func negotiate(ctx context.Context, c net.Conn, export, meta string, secure *tls
 		h.t.ReleaseBuffer()
 		return nil, h.info, err
 	}
-	return newLink(h.t, h.info.structured, h.info.context), h.info, nil
+	return newLink(h.t, c, h.info.structured, h.info.context), h.info, nil
 }
 
 func (h *handshake) run(export, meta string, secure *tls.Config) error {

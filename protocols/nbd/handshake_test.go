@@ -193,7 +193,7 @@ func FuzzReplies(f *testing.F) {
 	f.Add(join(nbdproto.AppendExtent(nbdproto.AppendBlockStatus(nil, maxInFlight+1, true, fakeMeta, 1), 512, 3), nbdproto.AppendNone(nil, maxInFlight)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		client, server := net.Pipe()
-		l := newLink(sockets.NewStream(client), true, fakeMeta)
+		l := newLink(sockets.NewStream(client), client, true, fakeMeta)
 		ended := make(chan struct{})
 		go func() { defer close(ended); _ = l.receive() }()
 		results := make(chan error, 2)

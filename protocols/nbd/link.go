@@ -22,6 +22,7 @@ var errLost = errors.New("nbd: connection lost")
 // link is a connection in its transmission phase.
 type link struct {
 	t          *sockets.Stream
+	socket     net.Conn // below TLS, whose own end may wait for the peer
 	structured bool
 	context    uint32 // id of the metadata context, if negotiated
 
@@ -66,8 +67,8 @@ type extent struct {
 	flags uint32
 }
 
-func newLink(t *sockets.Stream, structured bool, context uint32) *link {
-	l := &link{t: t, structured: structured, context: context, free: make(chan int, maxInFlight), done: make(chan struct{})}
+func newLink(t *sockets.Stream, socket net.Conn, structured bool, context uint32) *link {
+	l := &link{t: t, socket: socket, structured: structured, context: context, free: make(chan int, maxInFlight), done: make(chan struct{})}
 	for i := range l.slots {
 		l.slots[i].answer = make(chan error, 1)
 		l.free <- i
@@ -155,12 +156,12 @@ func (l *link) send(r *nbdproto.Request, payload *blockgraph.IOVec) error {
 }
 
 // shut breaks the connection, so that the receiver ends.
-func (l *link) shut() { l.t.Conn().Close() }
+func (l *link) shut() { l.socket.Close() }
 
 // close says good-bye, if the server takes it until then, and breaks the
 // connection.
 func (l *link) close(until time.Time) {
-	_ = l.t.Conn().SetWriteDeadline(until) // ends a send that hangs, too
+	_ = l.socket.SetWriteDeadline(until) // ends a send that hangs, too
 	_ = l.send(&nbdproto.Request{Type: nbdproto.CmdDisc}, nil)
 	l.shut()
 }

@@ -21,6 +21,9 @@ import (
 // Each place for a link has a goroutine that receives, and when the link ends
 // connects again, at first at once, then after pauses that double. A request
 // takes the place whose turn it is, or any that has a link.
+//
+// A socket that was handed over (an address of type fd) can be had once: when
+// its link is lost, there is none any more.
 type links struct {
 	o    *options
 	cfg  *Config
@@ -50,12 +53,19 @@ const (
 	lastPause  = 16 * time.Second
 )
 
-// errTimeout is the end of open-timeout.
-var errTimeout = errors.New("nbd: open timeout")
+// errTimeout is the end of open-timeout, or of what a handshake may take.
+var errTimeout = errors.New("nbd: timeout")
 
 // connect makes the first link, trying for open-timeout.
 func connect(ctx context.Context, o *options, cfg *Config) (*links, exportInfo, error) {
 	ls := &links{o: o, cfg: cfg, places: make([]place, 1), changed: make(chan struct{})}
+	// The socket is the client's whose command this is; ctx knows it.
+	takeFD := func(name string) (int, error) {
+		if cfg.TakeFD == nil {
+			return -1, qapi.Errorf("File descriptor named '%s' has not been found", name)
+		}
+		return cfg.TakeFD(ctx, name)
+	}
 	attempt, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if o.openTimeout > 0 {
@@ -65,13 +75,13 @@ func connect(ctx context.Context, o *options, cfg *Config) (*links, exportInfo, 
 	var err error
 	var last error
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		first, ls.info, err = ls.attempt(attempt)
+		first, ls.info, err = ls.attempt(attempt, takeFD)
 		if err == nil {
 			break
 		}
 		if attempt.Err() == nil {
 			last = err
-			if o.openTimeout == 0 {
+			if o.openTimeout == 0 || o.once() {
 				return nil, exportInfo{}, err
 			}
 			if cfg.Clock.Sleep(attempt, pause) == nil {
@@ -84,12 +94,12 @@ func connect(ctx context.Context, o *options, cfg *Config) (*links, exportInfo, 
 		case last != nil:
 			return nil, exportInfo{}, last
 		}
-		return nil, exportInfo{}, blockgraph.Errorf(syscall.ETIMEDOUT, "Connection attempt cancelled by timeout")
+		return nil, exportInfo{}, timedOut()
 	}
-	if ls.info.flags&nbdproto.CanMultiConn != 0 {
+	if ls.info.flags&nbdproto.CanMultiConn != 0 && !o.once() {
 		ls.places = make([]place, o.connections)
 	}
-	ls.ctx, ls.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	ls.ctx, ls.cancel = context.WithCancel(context.Background()) // a node outlives the command that made it
 	ls.places[0].link.Store(first)
 	for i := range ls.places {
 		ls.wg.Go(func() { ls.keep(&ls.places[i]) })
@@ -97,26 +107,37 @@ func connect(ctx context.Context, o *options, cfg *Config) (*links, exportInfo, 
 	return ls, ls.info, nil
 }
 
+func timedOut() error {
+	return blockgraph.Errorf(syscall.ETIMEDOUT, "Connection attempt cancelled by timeout")
+}
+
+// handshakeTime is how long a server may take for the handshake. One that hangs
+// in it would hold up every graph change, or a new link, for ever.
+const handshakeTime = time.Minute
+
 // attempt connects and negotiates once.
-func (ls *links) attempt(ctx context.Context) (*link, exportInfo, error) {
-	takeFD := func(name string) (int, error) {
-		if ls.cfg.TakeFD == nil {
-			return -1, qapi.Errorf("File descriptor named '%s' has not been found", name)
-		}
-		return ls.cfg.TakeFD(ctx, name)
-	}
+func (ls *links) attempt(ctx context.Context, takeFD func(string) (int, error)) (*link, exportInfo, error) {
 	c, err := sockets.Dial(ctx, ls.cfg.Clock, &ls.o.given.Server, takeFD)
 	if err != nil {
 		return nil, exportInfo{}, err
 	}
 	c.NoDelay()
-	return negotiate(ctx, c, ls.o.export, ls.o.meta, ls.o.secure)
+	handshake, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer ls.cfg.Clock.AfterFunc(handshakeTime, func() { cancel(errTimeout) }).Stop()
+	l, info, err := negotiate(handshake, c, ls.o.export, ls.o.meta, ls.o.secure)
+	if err != nil && ctx.Err() == nil && handshake.Err() != nil {
+		err = timedOut()
+	}
+	return l, info, err
 }
 
 // keep runs the link of a place, and connects again while the node is open.
 func (ls *links) keep(p *place) {
+	var pace pace
 	for {
 		if l := p.link.Load(); l != nil {
+			born := ls.cfg.Clock.Now()
 			stop := context.AfterFunc(ls.ctx, func() { ls.part(l) })
 			err := l.receive()
 			stop()
@@ -129,6 +150,12 @@ func (ls *links) keep(p *place) {
 				how = slog.LevelInfo
 			}
 			ls.log(how, "NBD connection lost", err)
+			if ls.o.once() {
+				return
+			}
+			if d := pace.next(ls.cfg.Clock.Now().Sub(born)); d > 0 && ls.cfg.Clock.Sleep(ls.ctx, d) != nil {
+				return
+			}
 		}
 		l := ls.again()
 		if l == nil {
@@ -137,6 +164,28 @@ func (ls *links) keep(p *place) {
 		p.link.Store(l)
 		ls.wake(true)
 	}
+}
+
+// pace keeps a server that takes clients and drops them, perhaps because of a
+// request that is sent again, from being stormed.
+type pace struct{ pause time.Duration }
+
+// shortLife is the life of a link up to which it counts as dropped.
+const shortLife = 10 * time.Second
+
+// next returns the pause before connecting again after a link that lived so
+// long: none after the first that was short, then pauses that double.
+func (p *pace) next(lived time.Duration) time.Duration {
+	now := p.pause
+	switch {
+	case lived > shortLife:
+		now, p.pause = 0, 0
+	case now == 0:
+		p.pause = firstPause
+	default:
+		p.pause = min(2*now, lastPause)
+	}
+	return now
 }
 
 func (ls *links) log(level slog.Level, msg string, err error) {
@@ -149,7 +198,7 @@ func (ls *links) log(level slog.Level, msg string, err error) {
 func (ls *links) again() *link {
 	failing := false
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		l, info, err := ls.attempt(ls.ctx)
+		l, info, err := ls.attempt(ls.ctx, nil)
 		if err == nil {
 			if err = ls.agrees(info); err == nil {
 				return l
@@ -173,16 +222,23 @@ func (ls *links) again() *link {
 // agrees checks that a later link leads to an export like the first one's.
 func (ls *links) agrees(info exportInfo) error {
 	was := ls.info
+	needed := was.flags & usedFlags
+	if len(ls.places) > 1 {
+		needed |= nbdproto.CanMultiConn
+	}
 	switch {
 	case info.size != was.size:
 		return errors.New("nbd: the export's size has changed")
-	case was.flags&^info.flags&^nbdproto.ReadOnly != 0, info.flags&^was.flags&nbdproto.ReadOnly != 0:
+	case needed&^info.flags != 0, info.flags&^was.flags&nbdproto.ReadOnly != 0:
 		return errors.New("nbd: the export can do less than before")
-	case info.minBlock > max(was.minBlock, 1), was.status && !info.status, info.maxBlock > 0 && (was.maxBlock == 0 || info.maxBlock < was.maxBlock):
+	case info.minBlock > was.alignment(), was.status && !info.status, info.maxTransfer() < was.maxTransfer():
 		return errors.New("nbd: the server's limits have changed")
 	}
 	return nil
 }
+
+// usedFlags are what requests rely on; what else a server announces may go.
+const usedFlags = nbdproto.SendFlush | nbdproto.SendFUA | nbdproto.SendTrim | nbdproto.SendWriteZeroes | nbdproto.SendFastZero
 
 // wake lets those look again who wait for a link.
 func (ls *links) wake(connected bool) {

@@ -35,6 +35,9 @@ type options struct {
 	connections    int
 }
 
+// once tells that there is one socket, which cannot be made anew.
+func (o *options) once() bool { return o.given.Server.Type == qapi.SocketAddressTypeFD }
+
 func readOptions(n *qapi.BlockdevOptionsNbd, cfg *Config) (*options, error) {
 	o := &options{given: n, meta: baseAllocation, connections: 1}
 	if n.Export != nil {
@@ -55,7 +58,7 @@ func readOptions(n *qapi.BlockdevOptionsNbd, cfg *Config) (*options, error) {
 		}
 		o.connections = int(*n.XConnections)
 	}
-	if n.ReconnectDelay != nil {
+	if n.ReconnectDelay != nil && !o.once() {
 		o.reconnectDelay = time.Duration(*n.ReconnectDelay) * time.Second
 	}
 	if n.OpenTimeout != nil {
