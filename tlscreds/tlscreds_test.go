@@ -133,6 +133,18 @@ func TestRefusedPeers(t *testing.T) {
 	}
 }
 
+// The field's recipe gives its authority the right to sign certificates, and says
+// nothing of revocation lists.
+func TestRevocationListOfAnAuthorityWithoutThatUsage(t *testing.T) {
+	a := tlstest.NewAuthority(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCertSign })
+	dir := a.Dir("host", nil)
+	victim := load(t, a.Dir("me", nil), false)
+	a.Revoke(dir, a.Serial())
+	if err := load(t, dir, true).verifyPeer([]*x509.Certificate{victim.own.Leaf}, false); err == nil || err.Error() != "The certificate has been revoked" {
+		t.Error(err)
+	}
+}
+
 // The authority's roots are those of the file alone: a client of the system's
 // roots has no say, and a server's certificate does not make an authority.
 func TestServerCertificateSignsNobody(t *testing.T) {

@@ -106,7 +106,9 @@ func (a *Authority) Revoke(dir string, serials ...int64) {
 	for _, s := range serials {
 		l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: big.NewInt(s), RevocationTime: a.cert.NotBefore})
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, l, a.cert, a.key)
+	signer := *a.cert // the library wants a usage that the field's recipe leaves out
+	signer.KeyUsage |= x509.KeyUsageCRLSign
+	der, err := x509.CreateRevocationList(rand.Reader, l, &signer, a.key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
