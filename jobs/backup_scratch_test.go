@@ -1,7 +1,6 @@
 package jobs_test
 
 import (
-	"errors"
 	"os"
 	"strings"
 	"syscall"
@@ -180,8 +179,10 @@ func TestCancelDropsTheScratch(t *testing.T) {
 	w.await("b null")
 }
 
-func TestScratchThatCannotBeWrittenFollowsOnCbwError(t *testing.T) {
-	for _, breaks := range []bool{false, true} {
+// TestScratchThatCannotBeWrittenHasNoRoom: a guest's write does not fail for a
+// directory of ours.
+func TestScratchThatCannotBeWrittenHasNoRoom(t *testing.T) {
+	for _, full := range []qapi.ScratchWhenFull{qapi.ScratchWhenFullWait, qapi.ScratchWhenFullBreakSnapshot} {
 		dir := t.TempDir() + "/d"
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
@@ -190,31 +191,37 @@ func TestScratchThatCannotBeWrittenFollowsOnCbwError(t *testing.T) {
 		if err := os.Remove(dir); err != nil {
 			t.Fatal(err)
 		}
-		policy := qapi.OnCbwErrorBreakGuestWrite
-		if breaks {
-			policy = qapi.OnCbwErrorBreakSnapshot
-		}
 		hung := newHold()
-		target.onWrite = hung.wait
-		w.startBackup("top", "target", qapi.BackupCommon{Speed: oneStep, OnCBWError: &policy})
+		target.onWrite = func(off, n int64) error {
+			if off == 7*cluster {
+				return nil // the guest's own copy
+			}
+			return hung.wait(off, n)
+		}
+		w.startBackup("top", "target", qapi.BackupCommon{Speed: oneStep, XScratch: &qapi.BackupScratch{WhenFull: &full}})
 		<-hung.entered
 		err := g.write(7, 'n')
-		close(hung.released)
-		if breaks {
-			if err != nil {
-				t.Error(err)
-			}
+		if err != nil {
+			t.Error(full, err)
+		}
+		if full == qapi.ScratchWhenFullBreakSnapshot {
+			close(hung.released)
 			w.await("b COMPLETED backup 1/64: No such file or directory")
+			w.await("b null")
+			w.expectNoRoomTaken()
 			continue
 		}
-		if !errors.Is(err, syscall.ENOENT) {
-			t.Error(err)
+		if x := w.info("b").XScratch; x == nil || x.Full != 1 || x.Peak == 0 {
+			t.Errorf("scratch %+v", x)
 		}
+		close(hung.released)
 		w.verb("b", func(j *jobs.Job) error { return j.SetSpeed(0) })
 		w.await("b COMPLETED backup 64/64")
-		if got := target.clusters(); got != strings.Repeat("a", 64) || g.sees()[7] != 'a' {
-			t.Errorf("target %q, guest %q", got, g.sees())
+		if got := target.clusters(); got != strings.Repeat("a", 64) || g.sees()[7] != 'n' {
+			t.Errorf("%s: target %q, guest %q", full, got, g.sees())
 		}
+		w.await("b null")
+		w.expectNoRoomTaken()
 	}
 }
 

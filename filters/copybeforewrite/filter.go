@@ -2,6 +2,7 @@ package copybeforewrite
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,7 +33,7 @@ type Filter struct {
 	onError  qapi.OnCbwError
 	timeout  time.Duration // 0: none
 	flags    blockgraph.Flags
-	top      bool
+	top      *blockgraph.Node // nil: all of the source
 
 	scratch     *scratch.Scratch // nil: none
 	breakIfFull bool
@@ -54,9 +55,10 @@ type Filter struct {
 // job's own steps. All clusters are dirty at open.
 func (f *Filter) Clusters() *copy.Clusters { return f.clusters }
 
-// SetTop has clusters that the source's first non-filter node does not have
-// allocated left out (sync=top). Before the filter is in the graph.
-func (f *Filter) SetTop(top bool) { f.top = top }
+// SetTop has clusters left out that the source's first non-filter node, which is
+// looked for now, does not have allocated (sync=top). Before the filter is in
+// the graph.
+func (f *Filter) SetTop() { f.top = f.node.File().Child().SkipFilters() }
 
 // SetCompressed has data written compressed. Before the filter is in the
 // graph.
@@ -190,12 +192,10 @@ func (f *Filter) saveClaim(ctx context.Context, cl *copy.Claim) error {
 	n := min(cl.N, f.clusters.Len()-cl.Off)
 	kind, err := f.kind(ctx, ends, cl)
 	if err == nil && kind != copy.Skip && f.scratch != nil {
-		if room, ok := f.scratch.Reserve(n, kind == copy.Zero); ok {
-			return f.keepClaim(ctx, ends, cl, room, kind)
-		}
-		if f.breakIfFull {
-			f.breakSnapshot(scratch.ErrFull)
-			err = scratch.ErrFull
+		var kept bool
+		if kept, err = f.keep(ctx, ends, cl, kind); kept {
+			f.clusters.Done(cl, copy.Saved)
+			return nil
 		}
 	}
 	if err == nil && kind != copy.Data {
@@ -216,37 +216,43 @@ func (f *Filter) saveClaim(ctx context.Context, cl *copy.Claim) error {
 	return err
 }
 
-// keepClaim keeps one claim's content in the scratch and ends the claim.
-func (f *Filter) keepClaim(ctx context.Context, ends copy.Ends, cl *copy.Claim, room scratch.Room, kind copy.Kind) error {
+// keep keeps one claim's content in the scratch, if there is room: a scratch
+// whose file fails has none. It does not end the claim.
+func (f *Filter) keep(ctx context.Context, ends copy.Ends, cl *copy.Claim, kind copy.Kind) (kept bool, err error) {
 	n := min(cl.N, f.clusters.Len()-cl.Off)
-	var b *ioengine.Buffer
-	var err error
-	if kind == copy.Data {
-		b = ioengine.Bounce(int(n))
-		if err = ends.Source.ReadV(ctx, cl.Off, blockgraph.MakeIOVec(b.Bytes()), 0); err != nil {
-			b.Release()
-			room.Free()
+	room, ok := f.scratch.Reserve(n, kind == copy.Zero)
+	full := error(scratch.ErrFull)
+	if ok {
+		var b *ioengine.Buffer
+		if kind == copy.Data {
+			b = ioengine.Bounce(int(n))
+			if err = ends.Source.ReadV(ctx, cl.Off, blockgraph.MakeIOVec(b.Bytes()), 0); err != nil {
+				b.Release()
+				room.Free()
+				return false, err
+			}
 		}
+		err := room.Keep(ctx, cl.Off, n, b)
+		switch {
+		case err == nil:
+			return true, nil
+		case ctx.Err() != nil || errors.Is(err, scratch.ErrDropped):
+			return false, err
+		}
+		full = err
 	}
-	if err == nil {
-		err = room.Keep(ctx, cl.Off, n, b)
+	if !f.breakIfFull {
+		return false, nil
 	}
-	if err != nil {
-		f.clusters.Done(cl, copy.Failed)
-		return err
-	}
-	f.clusters.Done(cl, copy.Saved)
-	return nil
+	f.breakSnapshot(full)
+	return false, full
 }
 
 // kind asks what the claimed clusters are, as one. A failing status counts as
 // data; the error is the context's.
 func (f *Filter) kind(ctx context.Context, ends copy.Ends, cl *copy.Claim) (copy.Kind, error) {
 	src := ends.Source.Child()
-	var base *blockgraph.Node
-	if f.top {
-		base = src.BackingChain()
-	}
+	base, skips := copy.Layer(src, f.top)
 	n := min(cl.N, f.clusters.Len()-cl.Off)
 	st, _, err := src.StatusAbove(ctx, base, cl.Off, n, blockgraph.StatusPrecise)
 	switch {
@@ -254,7 +260,7 @@ func (f *Filter) kind(ctx context.Context, ends copy.Ends, cl *copy.Claim) (copy
 		return copy.Data, ctx.Err()
 	case st.N < n:
 		return copy.Data, nil
-	case f.top && st.Flags&blockgraph.StatusAllocated == 0:
+	case skips && st.Flags&blockgraph.StatusAllocated == 0:
 		return copy.Skip, nil
 	case st.Flags&blockgraph.StatusZero != 0:
 		return copy.Zero, nil

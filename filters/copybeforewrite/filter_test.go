@@ -419,7 +419,7 @@ func TestTopLeavesOutWhatTheOverlayLacks(t *testing.T) {
 	}
 	var done, remaining atomic.Int64
 	f, n, job := w.insert(source, target, nil, func(f *copybeforewrite.Filter) {
-		f.SetTop(true)
+		f.SetTop()
 		f.Clusters().SetProgress(func(d, r int64) { done.Add(d); remaining.Add(r) })
 	})
 	if err := guest.WriteV(t.Context(), 20*cluster, graphtest.Vec(mine[:4096]), 0); err != nil {

@@ -44,7 +44,7 @@ func (f *Filter) waitReaders(ctx context.Context, off, n int64) error {
 
 // readable holds that the snapshot still has bytes [off, off+n).
 func (f *Filter) readable(off, n int64) error {
-	if f.broken.Load() != nil || f.top || f.scratch != nil {
+	if f.broken.Load() != nil || f.top != nil || f.scratch != nil {
 		// With top, the target lacks what the overlay lacked; with a scratch,
 		// what is saved is not in the target yet.
 		return syscall.EACCES

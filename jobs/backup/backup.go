@@ -158,7 +158,9 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 	}
 	b.source, b.node, b.target = r.Source, n, r.Target
 	b.filter = n.Driver().(*copybeforewrite.Filter)
-	b.filter.SetTop(b.top)
+	if b.top {
+		b.filter.SetTop()
+	}
 	b.filter.SetCompressed(b.compress)
 	b.clusters = b.filter.Clusters()
 	if b.marked {
@@ -204,6 +206,7 @@ func (b *backup) Run(ctx context.Context, j *jobs.Job) error {
 	defer stop()
 	defer b.watch(ctx, stop)()
 	err := b.copy(ctx, j)
+	broken := b.filter.SnapshotError() // of the filter's own accord
 	if err != nil {
 		b.filter.Abandon() // nobody wants the old content any more
 		b.noteUncopied()
@@ -211,7 +214,7 @@ func (b *backup) Run(ctx context.Context, j *jobs.Job) error {
 			b.room.Drop()
 		}
 	}
-	if broken := b.filter.SnapshotError(); broken != nil {
+	if broken != nil {
 		return transfer.Error(broken)
 	}
 	return err

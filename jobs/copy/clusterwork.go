@@ -13,9 +13,9 @@ type ClusterOptions struct {
 	// Enter admits a step and returns both ends, and the function that ends
 	// the admission: EnterRoots, or Enter of a copy-before-write filter.
 	Enter func(ctx context.Context) (Ends, func(), error)
-	// Top: clusters that the source's first non-filter node does not have
-	// allocated are not copied (sync=top).
-	Top bool
+	// Top, if not nil, is the image whose own clusters are copied, and no others
+	// (sync=top): see Layer.
+	Top *blockgraph.Node
 	// WriteFlags go with every write of data; ZeroFlags with every write of
 	// zeroes (blockgraph.MayUnmap).
 	WriteFlags, ZeroFlags blockgraph.Flags
@@ -101,10 +101,7 @@ func (w *clusterWork) Next(ctx context.Context, l Limit) (Piece, error) {
 func (w *clusterWork) status(ctx context.Context, ends Ends, off, n int64) (Piece, error) {
 	c := w.c
 	src := ends.Source.Child()
-	var base *blockgraph.Node
-	if w.o.Top {
-		base = src.BackingChain()
-	}
+	base, skips := Layer(src, w.o.Top)
 	one := Piece{Off: off, N: c.size, Kind: Data}
 	st, _, err := src.StatusAbove(ctx, base, off, min(n, c.length-off), blockgraph.StatusPrecise)
 	if err != nil {
@@ -118,12 +115,24 @@ func (w *clusterWork) status(ctx context.Context, ends Ends, off, n int64) (Piec
 		return one, nil
 	}
 	switch {
-	case w.o.Top && st.Flags&blockgraph.StatusAllocated == 0:
+	case skips && st.Flags&blockgraph.StatusAllocated == 0:
 		p.Kind = Skip
 	case st.Flags&blockgraph.StatusZero != 0:
 		p.Kind = Zero
 	}
 	return p, nil
+}
+
+// Layer returns down to which node, itself left out, a cluster counts as
+// top's own, for a source that is read through src; skips tells whether others
+// may be left out. Overlays that were put over top since belong to it: what
+// is in them was in top, or was written after the point in time. When a job has
+// merged top into another image nobody knows any more what was top's own.
+func Layer(src, top *blockgraph.Node) (base *blockgraph.Node, skips bool) {
+	if top == nil || !src.ChainContains(top) {
+		return nil, false
+	}
+	return top.BackingChain(), true
 }
 
 // Do implements Work.
@@ -218,14 +227,16 @@ func (w *clusterWork) check() error {
 // Skip implements Work.
 func (w *clusterWork) Skip(p Piece, failed bool) {
 	n := w.c.clear(p.Off, p.N)
+	if !failed {
+		// What is kept of it is not given up: a guest has changed it since,
+		// perhaps before it was looked at.
+		w.c.tell(0, -n)
+		return
+	}
 	if w.o.Scratch != nil {
 		n += w.forgetSaved(p)
 	}
-	if failed {
-		w.c.tell(n, -n)
-	} else {
-		w.c.tell(0, -n)
-	}
+	w.c.tell(n, -n)
 }
 
 // Settle implements Work.
@@ -237,6 +248,12 @@ func (w *clusterWork) Settle(ctx context.Context) (more bool, err error) {
 	if w.o.Idle != nil {
 		return w.o.Idle(ctx)
 	}
+	// A guest's write may have claimed what was dirty since the wait, and then
+	// keeps it or fails. So nothing is over before no cluster is dirty or
+	// claimed; from then on nothing gets into the scratch any more.
+	if w.c.Remaining() > 0 {
+		return true, w.check()
+	}
 	if err := w.check(); err != nil {
 		return false, err
 	}
@@ -244,8 +261,7 @@ func (w *clusterWork) Settle(ctx context.Context) (more bool, err error) {
 		w.o.Scratch.Replan()
 		return true, nil
 	}
-	_, _, more = w.c.next(0, w.c.length, w.c.size)
-	return more, nil
+	return false, nil
 }
 
 var vectors = sync.Pool{New: func() any { return &blockgraph.IOVec{} }}

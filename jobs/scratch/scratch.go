@@ -50,7 +50,7 @@ type Usage struct {
 	Memory  int64 // of data
 	Spilled int64 // of data in the file
 	Peak    int64 // the most of both together
-	// Full is how often there was no room.
+	// Full is how often there was no room, or its file failed.
 	Full int64
 }
 
@@ -176,6 +176,7 @@ func (r *Room) Keep(ctx context.Context, off, n int64, b *ioengine.Buffer) error
 			if e.seal, err = r.s.file.write(ctx, data); err != nil {
 				r.s.file.free(entries)
 				r.Free()
+				r.s.refused()
 				return err
 			}
 		} else {
@@ -185,6 +186,13 @@ func (r *Room) Keep(ctx context.Context, off, n int64, b *ioengine.Buffer) error
 		entries = append(entries, e)
 	}
 	return r.put(entries)
+}
+
+// refused counts that there was no room after all.
+func (s *Scratch) refused() {
+	s.mu.Lock()
+	s.use.Full++
+	s.mu.Unlock()
 }
 
 // put adds entries to the set.
