@@ -13,7 +13,8 @@
 // the source do the write, takes the marks back, writes the same to the target
 // and only then lets the guest go on. What cannot be brought to the target
 // stays marked: granules that the write covers in part and that were dirty
-// before, a target that a graph change has closed, a failed write. A failed
+// before, zeroes that the target can hold only as data, a target that a graph
+// change has closed, a failed write. A failed
 // target never fails a guest's write. The mark of somebody who writes to the
 // source beside an active filter would be lost, so nobody may: an active filter
 // does not share the permission to write.

@@ -27,6 +27,9 @@ type Options struct {
 	// Whole: a granule of the target must be written as a whole, because the
 	// target has a backing file by name that is not attached yet.
 	Whole bool
+	// ZeroAsData: the same target cannot keep zeroes as such, since what is not
+	// allocated will show its backing file. The job writes them.
+	ZeroAsData bool
 }
 
 // Filter is the driver of a mirror_top node, and what its job shares with it:
@@ -136,6 +139,10 @@ func (f *Filter) Granularity() int64 { return f.o.Granularity }
 // SetExclusive says whether anybody but the filter may write to the source.
 // Tx.RefreshPerms has it take effect. Before SetActive(true).
 func (f *Filter) SetExclusive(on bool) { f.exclusive.Store(on) }
+
+// Exclusive tells whether nobody but the filter may write to the source. Any
+// goroutine.
+func (f *Filter) Exclusive() bool { return f.exclusive.Load() }
 
 // SetActive says whether guests' writes go to the target, too. Called with the
 // guests drained.

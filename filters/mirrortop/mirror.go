@@ -108,6 +108,10 @@ func (f *Filter) forTarget(ctx context.Context, c change, head, tail bool) (w ch
 		}
 		w.kind, w.flags = zero, blockgraph.MayUnmap
 	}
+	if w.kind == zero && f.o.ZeroAsData {
+		w.n = 0
+		return w, false
+	}
 	g, end := f.o.Granularity, c.off+c.n
 	if head {
 		w.off = (c.off + g - 1) &^ (g - 1)

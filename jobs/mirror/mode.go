@@ -19,15 +19,21 @@ func (m *mirror) setMode(ctx context.Context, note func()) error {
 		if note != nil {
 			note()
 		}
-		active := !m.commit && (m.final || m.blocking.Load() && m.surveyed)
-		if m.left != nil || active == m.filter.Active() {
+		// Nobody else may come to write as soon as the filter is to be active,
+		// though it is that only once the job knows what is dirty.
+		exclusive := !m.commit && (m.final || m.blocking.Load())
+		active := exclusive && (m.final || m.surveyed)
+		wasExclusive := m.filter.Exclusive()
+		if m.left != nil || active == m.filter.Active() && exclusive == wasExclusive {
 			return nil
 		}
-		if err := tx.Drain(m.node); err != nil {
-			return err
+		if active != m.filter.Active() {
+			if err := tx.Drain(m.node); err != nil {
+				return err
+			}
 		}
-		m.filter.SetExclusive(active)
-		tx.OnAbort(func() { m.filter.SetExclusive(!active) })
+		m.filter.SetExclusive(exclusive)
+		tx.OnAbort(func() { m.filter.SetExclusive(wasExclusive) })
 		if err := tx.RefreshPerms(m.node); err != nil {
 			return err
 		}

@@ -135,7 +135,7 @@ func (m *mirror) start(tx *blockgraph.Tx, set *jobs.Set, name *string, granulari
 	}
 	m.buffer = bufferSize(buffer, granularity)
 	var err error
-	m.filter, err = mirrortop.New(mirrortop.Options{Source: m.source, Granularity: granularity, Commit: m.commit, Whole: whole})
+	m.filter, err = mirrortop.New(mirrortop.Options{Source: m.source, Granularity: granularity, Commit: m.commit, Whole: whole, ZeroAsData: m.zeroAsData})
 	if err != nil {
 		return nil, err
 	}
