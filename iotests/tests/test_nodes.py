@@ -147,6 +147,22 @@ class AddAndDelete(QMPTestCase):
         self.assertEqual(Path(path).read_bytes()[4096:8192], b"y" * 4096)
 
 
+class Sizes(QMPTestCase):
+    """Lengths that storage may claim."""
+
+    def test_more_than_whole_sectors_can_count(self) -> None:
+        self.launch()
+        self.assert_qmp_error(
+            "Could not refresh total sector count: File too large",
+            "blockdev-add",
+            driver="null-co",
+            node_name="n",
+            size=2**63 - 1,
+        )
+        self.assertEqual(self.nodes(), {})
+        self.qmp.cmd("blockdev-add", driver="null-co", node_name="n", size=2**63 - 1024)
+
+
 class ReadOnly(QMPTestCase):
     """read-only and auto-read-only."""
 
