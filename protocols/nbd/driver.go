@@ -147,8 +147,20 @@ func (d *Driver) Caps() blockgraph.Caps {
 	return c
 }
 
+// inside returns how much of a range the export has: its last sector may be
+// short, and then reads as if zeroes filled it up. Writes there are the server's
+// to refuse.
+func (d *Driver) inside(off, n int64) int64 { return max(0, min(n, d.info.size-off)) }
+
 // ReadV reads from the server.
 func (d *Driver) ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
+	if n := d.inside(off, v.Len()); n < v.Len() {
+		v.Zero(n, v.Len()-n)
+		if n == 0 {
+			return nil
+		}
+		v = v.Slice(0, n)
+	}
 	return d.links.do(ctx, nbdproto.Request{Type: nbdproto.CmdRead, Offset: uint64(off), Length: uint64(v.Len())}, nil, v, nil)
 }
 
@@ -165,6 +177,9 @@ func (d *Driver) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph.Flags) error {
 	if !d.has(nbdproto.SendWriteZeroes) {
 		return blockgraph.ErrNotSupported
+	}
+	if n = d.inside(off, n); n == 0 {
+		return nil
 	}
 	r := nbdproto.Request{Type: nbdproto.CmdWriteZeroes, Offset: uint64(off), Length: uint64(n)}
 	if flags&blockgraph.FUA != 0 {
@@ -184,6 +199,9 @@ func (d *Driver) Discard(ctx context.Context, off, n int64) error {
 	if !d.has(nbdproto.SendTrim) {
 		return nil
 	}
+	if n = d.inside(off, n); n == 0 {
+		return nil
+	}
 	return d.links.do(ctx, nbdproto.Request{Type: nbdproto.CmdTrim, Offset: uint64(off), Length: uint64(n)}, nil, nil, nil)
 }
 
@@ -201,8 +219,11 @@ func (d *Driver) BlockStatus(ctx context.Context, off, n int64, _ blockgraph.Sta
 	if !d.info.status {
 		return s, nil
 	}
-	align := d.Limits().RequestAlignment
-	n = min(n, math.MaxInt32/align*align)
+	align := d.info.alignment()
+	rest := n
+	if n = min(d.inside(off, n), math.MaxInt32/align*align); n == 0 {
+		return blockgraph.Status{Flags: blockgraph.StatusZero | blockgraph.StatusAllocated, N: rest}, nil
+	}
 	r := nbdproto.Request{Type: nbdproto.CmdBlockStatus, Flags: nbdproto.FlagReqOne, Offset: uint64(off), Length: uint64(n)}
 	var e extent
 	if err := d.links.do(ctx, r, nil, nil, &e); err != nil {

@@ -179,6 +179,50 @@ func TestCancelledWriteWaitsForItsReply(t *testing.T) {
 	go c.serve()
 }
 
+// The graph counts whole sectors. What an export lacks of its last one reads as
+// zeroes, and the server is not asked for it.
+func TestEndThatIsNoWholeSector(t *testing.T) {
+	d, c := openFake(t)
+	d.info.size = 1000
+	go func() {
+		for {
+			r, _ := c.request()
+			if r == nil {
+				return
+			}
+			if r.Offset+r.Length > 1000 {
+				t.Errorf("%+v", r)
+			}
+			c.answer(r)
+		}
+	}()
+	b, err := read(t.Context(), d, 512, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkPattern(t, b[:488], 512)
+	if !bytes.Equal(b[488:], make([]byte, 24)) {
+		t.Error("the end is not zero")
+	}
+	if b, err := read(t.Context(), d, 1000, 24); err != nil || !bytes.Equal(b, make([]byte, 24)) {
+		t.Error("behind the end:", err)
+	}
+	for _, r := range [][2]int64{{512, 512}, {1000, 24}} {
+		if err := d.WriteZeroes(t.Context(), r[0], r[1], 0); err != nil {
+			t.Error(err)
+		}
+		if err := d.Discard(t.Context(), r[0], r[1]); err != nil {
+			t.Error(err)
+		}
+	}
+	if s, err := d.BlockStatus(t.Context(), 512, 512, 0); err != nil || s.N != 488 {
+		t.Errorf("%+v %v", s, err)
+	}
+	if s, err := d.BlockStatus(t.Context(), 1000, 24, 0); err != nil || s.N != 24 || s.Flags&blockgraph.StatusZero == 0 || s.Flags&blockgraph.StatusOffsetValid != 0 {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
 func TestMoreRequestsThanSlots(t *testing.T) {
 	d, c := openFake(t)
 	go c.serve()
