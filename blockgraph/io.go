@@ -502,15 +502,12 @@ func (n *Node) refreshSize(ctx context.Context) error {
 	if err != nil {
 		return Errorf(Errno(err), "Could not refresh total sector count: %s", Strerror(err))
 	}
-	if size > maxSize {
+	if size > maxOffset {
 		return Errorf(syscall.EFBIG, "Could not refresh total sector count: %s", Strerror(syscall.EFBIG))
 	}
 	n.setSize(alignUp(size, sectorSize))
 	return nil
 }
-
-// maxSize is the largest length of an image in bytes, in whole sectors.
-const maxSize = (1<<63 - 1) &^ (sectorSize - 1)
 
 // sectorSize is the unit of node lengths in bytes: a file of another length
 // reads as if zeroes filled its last sector up.

@@ -150,8 +150,16 @@ class AddAndDelete(QMPTestCase):
 class Sizes(QMPTestCase):
     """Lengths that storage may claim."""
 
-    def test_more_than_whole_sectors_can_count(self) -> None:
+    def test_largest(self) -> None:
+        largest = 2**63 - 2**30
         self.launch()
+        self.assert_qmp_error(
+            "Could not refresh total sector count: File too large",
+            "blockdev-add",
+            driver="null-co",
+            node_name="n",
+            size=largest + 1,
+        )
         self.assert_qmp_error(
             "Could not refresh total sector count: File too large",
             "blockdev-add",
@@ -160,7 +168,7 @@ class Sizes(QMPTestCase):
             size=2**63 - 1,
         )
         self.assertEqual(self.nodes(), {})
-        self.qmp.cmd("blockdev-add", driver="null-co", node_name="n", size=2**63 - 1024)
+        self.qmp.cmd("blockdev-add", driver="null-co", node_name="n", size=largest)
 
 
 class ReadOnly(QMPTestCase):
