@@ -24,9 +24,12 @@ class BitmapCase(QMPTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.disk = self.create_image("disk.qcow2", self.size)
+        self.disk = self.make_disk()
         self.launch()
         self.add_node("d", self.disk)
+
+    def make_disk(self) -> str:
+        return self.create_image("disk.qcow2", self.size)
 
     def add(self, name: str, node: str = "d", **options: Any) -> None:
         self.qmp.cmd("block-dirty-bitmap-add", node=node, name=name, **options)
@@ -38,8 +41,9 @@ class BitmapCase(QMPTestCase):
         self.qmp.cmd(f"block-dirty-bitmap-{verb}", node=node, name=name)
 
     def bitmaps(self, node: str = "d") -> dict[str, dict[str, Any]]:
-        """The node's bitmaps by name."""
-        return {bitmap["name"]: bitmap for bitmap in self.nodes()[node].get("dirty-bitmaps", [])}
+        """The node's bitmaps by name; the rival also shows those of jobs, which have none."""
+        found = self.nodes()[node].get("dirty-bitmaps", [])
+        return {bitmap["name"]: bitmap for bitmap in found if "name" in bitmap}
 
     def count(self, name: str, node: str = "d") -> int:
         return int(self.bitmaps(node)[name]["count"])
