@@ -210,14 +210,14 @@ func (tx *Tx) loadBitmaps(n *Node) error {
 	if err != nil || len(list) == 0 {
 		return err
 	}
+	state := tx.Stage(n)
+	state.Bitmaps = slices.Concat(list, state.Bitmaps)
 	if !n.published {
 		// What the image goes back to if the change is undone.
 		was := n.state.Load().clone()
 		was.Bitmaps = list
 		n.state.Store(was)
 	}
-	state := tx.Stage(n)
-	state.Bitmaps = slices.Concat(list, state.Bitmaps)
 	return nil
 }
 

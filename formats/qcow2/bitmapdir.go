@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"log/slog"
 	"math/bits"
+	"slices"
 	"syscall"
 
 	"blockd/bitmaps"
@@ -32,7 +33,7 @@ const (
 	maxBitmapBytes     = 512 << 20
 	// maxLoaded bounds what the bitmaps of one image take in memory, in bytes: each
 	// may be as long as is allowed, and all may have the same data.
-	maxLoaded = 2 << 30
+	maxLoaded = 1 << 30
 )
 
 // storedBitmap is a bitmap as the image has it.
@@ -83,14 +84,19 @@ func (d *Driver) loadBitmaps(ctx context.Context) error {
 		if err := bitmaps.Check(d.size.Load(), granularity); err != nil {
 			return err
 		}
+		// What an empty one takes, roughly.
+		if loaded += d.size.Load() >> e.granularityBits / 256; loaded > maxLoaded {
+			return errTooLarge(e)
+		}
 		b.Bits = bitmaps.New(d.size.Load(), granularity)
 		if err := d.readBitmap(ctx, e, b.Bits, &loaded); err != nil {
 			return err
 		}
 		e.bits, e.size = b.Bits, d.size.Load()
-		// The newest is the first in memory and the last in the directory.
-		s.want = append([]*blockgraph.DirtyBitmap{b}, s.want...)
+		s.want = append(s.want, b)
 	}
+	// The newest is the first in memory and the last in the directory.
+	slices.Reverse(s.want)
 	s.setDir(dir)
 	s.stored = true
 	return nil
@@ -204,7 +210,7 @@ func (d *Driver) readBitmap(ctx context.Context, e *storedBitmap, to *bitmaps.Bi
 			continue
 		}
 		if *loaded += cs; *loaded > maxLoaded {
-			return fail(badData, syscall.EFBIG)
+			return errTooLarge(e)
 		}
 		if off == 0 {
 			first := at * 8 << e.granularityBits
@@ -217,6 +223,10 @@ func (d *Driver) readBitmap(ctx context.Context, e *storedBitmap, to *bitmaps.Bi
 		to.Deserialize(at, data.Bytes())
 	}
 	return nil
+}
+
+func errTooLarge(e *storedBitmap) error {
+	return blockgraph.Errorf(syscall.EFBIG, "Could not read bitmap '%s' from image: %s", e.name, blockgraph.Strerror(syscall.EFBIG))
 }
 
 // encodeDir returns the directory as it stands in the image.

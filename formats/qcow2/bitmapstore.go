@@ -61,15 +61,6 @@ func (s *bitmapStore) setDir(dir []*storedBitmap) {
 	s.infos.Store(&infos)
 }
 
-func (s *bitmapStore) find(name string) *storedBitmap {
-	for _, e := range s.dir {
-		if e.name == name {
-			return e
-		}
-	}
-	return nil
-}
-
 func (s *bitmapStore) lock(ctx context.Context) error {
 	select {
 	case s.turn <- struct{}{}:
@@ -226,8 +217,12 @@ func (d *Driver) bitmapExtents(next []*storedBitmap) []extent {
 	if x := d.ext.bitmaps; x.present {
 		list = append(list, extent{int64(x.offset) >> cb, d.h.clusters(int64(x.size)), discardOther})
 	}
+	kept := make(map[int64]struct{}, len(next))
+	for _, e := range next {
+		kept[e.tableOffset] = struct{}{}
+	}
 	for _, e := range d.bitmaps.dir {
-		if slices.ContainsFunc(next, func(n *storedBitmap) bool { return n.tableOffset == e.tableOffset }) {
+		if _, ok := kept[e.tableOffset]; ok {
 			continue
 		}
 		list = append(list, extent{e.tableOffset >> cb, d.h.clusters(e.tableSize * 8), discardOther})
@@ -251,11 +246,15 @@ type bitmapWriter struct {
 // written, and whether it differs from the present one.
 func (w *bitmapWriter) plan(ctx context.Context) (next []*storedBitmap, changed bool, err error) {
 	s := &w.d.bitmaps
+	byName := make(map[string]*storedBitmap, len(s.dir))
+	for _, e := range s.dir {
+		byName[e.name] = e
+	}
 	for _, b := range slices.Backward(s.want) {
 		if !b.Persistent {
 			continue
 		}
-		old := s.find(b.Name)
+		old := byName[b.Name]
 		if b.Inconsistent {
 			if old == nil {
 				return nil, false, syscall.EINVAL

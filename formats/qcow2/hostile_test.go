@@ -1,9 +1,11 @@
 package qcow2
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 
+	"blockd/bitmaps"
 	"blockd/blockgraph"
 	"blockd/qapi"
 )
@@ -89,6 +91,7 @@ func FuzzImage(f *testing.F) {
 	f.Add(seed(clusterSize(512)))
 	f.Add(seed(clusterSize(512), v2))
 	f.Add(seed(clusterSize(512), refcountBits(1)))
+	f.Add(bitmapImage(f).b)
 	f.Fuzz(func(_ *testing.T, b []byte) { fuzzOne(b) })
 }
 
@@ -117,6 +120,13 @@ func fuzzOne(b []byte) {
 	if err != nil {
 		return
 	}
+	if size := min(d.size.Load(), 1<<20); size > 0 {
+		_ = d.BeforeChange(ctxb, 0, size)
+		if bitmaps.Check(d.size.Load(), 1<<20) == nil {
+			more := &blockgraph.DirtyBitmap{Name: "more", Persistent: true, Bits: bitmaps.New(d.size.Load(), 1<<20)}
+			_ = d.StoreBitmaps(ctxb, append(d.bitmaps.want[:len(d.bitmaps.want)/2:len(d.bitmaps.want)/2], more))
+		}
+	}
 	if size := min(d.size.Load(), 1<<20); size >= 4096 {
 		_ = d.WriteV(ctxb, size/2, blockgraph.MakeIOVec(make([]byte, 3000)), 0)
 		if d.h.clusterSize <= size {
@@ -126,4 +136,88 @@ func fuzzOne(b []byte) {
 		_ = d.Flush(ctxb)
 	}
 	_ = d.Close(ctxb)
+}
+
+// bitmapImage is an image with two bitmaps, of which one is in use.
+func bitmapImage(t testing.TB) *memFile {
+	img := newImage(t, 64<<10, clusterSize(512))
+	d := openImage(t, img, nil)
+	var list []*blockgraph.DirtyBitmap
+	for _, name := range []string{"a", "b"} {
+		b := &blockgraph.DirtyBitmap{Name: name, Persistent: true, Bits: bitmaps.New(64<<10, 512)}
+		b.Bits.Set(0, 1)
+		list = append(list, b)
+	}
+	if err := d.StoreBitmaps(ctxb, list); err != nil {
+		t.Fatal(err)
+	}
+	closeImage(t, d)
+	dir := int(d.ext.bitmaps.offset)
+	binary.BigEndian.PutUint32(img.b[dir+12:], bitmapAuto|bitmapInUse) // the first, which is the older
+	return img
+}
+
+func TestHostileBitmapDirectoriesAreRefused(t *testing.T) {
+	good := bitmapImage(t)
+	d := openImage(t, good, nil)
+	dir, table := int(d.ext.bitmaps.offset), int(d.bitmaps.dir[1].tableOffset)
+	if !d.bitmaps.want[1].Inconsistent || d.bitmaps.want[0].Inconsistent || !d.bitmaps.want[0].Bits.Get(0) {
+		t.Fatal("not what was made")
+	}
+	ext := bytes.Index(good.b[:512], []byte{0x23, 0x85, 0x28, 0x75}) + 8
+	const second = 32 // of the directory
+	be := binary.BigEndian
+	u32 := func(at int, v uint32) func(b []byte) { return func(b []byte) { be.PutUint32(b[at:], v) } }
+	u64 := func(at int, v uint64) func(b []byte) { return func(b []byte) { be.PutUint64(b[at:], v) } }
+	entry := dir + second
+	const constraints = "Bitmap 'a' doesn't satisfy the constraints"
+	for name, c := range map[string]struct {
+		edit func(b []byte)
+		want string
+	}{
+		"no bitmaps":          {u32(ext, 0), "found bitmaps extension with zero bitmaps"},
+		"too many":            {u32(ext, 1), "More bitmaps found than specified in header extension"},
+		"too few":             {u32(ext, 3), "Less bitmaps found than specified in header extension"},
+		"empty directory":     {u64(ext+8, 0), "Requested bitmap directory size is zero"},
+		"huge directory":      {u64(ext+8, 1<<40), "bitmaps_ext: bitmap directory size (1099511627776) exceeds the maximum supported size (67108864)"},
+		"cut directory":       {u64(ext+8, second+20), "Broken bitmap directory"},
+		"name past the end":   {u32(entry+16, 1<<24|9<<16|900), "Broken bitmap directory"},
+		"extra data":          {u32(dir+20, 8), "Bitmap extra data is not supported"},
+		"type":                {u32(entry+16, 2<<24|9<<16|1), constraints},
+		"granularity":         {u32(entry+16, 1<<24|8<<16|1), constraints},
+		"reserved flag":       {u32(entry+12, 8), constraints},
+		"no table":            {u32(entry+8, 0), constraints},
+		"huge table":          {u32(entry+8, 1<<31), constraints},
+		"table not aligned":   {u64(entry, uint64(table)+8), constraints},
+		"table far away":      {u64(entry, 1<<60), constraints},
+		"the same name":       {func(b []byte) { b[entry+24] = 'b' }, "Bitmap 'b' doesn't satisfy the constraints"},
+		"longer table":        {u32(entry+8, 2), "Could not read bitmap 'a' from image: Invalid argument"},
+		"reserved bit":        {u64(table, 1<<60), "Could not read bitmap_table table from image for bitmap 'a': Invalid argument"},
+		"data not aligned":    {u64(table, 0x300), "Could not read bitmap_table table from image for bitmap 'a': Invalid argument"},
+		"data past the end":   {u64(table, 1<<40), "Could not read bitmap_table table from image for bitmap 'a': Invalid argument"},
+		"ones with a cluster": {u64(table, 0x401), "Could not read bitmap_table table from image for bitmap 'a': Invalid argument"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			img := &memFile{b: bytes.Clone(good.b)}
+			c.edit(img.b)
+			before := bytes.Clone(img.b)
+			_, err := open(ctxb, testChildren{img, nil}, &qapi.BlockdevOptions{}, false)
+			if err == nil || err.Error() != c.want {
+				t.Errorf("%v", err)
+			}
+			if !bytes.Equal(img.b, before) {
+				t.Error("the image has changed")
+			}
+		})
+	}
+}
+
+func TestATableOfOnesIsAllDirty(t *testing.T) {
+	img := bitmapImage(t)
+	d := openImage(t, img, nil)
+	binary.BigEndian.PutUint64(img.b[d.bitmaps.dir[1].tableOffset:], bitmapAllOnes)
+	d = openImage(t, img, nil)
+	if n := d.bitmaps.want[0].Bits.Count(); n != 64<<10 {
+		t.Errorf("%d bytes dirty", n)
+	}
 }
