@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 from iotests.harness.case import QMPTestCase
-from iotests.harness.images import MiB, RAW
+from iotests.harness.images import KiB, MiB, QCOW2, RAW
 
 SIZE = 2 * MiB
 REPORTED = ("created", "running", "BLOCK_JOB_ERROR", "aborting", "BLOCK_JOB_COMPLETED", "concluded", "null")
@@ -107,3 +107,30 @@ class FailingTarget(QMPTestCase):
                 self.start(number, on_target_error="ignore", rule={"once": True})
                 self.expect_error("ignore")
                 self.expect_success()
+
+
+class SnapshotMeanwhile(QMPTestCase):
+    """A snapshot of the source while sync=top copies it."""
+
+    def test_top_keeps_what_the_old_top_had(self) -> None:
+        data = bytearray(self.random_bytes(SIZE))
+        base = self.filled_image("base.qcow2", bytes(data), QCOW2)
+        source = self.create_image("source.qcow2", SIZE, QCOW2, backing=base)
+        for offset in range(0, SIZE, 256 * KiB):  # with clusters of the base in between
+            piece = self.random_bytes(128 * KiB, offset + 1)
+            self.fill(source, piece, "qcow2", offset=offset)
+            data[offset : offset + len(piece)] = piece
+        target = self.create_image("target.qcow2", SIZE, QCOW2, backing=base)
+        overlay = self.create_image("overlay.qcow2", SIZE, QCOW2, backing=source)
+        self.launch()
+        self.add_node("s", source, "qcow2")
+        self.add_node("t", target, "qcow2")
+        self.add_node("o", overlay, "qcow2", backing=None)
+        backup = {"job-id": "j", "device": "s", "target": "t", "sync": "top", "speed": 64 * KiB}
+        self.qmp.cmd("blockdev-backup", **backup)
+        self.qmp.cmd("blockdev-snapshot", node="s", overlay="o")
+        self.unthrottle("j")
+        self.wait_status("j", "null")
+        self.assertNotIn("error", self.completed_event("j"))
+        self.daemon.quit()
+        self.assert_content(target, bytes(data))
