@@ -97,7 +97,8 @@ func (d *Driver) loadBitmaps(ctx context.Context) error {
 	}
 	// The newest is the first in memory and the last in the directory.
 	slices.Reverse(s.want)
-	s.setDir(dir)
+	x := d.ext.bitmaps
+	s.setDir(dir, place{int64(x.offset), int64(x.offset + x.size), kindBitmapDir})
 	s.stored = true
 	return nil
 }

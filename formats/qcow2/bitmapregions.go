@@ -63,7 +63,7 @@ func (d *Driver) BitmapWaits() (n int64, total time.Duration) {
 // bitmaps that record. Data plane.
 func (d *Driver) BeforeChange(ctx context.Context, off, n int64) error {
 	s := &d.bitmaps
-	if r := s.regions.Load(); r != nil && r.open(off, n) || s.onClose {
+	if r := s.regions.Load(); r != nil && r.open(off, n) || s.marked.Load() {
 		return nil
 	}
 	start := clock.Real().Now()
@@ -82,6 +82,10 @@ func (d *Driver) BeforeChange(ctx context.Context, off, n int64) error {
 		if err := d.storeWanted(ctx, d.size.Load(), nil); err != nil {
 			return err
 		}
+	}
+	if s.onClose {
+		s.setStored(true)
+		return nil
 	}
 	r := s.regions.Load()
 	if r == nil || r.size < d.size.Load() {

@@ -47,16 +47,25 @@ type bitmapStore struct {
 	want   []*blockgraph.DirtyBitmap
 	stored bool
 	dir    []*storedBitmap
+	at     place // of the directory
 	// final: the image is given up; in_use is taken back.
 	final bool
 
+	// marked: with onClose, the bitmaps are known to be marked as in use.
+	marked  atomic.Bool
 	infos   atomic.Pointer[[]qapi.Qcow2BitmapInfo]
 	regions atomic.Pointer[regions]
 	waits   waitCount
 }
 
-func (s *bitmapStore) setDir(dir []*storedBitmap) {
-	s.dir = dir
+// setStored is called with turn held, or by open.
+func (s *bitmapStore) setStored(stored bool) {
+	s.stored = stored
+	s.marked.Store(stored && s.onClose && !s.final)
+}
+
+func (s *bitmapStore) setDir(dir []*storedBitmap, at place) {
+	s.dir, s.at = dir, at
 	infos := bitmapInfos(dir)
 	s.infos.Store(&infos)
 }
@@ -92,7 +101,8 @@ func (d *Driver) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitma
 		return err
 	}
 	defer s.unlock()
-	s.want, s.stored = list, false
+	s.want = list
+	s.setStored(false)
 	return d.storeWanted(ctx, d.size.Load(), nil)
 }
 
@@ -162,7 +172,7 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 	w := &bitmapWriter{d: d, size: size}
 	next, changed, err := w.plan(ctx)
 	if err == nil && !changed && edit == nil {
-		s.stored = true
+		s.setStored(true)
 		return nil
 	}
 	var dirAt, dirLen int64
@@ -179,7 +189,7 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 		w.giveUp(w.fresh)
 		return err
 	}
-	s.stored = false
+	s.setStored(false)
 	old := d.bitmapExtents(next)
 	err = d.switchHeader(ctx, func(ext *extensions) {
 		ext.setBitmaps(len(next), dirAt, dirLen)
@@ -202,10 +212,10 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update bitmap extension: %s", blockgraph.Strerror(err))
 	}
 	w.giveUp(old)
-	s.setDir(next)
+	s.setDir(next, place{dirAt, dirAt + dirLen, kindBitmapDir})
 	s.regions.Store(nil)
-	d.meta.setPlaces(kindBitmapDir, place{dirAt, dirAt + dirLen, kindBitmapDir})
-	s.stored = true
+	d.meta.setPlaces(kindBitmapDir, s.at)
+	s.setStored(true)
 	return nil
 }
 
@@ -214,8 +224,8 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 func (d *Driver) bitmapExtents(next []*storedBitmap) []extent {
 	cb := d.h.clusterBits
 	var list []extent
-	if x := d.ext.bitmaps; x.present {
-		list = append(list, extent{int64(x.offset) >> cb, d.h.clusters(int64(x.size)), discardOther})
+	if at := d.bitmaps.at; at.to > at.from {
+		list = append(list, extent{at.from >> cb, d.h.clusters(at.to - at.from), discardOther})
 	}
 	kept := make(map[int64]struct{}, len(next))
 	for _, e := range next {
