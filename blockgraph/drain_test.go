@@ -161,7 +161,7 @@ func TestWhatHoldsADrainIsNamed(t *testing.T) {
 		if got := log.String(); got != "" {
 			t.Error("too early:", got)
 		}
-		time.Sleep(1)
+		time.Sleep(1 * time.Nanosecond)
 		synctest.Wait()
 		if !strings.Contains(log.String(), `change=test user="export e over node mem" requests=1`) {
 			t.Error(log.String())

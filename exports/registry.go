@@ -199,6 +199,7 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 			return err
 		}
 	}
+	r.stage(tx, staged{o.ID, cfg.Name})
 	tx.OnCommit(func() {
 		var err error
 		if e.nbd, err = server.AddExport(cfg); err != nil {

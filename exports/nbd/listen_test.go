@@ -11,8 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 func unixAt(path string) *qapi.SocketAddress {
 	return &qapi.SocketAddress{Type: "unix", Unix: &qapi.UnixSocketAddress{Path: path}}
 }

@@ -42,6 +42,8 @@ func (l *log) changed() {
 
 // wait waits for a change, which comes with the end of a write below. With mu,
 // which it gives back meanwhile.
+//
+// +checklocks:l.mu
 func (l *log) wait() {
 	if l.moved == nil {
 		l.moved = make(chan struct{})
@@ -127,6 +129,8 @@ func (l *log) write(ctx context.Context, e *blockgraph.Edge, at int64, x entry) 
 
 // count has the superblock count at least n entries, durably. With mu, which it
 // gives back meanwhile.
+//
+// +checklocks:l.mu
 func (l *log) count(ctx context.Context, e *blockgraph.Edge, n uint64) error {
 	for l.failed == nil && (l.written < n || l.super) {
 		l.wait()

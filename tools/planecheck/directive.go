@@ -82,7 +82,7 @@ func (m *marks) parse(groups ...*ast.CommentGroup) *directives {
 				d.short = true
 			default:
 				if d.class != nil {
-					err = fmt.Errorf("a second class")
+					m.fail(c.Pos(), "a second class")
 				}
 				d.class = new(class)
 				*d.class, err = parseClass(text)
