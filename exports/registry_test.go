@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"blockd/bitmaps"
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/qapi"
@@ -299,5 +300,66 @@ func TestNbdinfoListsExports(t *testing.T) {
 	}
 	if len(got.Exports) != 1 || got.Exports[0].Name != "n" || got.Exports[0].Description != "a disk" || got.Exports[0].Size != 1<<20+512 { // whole sectors
 		t.Errorf("%s", out)
+	}
+}
+
+// TestExportsOfOneChangeDoNotShareIdsOrNames: neither of them is on the list
+// yet.
+func TestExportsOfOneChangeDoNotShareIdsOrNames(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.node("n", false)
+	w.node("m", false)
+	both := func(a, b *qapi.BlockExportOptions) error {
+		return w.Graph.Update(t.Context(), blockgraph.Cause{Command: "transaction"}, func(tx *blockgraph.Tx) error {
+			if err := w.AddIn(tx, a); err != nil {
+				return err
+			}
+			return w.AddIn(tx, b)
+		})
+	}
+	w.refused("Block export id 'e' is already in use", both(options("e", "n"), options("e", "m")))
+	w.refused("NBD server already has export named 'n'", both(options("e", "n"), options("f", "n")))
+	if err := both(options("e", "n"), options("f", "m")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBitmapIsBusyWhileItIsExported, once for each time that it is named.
+func TestBitmapIsBusyWhileItIsExported(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.node("n", false)
+	var n *blockgraph.Node
+	err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+		n = tx.Find("n")
+		return tx.AddBitmap(n, "b", 4096, false, true)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := options("e", "n")
+	o.NBD.Bitmaps = []qapi.BlockDirtyBitmapOrStr{{Local: ptr("b")}, {External: &qapi.BlockDirtyBitmap{Node: "n", Name: "b"}}}
+	w.mustAdd(o)
+	if !n.State().Bitmap("b").Busy {
+		t.Error("not busy")
+	}
+	if err := w.Del(t.Context(), "e", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n.State().Bitmap("b").Busy {
+		t.Error("still busy")
+	}
+}
+
+func TestExtentsOfABitmap(t *testing.T) {
+	bits := bitmaps.New(10*4096, 4096)
+	bits.Set(2*4096, 3*4096)
+	c := dirtyContext{"x", bits}
+	for off, want := range map[int64][2]int64{0: {0, 2 * 4096}, 4096: {0, 4096}, 2*4096 + 512: {1, 3*4096 - 512}, 5 * 4096: {0, 5 * 4096}} {
+		flags, n, err := c.Extent(t.Context(), off, 10*4096-off)
+		if err != nil || int64(flags) != want[0] || n != want[1] {
+			t.Errorf("at %d: %d for %d bytes, %v", off, flags, n, err)
+		}
 	}
 }
