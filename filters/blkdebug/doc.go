@@ -17,5 +17,4 @@
 // blocks below. It must not import jobs, qmp or formats.
 //
 //blockd:io
-//blockd:io
 package blkdebug
