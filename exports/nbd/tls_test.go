@@ -3,6 +3,7 @@ package nbd
 import (
 	"crypto/tls"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -17,7 +18,13 @@ import (
 // secureServer serves "n" with TLS to clients of the authority.
 func secureServer(t *testing.T, a *tlstest.Authority, authorise tlscreds.Authorise) (path string) {
 	t.Helper()
-	creds, err := tlscreds.Load(tlscreds.Options{Dir: a.Dir("host", nil), Server: true, VerifyPeer: true, SanityCheck: true, Now: clock.Real().Now})
+	return tlsServer(t, a, true, authorise)
+}
+
+// tlsServer serves "n" with TLS, to anybody unless it verifies its clients.
+func tlsServer(t *testing.T, a *tlstest.Authority, verify bool, authorise tlscreds.Authorise) (path string) {
+	t.Helper()
+	creds, err := tlscreds.Load(tlscreds.Options{Dir: a.Dir("host", nil), Server: true, VerifyPeer: verify, SanityCheck: true, Now: clock.Real().Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,15 +114,27 @@ func TestTheRivalsClientOverTLS(t *testing.T) {
 	}
 	a := tlstest.NewAuthority(t, nil)
 	path := secureServer(t, a, func(name string) (bool, error) { return name == "CN=me", nil })
-	for _, tc := range []struct{ name, dir, host, want string }{
-		{"allowed", a.Dir("me", nil), "host", "virtual size: 1 MiB"},
-		{"not allowed", a.Dir("other", nil), "host", "Could not open"},
-		// Either side may be the first to refuse the other's certificate.
-		{"other authority", tlstest.NewAuthority(t, nil).Dir("me", nil), "host", "Could not open"},
-		{"other host", a.Dir("me", nil), "elsewhere", "Certificate does not match the hostname elsewhere"},
+	// Here only the client can refuse: else it may find the connection closed
+	// before it has looked at the certificate.
+	trusting := tlsServer(t, a, false, nil)
+	// And here only the server can: the client trusts its authority.
+	foreign := tlstest.NewAuthority(t, nil).Dir("me", nil)
+	ca, err := os.ReadFile(filepath.Join(a.Dir("me", nil), "ca-cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(foreign, "ca-cert.pem"), ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ name, path, dir, host, want string }{
+		{"allowed", path, a.Dir("me", nil), "host", "virtual size: 1 MiB"},
+		{"not allowed", path, a.Dir("other", nil), "host", "Could not open"},
+		{"no client of ours", path, foreign, "host", "Could not open"},
+		{"other authority", trusting, tlstest.NewAuthority(t, nil).Dir("me", nil), "host", "hasn't got a known issuer"},
+		{"other host", path, a.Dir("me", nil), "elsewhere", "Certificate does not match the hostname elsewhere"},
 	} {
-		out, _ := exec.Command("qemu-img", "info", "--image-opts", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+tc.dir,
-			"driver=nbd,path="+path+",export=n,tls-creds=t,tls-hostname="+tc.host).CombinedOutput()
+		out, _ := exec.Command("qemu-img", "info", "--image-opts", "--object", "tls-creds-x509,id=t,endpoint=client,sanity-check=off,dir="+tc.dir,
+			"driver=nbd,path="+tc.path+",export=n,tls-creds=t,tls-hostname="+tc.host).CombinedOutput()
 		if !strings.Contains(string(out), tc.want) {
 			t.Errorf("%s: %s", tc.name, out)
 		}

@@ -1,7 +1,6 @@
 package copybeforewrite_test
 
 import (
-	"context"
 	"log/slog"
 	"testing"
 
@@ -22,30 +21,7 @@ func TestMain(m *testing.M) {
 type world struct{ *graphtest.World }
 
 func newWorld(t *testing.T) *world {
-	return &world{graphtest.New(t, copybeforewrite.Type(clock.Real()), wideType())}
-}
-
-// wideType is an image that says its clusters are 128 KiB.
-func wideType() *blockgraph.DriverType {
-	t := graphtest.ImageType(true)
-	t.Name = "wide"
-	open := t.Open
-	t.Open = func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-		d, err := open(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		return wide{d.(*graphtest.ImageDriver)}, nil
-	}
-	return t
-}
-
-type wide struct{ *graphtest.ImageDriver }
-
-func (wide) ImageInfo(_ context.Context, info *qapi.ImageInfo) error {
-	c := int64(128 << 10)
-	info.ClusterSize = &c
-	return nil
+	return &world{graphtest.New(t, copybeforewrite.Type(clock.Real()), graphtest.ClusteredType("wide", 128<<10))}
 }
 
 func cbwOptions(file, target string, edit func(o *qapi.BlockdevOptionsCbw)) *qapi.BlockdevOptions {

@@ -56,29 +56,6 @@ func (l *layer) content() []byte {
 	return b
 }
 
-// wideType is an image whose clusters are four of the others.
-func wideType() *blockgraph.DriverType {
-	t := graphtest.ImageType(true)
-	t.Name = "wide"
-	open := t.Open
-	t.Open = func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-		d, err := open(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		return wide{d.(*graphtest.ImageDriver)}, nil
-	}
-	return t
-}
-
-type wide struct{ *graphtest.ImageDriver }
-
-func (wide) ImageInfo(_ context.Context, info *qapi.ImageInfo) error {
-	c := int64(4 * cluster)
-	info.ClusterSize = &c
-	return nil
-}
-
 // round is a transaction of backups, under guests that write and a monitor that
 // does all that it may meanwhile.
 type round struct {
@@ -364,7 +341,7 @@ func (w *round) over() {
 
 func run(t *testing.T, seed uint64) (succeeded int) {
 	r := rand.New(rand.NewPCG(seed, 0))
-	w := &round{World: graphtest.New(t, copybeforewrite.Type(clock.Real()), wideType()), t: t, r: r,
+	w := &round{World: graphtest.New(t, copybeforewrite.Type(clock.Real()), graphtest.ClusteredType("wide", 4*cluster)), t: t, r: r,
 		news: make(chan struct{}, 1), ended: map[string]*qapi.BlockJobCompleted{}}
 	w.jobs = jobs.New(w.Graph, clock.Real(), w.emit)
 	var err error
