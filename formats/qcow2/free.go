@@ -110,8 +110,7 @@ func (d *Driver) dropExtents(ctx context.Context, list []extent) ([]extent, erro
 			return list, err
 		}
 		if punch {
-			cb := d.h.clusterBits
-			if err := d.file().Discard(ctx, x.first<<cb, n<<cb); err != nil && !errors.Is(err, blockgraph.ErrNotSupported) {
+			if err := d.discardClusters(ctx, x.first, n); err != nil && !errors.Is(err, blockgraph.ErrNotSupported) {
 				slog.Debug("qcow2: a freed cluster keeps its space", "error", err)
 			}
 		}

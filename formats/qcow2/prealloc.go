@@ -73,7 +73,7 @@ func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 	if a.host, a.n, err = d.allocate(a.n, true); err != nil {
 		return nil, 0, err
 	}
-	a.fresh = a.host >= untouched
+	a.fresh = a.host >= untouched && d.freshReadsZero()
 	a.old = make([]uint64, a.n)
 	a.claim = d.claim(first, first+a.n)
 	s.pins++
@@ -85,7 +85,7 @@ func (d *Driver) extend(ctx context.Context, a *allocation, mode qapi.PreallocMo
 	f := d.file()
 	off, n := a.host<<d.h.clusterBits, a.n<<d.h.clusterBits
 	if !a.fresh {
-		return f.WriteZeroes(ctx, off, n, 0)
+		return d.zeroGuest(ctx, a.claim.from<<d.h.clusterBits, off, n)
 	}
 	if f.Size() >= off+n {
 		return nil

@@ -3,7 +3,6 @@ package qcow2
 import (
 	"context"
 	"sync"
-	"syscall"
 
 	"blockd/blockgraph"
 	"blockd/ioengine"
@@ -80,13 +79,11 @@ func (d *Driver) readRuns(ctx context.Context, off int64, m mapping, v *blockgra
 func (d *Driver) readRun(ctx context.Context, off int64, m mapping, v *blockgraph.IOVec) error {
 	switch m.kind {
 	case data:
-		f := d.file()
-		f.DebugEvent("read_aio")
-		return f.ReadV(ctx, m.host, v, 0)
+		return d.readGuest(ctx, off, m.host, v)
 	case compressed:
 		buf := ioengine.Bounce(int(d.h.clusterSize))
 		defer buf.Release()
-		if err := d.readCompressed(ctx, m.entry, buf.Bytes()); err != nil {
+		if err := d.readPacked(ctx, m.entry, buf.Bytes()); err != nil {
 			return err
 		}
 		in := off & (d.h.clusterSize - 1)
@@ -108,20 +105,4 @@ func (h *header) compressedExtent(entry uint64) (off, n int64) {
 	off = int64(entry & (1<<h.compressedShift - 1))
 	sectors := int64(entry>>h.compressedShift&h.compressedSizeMax) + 1
 	return off, sectors*sector - off&(sector-1)
-}
-
-// readCompressed fills out, one cluster long, with a compressed cluster.
-func (d *Driver) readCompressed(ctx context.Context, entry uint64, out []byte) error {
-	off, n := d.h.compressedExtent(entry)
-	f := d.file()
-	f.DebugEvent("read_compressed")
-	buf := ioengine.Bounce(int(n))
-	defer buf.Release()
-	if err := readAt(ctx, f, off, buf.Bytes()); err != nil {
-		return err
-	}
-	if err := decompress(d.h.compression, out, buf.Bytes()); err != nil {
-		return syscall.EIO
-	}
-	return nil
 }

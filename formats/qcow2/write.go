@@ -43,12 +43,7 @@ func (d *Driver) writeMapped(ctx context.Context, off int64, v *blockgraph.IOVec
 	if err != nil || m.kind != data || m.entry&flagCopied == 0 {
 		return 0, err
 	}
-	if err := d.checkOverlap(m.host, m.n, 0); err != nil {
-		return 0, err
-	}
-	f := d.file()
-	f.DebugEvent("write_aio")
-	if err := f.WriteV(ctx, m.host, v.Slice(pos, m.n), 0); err != nil {
+	if err := d.writeGuest(ctx, off, m.host, v.Slice(pos, m.n), false); err != nil {
 		return 0, err
 	}
 	return m.n, nil
@@ -191,7 +186,7 @@ func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocatio
 		if err != nil {
 			return nil, 0, nil, err
 		}
-		a.fresh = a.host >= untouched
+		a.fresh = a.host >= untouched && d.freshReadsZero()
 	}
 	a.old = make([]uint64, a.n)
 	for i := range a.old {
@@ -287,25 +282,13 @@ func (d *Driver) fill(ctx context.Context, a *allocation, off int64, v *blockgra
 	start := off &^ (cs - 1)
 	end := start + a.n<<d.h.clusterBits
 	host := a.host << d.h.clusterBits
-	f := d.file()
 	if off == start && off+n == end {
-		if err := d.checkOverlap(host, n, 0); err != nil {
-			return err
-		}
-		f.DebugEvent("write_aio")
-		return f.WriteV(ctx, host, v.Slice(pos, n), 0)
+		return d.writeGuest(ctx, off, host, v.Slice(pos, n), false)
 	}
 	w, err := d.around(ctx, a, off, v, pos, n)
 	if err != nil {
 		return err
 	}
 	defer w.release()
-	if err := d.checkOverlap(host+w.off-start, w.v.Len(), 0); err != nil {
-		return err
-	}
-	if w.copied {
-		f.DebugEvent("cow_write")
-	}
-	f.DebugEvent("write_aio")
-	return f.WriteV(ctx, host+w.off-start, &w.v, 0)
+	return d.writeGuest(ctx, w.off, host+w.off-start, &w.v, w.copied)
 }

@@ -83,12 +83,7 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 		if c == nil {
 			return nil // OnlyUnallocated, and it has data
 		}
-		err = d.checkOverlap(host, int64(n), 0)
-		if err == nil {
-			f := d.file()
-			f.DebugEvent("write_compressed")
-			err = writeAt(ctx, f, host, out.Bytes()[:n])
-		}
+		err = d.writePacked(ctx, host, out.Bytes()[:n])
 		return d.endCompressed(ctx, s, c, cluster, host, int64(n), err)
 	}
 }
