@@ -24,15 +24,18 @@ const pollChunk = 4096
 // call and keeps a thread in it while it waits.
 type pollConn struct {
 	clk        clock.Clock
-	in, out    int // owned; -1 when absent
+	in         int // owned; -1 when absent
+	out        int // the same
 	outSocket  bool
 	outRegular bool
 	keepOpen   bool // the end of input is not the end of the connection
 
-	readWake, writeWake int // eventfds that end a poll
-	deadline            atomic.Int64
+	readWake  int // eventfd that ends a poll for input
+	writeWake int // the same for output
+	deadline  atomic.Int64
 
-	mu     sync.Mutex // guards closed, and the entry to users
+	mu sync.Mutex // guards the entry to users, too
+	// +checklocks:mu
 	closed bool
 	users  sync.WaitGroup // Reads and Writes on the way
 	onEnd  func()

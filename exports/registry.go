@@ -42,10 +42,14 @@ type Options struct {
 type Registry struct {
 	Options
 
-	mu       sync.Mutex //blockd:short
-	exports  []*export  // the newest first, as the field lists them
-	staged   []staged   // those that the present graph change adds
-	server   *nbd.Server
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
+	exports []*export // the newest first, as the field lists them
+	// +checklocks:mu
+	staged []staged // those that the present graph change adds
+	// +checklocks:mu
+	server *nbd.Server
+	// +checklocks:mu
 	starting bool
 	removals sync.WaitGroup
 }
@@ -68,7 +72,9 @@ type staged struct{ id, name string }
 // New returns an empty registry.
 func New(o Options) *Registry { return &Registry{Options: o} }
 
-// find is called with mu held.
+// find returns the export with that id, or nil.
+//
+// +checklocks:r.mu
 func (r *Registry) find(id string) *export {
 	for _, e := range r.exports {
 		if e.id == id {

@@ -7,8 +7,11 @@ import "sync"
 //
 //blockd:any
 type Progress struct {
-	mu             sync.Mutex //blockd:short
-	current, total int64      // +checklocks:mu
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
+	current int64
+	// +checklocks:mu
+	total int64
 }
 
 // Add counts n as done.

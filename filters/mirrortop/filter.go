@@ -40,7 +40,11 @@ type Filter struct {
 	dirty *bitmaps.Bitmap
 	locks blockgraph.RangeLock
 
-	active, exclusive, stopped, halted, synced atomic.Bool
+	active    atomic.Bool
+	exclusive atomic.Bool
+	stopped   atomic.Bool
+	halted    atomic.Bool
+	synced    atomic.Bool
 
 	// target and the functions are set before the filter becomes active.
 	target   *blockgraph.Root
@@ -57,9 +61,11 @@ type Filter struct {
 	life context.Context // ends with Abandon
 	die  context.CancelFunc
 
-	mu     sync.Mutex    //blockd:short
-	writes int           // to the target, under way
-	rest   chan struct{} // closed when writes falls to 0; nil: nobody waits
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
+	writes int // to the target, under way
+	// +checklocks:mu
+	rest chan struct{} // closed when writes falls to 0; nil: nobody waits
 }
 
 // New returns a filter that is passive. It fails, in the field's words, for a

@@ -13,13 +13,17 @@ import (
 //
 //blockd:any
 type limiter struct {
-	clock clock.Clock // +checklocks:mu
+	clock clock.Clock
 
 	mu sync.Mutex //blockd:short
 	// +checklocks:mu
-	quota      int64     // bytes per slice; 0: no limit
-	start, end time.Time // +checklocks:mu
-	spent      int64     // +checklocks:mu
+	quota int64 // bytes per slice; 0: no limit
+	// +checklocks:mu
+	start time.Time
+	// +checklocks:mu
+	end time.Time
+	// +checklocks:mu
+	spent int64
 }
 
 // set changes the limit, in bytes per second.

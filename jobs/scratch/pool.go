@@ -64,8 +64,10 @@ type Config struct {
 type Pool struct {
 	c Config
 
-	mu      sync.Mutex //blockd:short
-	memory  int64      // bytes taken
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
+	memory int64 // bytes taken
+	// +checklocks:mu
 	spilled int64
 }
 

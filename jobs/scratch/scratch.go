@@ -25,12 +25,17 @@ type Scratch struct {
 	most    int64 // bytes of data that it may hold, 0: the pool's bounds only
 	file    spill
 
-	mu      sync.Mutex               //blockd:short
-	set     btree.Map[int64, *entry] // by offset, what is taken included
-	fresh   int                      // entries that were not planned
-	cursor  int64                    // where planning goes on
+	mu sync.Mutex //blockd:short
+	// +checklocks:mu
+	set btree.Map[int64, *entry] // by offset, what is taken included
+	// +checklocks:mu
+	fresh int // entries that were not planned
+	// +checklocks:mu
+	cursor int64 // where planning goes on
+	// +checklocks:mu
 	dropped bool
-	use     Usage
+	// +checklocks:mu
+	use Usage
 }
 
 // entry is a cluster of data or a run of zeroes. An entry in the set is taken
@@ -133,7 +138,9 @@ func (s *Scratch) room(n int64, zero bool) Room {
 	return Room{s: s, n: k * s.cluster, entries: k}
 }
 
-// count changes what is held. mu is held.
+// count changes what is held.
+//
+// +checklocks:s.mu
 func (s *Scratch) count(n int64, spill bool) {
 	if spill {
 		s.use.Spilled += n
@@ -297,8 +304,9 @@ func (s *Scratch) Replan() {
 	s.fresh, s.cursor = s.set.Len(), 0
 }
 
-// split cuts a run of zeroes in two, at a cluster's boundary within it. mu is
-// held.
+// split cuts a run of zeroes in two, at a cluster's boundary within it.
+//
+// +checklocks:s.mu
 func (s *Scratch) split(e *entry, at int64) {
 	if at <= e.off || at >= e.off+e.n {
 		return
@@ -312,7 +320,9 @@ func (s *Scratch) split(e *entry, at int64) {
 	}
 }
 
-// splitAt cuts what lies across a boundary; data never does. mu is held.
+// splitAt cuts what lies across a boundary; data never does.
+//
+// +checklocks:s.mu
 func (s *Scratch) splitAt(at int64) {
 	var across *entry
 	s.set.Descend(at-1, func(_ int64, e *entry) bool {

@@ -33,13 +33,20 @@ type spill struct {
 	dir     string
 	cluster int64
 
-	mu      sync.Mutex
-	file    *ioengine.File // nil: not made yet, or closed
-	aead    cipher.AEAD
-	sealed  uint64  // how many entries were: the next nonce
-	slots   int64   // of the file
-	empty   []int64 // slots without an entry
-	users   int     // slots in use; the file stays open while there are any
+	mu sync.Mutex
+	// +checklocks:mu
+	file *ioengine.File // nil: not made yet, or closed
+	// +checklocks:mu
+	aead cipher.AEAD
+	// +checklocks:mu
+	sealed uint64 // how many entries were: the next nonce
+	// +checklocks:mu
+	slots int64 // of the file
+	// +checklocks:mu
+	empty []int64 // slots without an entry
+	// +checklocks:mu
+	users int // slots in use; the file stays open while there are any
+	// +checklocks:mu
 	dropped bool
 }
 
@@ -204,7 +211,9 @@ func (f *spill) drop() {
 
 type closing struct{ *ioengine.File }
 
-// last takes the file to be closed out, if it is time. mu is held.
+// last takes the file to be closed out, if it is time.
+//
+// +checklocks:f.mu
 func (f *spill) last() closing {
 	if !f.dropped || f.users > 0 {
 		return closing{}

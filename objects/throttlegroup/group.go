@@ -51,20 +51,30 @@ type Group struct {
 	clock   clock.Clock
 	limited atomic.Bool // any limit set; requests of a group without pass by
 
-	mu       sync.Mutex
-	buckets  [limitCount]bucket
-	iopsSize uint64        // bytes
-	leaked   time.Time     // when the buckets leaked last
-	turns    [2]*list.List // of *Member with waiting requests, who is next in front
-	served   Direction     // of the request admitted last
-	timer    clock.Timer   // pending, or nil
-	due      time.Time     // of timer
-	timerSeq uint64        // of timer; a callback of another one is late
+	mu sync.Mutex
+	// +checklocks:mu
+	buckets [limitCount]bucket
+	// +checklocks:mu
+	iopsSize uint64 // bytes
+	// +checklocks:mu
+	leaked time.Time // when the buckets leaked last
+	// +checklocks:mu
+	turns [2]*list.List // of *Member with waiting requests, who is next in front
+	// +checklocks:mu
+	served Direction // of the request admitted last
+	// +checklocks:mu
+	timer clock.Timer // pending, or nil
+	// +checklocks:mu
+	due time.Time // of timer
+	// +checklocks:mu
+	timerSeq uint64 // of timer; a callback of another one is late
 }
 
 // New returns a group. The clock is the virtual one. c is valid.
 func New(clk clock.Clock, c Config) *Group {
 	g := &Group{clock: clk, turns: [2]*list.List{list.New(), list.New()}}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.set(c)
 	return g
 }
@@ -76,6 +86,7 @@ func (g *Group) Config() Config {
 	return g.config()
 }
 
+// +checklocks:g.mu
 func (g *Group) config() Config {
 	c := Config{IOPSSize: g.iopsSize}
 	for i := range g.buckets {
@@ -103,6 +114,7 @@ func (g *Group) SetLimits(l *qapi.ThrottleLimits) error {
 	return nil
 }
 
+// +checklocks:g.mu
 func (g *Group) set(c Config) {
 	for i := range g.buckets {
 		g.buckets[i] = bucket{Rate: c.Rates[i]}
@@ -188,15 +200,17 @@ func (m *Member) withdraw(w *waiter) bool {
 	}
 	m.queues[w.dir].Remove(w.place)
 	w.place = nil
-	m.settleTurn(w.dir)
+	g.settleTurn(m, w.dir)
 	g.dispatch()
 	return true
 }
 
-// settleTurn takes the member out of the round if it has nothing waiting.
-func (m *Member) settleTurn(dir Direction) {
+// settleTurn takes a member out of the round if it has nothing waiting.
+//
+// +checklocks:g.mu
+func (g *Group) settleTurn(m *Member, dir Direction) {
 	if m.turn[dir] != nil && m.queues[dir].Len() == 0 {
-		m.group.turns[dir].Remove(m.turn[dir])
+		g.turns[dir].Remove(m.turn[dir])
 		m.turn[dir] = nil
 	}
 }
@@ -212,9 +226,9 @@ func (m *Member) Release() {
 	g.leak()
 	for dir := range m.queues {
 		for m.queues[dir].Len() > 0 {
-			m.admitOldest(Direction(dir))
+			g.admitOldest(m, Direction(dir))
 		}
-		m.settleTurn(Direction(dir))
+		g.settleTurn(m, Direction(dir))
 	}
 	g.dispatch()
 }
@@ -236,14 +250,19 @@ func (m *Member) Waiting() int {
 	return m.queues[Read].Len() + m.queues[Write].Len()
 }
 
-func (m *Member) admitOldest(dir Direction) {
+// admitOldest admits the first waiting request of a member.
+//
+// +checklocks:g.mu
+func (g *Group) admitOldest(m *Member, dir Direction) {
 	w := m.queues[dir].Remove(m.queues[dir].Front()).(*waiter)
 	w.place = nil
-	m.group.account(dir, w.bytes)
+	g.account(dir, w.bytes)
 	close(w.admitted)
 }
 
 // leak lets the time since the last leak take effect.
+//
+// +checklocks:g.mu
 func (g *Group) leak() {
 	now := g.clock.Now()
 	d := now.Sub(g.leaked)
@@ -257,6 +276,8 @@ func (g *Group) leak() {
 }
 
 // wait returns how long the next request of that direction has to wait.
+//
+// +checklocks:g.mu
 func (g *Group) wait(dir Direction) time.Duration {
 	c := &counted[dir]
 	return max(
@@ -265,6 +286,8 @@ func (g *Group) wait(dir Direction) time.Duration {
 }
 
 // account counts a request that is admitted now.
+//
+// +checklocks:g.mu
 func (g *Group) account(dir Direction, n int64) {
 	requests := 1.0
 	if g.iopsSize > 0 && uint64(n) > g.iopsSize {
@@ -279,6 +302,8 @@ func (g *Group) account(dir Direction, n int64) {
 }
 
 // dispatch admits whoever is due and sets the timer for whoever is next.
+//
+// +checklocks:g.mu
 func (g *Group) dispatch() {
 	g.leak()
 	for {
@@ -293,14 +318,16 @@ func (g *Group) dispatch() {
 		}
 		turns := g.turns[dir]
 		m := turns.Front().Value.(*Member)
-		m.admitOldest(dir)
+		g.admitOldest(m, dir)
 		turns.MoveToBack(m.turn[dir])
-		m.settleTurn(dir)
+		g.settleTurn(m, dir)
 	}
 }
 
 // next returns the direction whose turn it is, among those with waiting
 // requests the one that is due first, and how long that takes.
+//
+// +checklocks:g.mu
 func (g *Group) next() (dir Direction, wait time.Duration, any bool) {
 	for _, d := range [2]Direction{1 - g.served, g.served} {
 		if g.turns[d].Len() == 0 {
@@ -315,6 +342,8 @@ func (g *Group) next() (dir Direction, wait time.Duration, any bool) {
 
 // setTimer has dispatch called after d, or earlier if that is under way
 // already.
+//
+// +checklocks:g.mu
 func (g *Group) setTimer(d time.Duration) {
 	due := g.leaked.Add(d)
 	if g.timer != nil && !g.due.After(due) {
@@ -334,6 +363,7 @@ func (g *Group) setTimer(d time.Duration) {
 	})
 }
 
+// +checklocks:g.mu
 func (g *Group) stopTimer() {
 	if g.timer != nil {
 		g.timer.Stop()
