@@ -6,7 +6,7 @@
 // What changes the graph goes through one graph change (blockgraph.Update);
 // what only looks takes a snapshot on the loop.
 //
-// Imports: everything below; nothing but cmd/blockd imports it.
+// Imports: everything below; nothing but package daemon and programs import it.
 //
 //blockd:blocking
 package monitor

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -36,25 +36,25 @@ type drivers struct {
 	formats    map[string]monitor.FormatCreator
 }
 
-func newDrivers(d *daemon, allowed []string, clk clock.Clock) drivers {
-	warn := func(text string) { complain("warning: " + text) }
+func newDrivers(d *Daemon, allowed []string, clk clock.Clock) drivers {
+	warn := func(text string) { d.complain("warning: " + text) }
 	host := file.New(file.Config{
 		Opener: func(name string, flags int) (*os.File, func(), error) {
-			return d.qmp.FdSets().Open(name, flags)
+			return d.QMP.FdSets().Open(name, flags)
 		},
 		Policy: pathPolicy(allowed),
 		Warn:   warn,
 	})
-	rawType := raw.DriverType(raw.Config{Probe: func(head []byte) string { return d.graph.Probe(head) }, Warn: warn})
+	rawType := raw.DriverType(raw.Config{Probe: func(head []byte) string { return d.Graph.Probe(head) }, Warn: warn})
 	types := host.DriverTypes()
 	types = append(types, null.DriverTypes(clk)...)
 	types = append(types, blkdebug.Type(func(name string, fromHeader bool) ([]byte, error) {
 		return host.ReadFile(name, maxRules, fromHeader)
 	}))
-	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Credentials: d.objects.TLSClient, Log: slog.Default()}))
-	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.objects),
+	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Credentials: d.Objects.TLSClient, Log: slog.Default()}))
+	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.Objects),
 		blklogwrites.Type(), blkverify.Type(), compress.Type(), preallocate.Type(), snapshotaccess.Type(),
-		quorum.Type(d.qmp.Hub().Emit))
+		quorum.Type(d.QMP.Hub().Emit))
 	return drivers{
 		types:      types,
 		createFile: host.Create,

@@ -1,0 +1,198 @@
+// Package daemon puts blockd together: the loop, the graph with its drivers,
+// jobs, exports, objects, character devices and the QMP server with the
+// commands of package monitor. A program reads its command line, makes a Daemon,
+// has it work off options, calls Start, and Close at the end.
+//
+// Imports: everything below; only programs import it.
+//
+//blockd:blocking
+package daemon
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/chardev"
+	"blockd/clock"
+	"blockd/exports"
+	"blockd/jobs"
+	"blockd/jobs/scratch"
+	"blockd/monitor"
+	"blockd/objects"
+	"blockd/qapi"
+	"blockd/qmp"
+)
+
+// Config says how a daemon differs from program to program.
+type Config struct {
+	// Version is what the greeting and query-version tell.
+	Version qapi.VersionInfo
+	// Complain tells a person one line of text, on any goroutine.
+	Complain func(message string)
+	// AllowedPaths are the files and directories of which images may be; none:
+	// all.
+	AllowedPaths []string
+	// History is how many changes of the graph are remembered.
+	History int
+	// Scratch is where backups keep what guests overwrite; nil: nowhere.
+	Scratch *scratch.Pool
+	// Daemonize: the program goes to the background, where no terminal is.
+	Daemonize bool
+	// Virtual is the clock of throttle groups; nil: the real one.
+	Virtual clock.Clock
+}
+
+// Daemon is everything that runs. Its parts are for the program that extends
+// it: commands of its own go to the Registry before Start.
+type Daemon struct {
+	Loop     *blockgraph.Loop
+	Graph    *blockgraph.Graph
+	Jobs     *jobs.Set
+	Exports  *exports.Registry
+	Objects  *objects.Registry
+	Chardevs *chardev.Registry
+	QMP      *qmp.Server
+	Registry *qmp.Registry
+	Monitor  *monitor.Monitor
+
+	complain func(message string)
+	ready    chan struct{} // closed when set-up is complete
+	quit     chan struct{}
+	stopped  chan struct{} // closed when jobs and exports have ended
+	stop     chan struct{} // capacity 1: whose turn it is to end them
+}
+
+// New puts a daemon together. No client is served before Start.
+func New(c Config) *Daemon {
+	real := clock.Real()
+	if c.Virtual == nil {
+		c.Virtual = real
+	}
+	d := &Daemon{
+		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain,
+		ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1),
+	}
+	d.stop <- struct{}{}
+	d.Chardevs = chardev.NewRegistry(chardev.Config{Clock: real, Warn: func(m string) { d.complain("warning: " + m) }, Daemonize: c.Daemonize})
+	d.QMP = qmp.NewServer(qmp.Config{
+		Registry: d.Registry, Chardevs: d.Chardevs, Clock: real, Hold: true,
+		Version: c.Version,
+		Quit: func(context.Context) error {
+			d.endWork()
+			return nil
+		},
+	})
+	emit := d.QMP.Hub().Emit
+	d.Objects = objects.New(c.Virtual)
+	drivers := newDrivers(d, c.AllowedPaths, real)
+	d.Graph = blockgraph.NewGraph(d.Loop, real, drivers.types...)
+	d.Graph.KeepHistory(c.History, real, func(s *blockgraph.Step) { d.Monitor.TellStep(d.QMP.Hub(), s) })
+	d.Graph.OnCorruption(func(node, msg string, off, n int64, fatal bool) {
+		e := &qapi.BlockImageCorrupted{NodeName: &node, Msg: msg, Fatal: fatal}
+		if off >= 0 {
+			e.Offset = &off
+		}
+		if n >= 0 {
+			e.Size = &n
+		}
+		emit("BLOCK_IMAGE_CORRUPTED", e)
+	})
+	d.Graph.OnWriteThreshold(func(node string, exceeded, threshold uint64) {
+		emit("BLOCK_WRITE_THRESHOLD", &qapi.BlockWriteThreshold{NodeName: node, AmountExceeded: exceeded, WriteThreshold: threshold})
+	})
+	d.Jobs = jobs.New(d.Graph, real, emit)
+	d.Exports = exports.New(exports.Options{
+		Graph: d.Graph, Clock: real, Ready: d.ready,
+		Deleted:  func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
+		Iothread: d.useIothread,
+		TakeFD:   takeSocket,
+		TLS:      d.Objects.TLSServer,
+	})
+	d.Monitor = monitor.New(monitor.Config{
+		Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: c.Scratch,
+		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.useIothread,
+	})
+	qmp.RegisterCommands(d.Registry)
+	objects.RegisterCommands(d.Registry, d.Objects)
+	d.Monitor.Register(d.Registry)
+	return d
+}
+
+// Start lets clients in: set-up is complete.
+func (d *Daemon) Start() {
+	close(d.ready)
+	d.QMP.Start()
+}
+
+// Quit is closed when a client has asked for the end, and jobs and exports have
+// ended.
+func (d *Daemon) Quit() <-chan struct{} { return d.quit }
+
+// takeSocket finds the socket of an address of type fd: one that the client of
+// the command passed, or one inherited by its number for the command line.
+//
+//blockd:io
+func takeSocket(ctx context.Context, name string) (int, error) {
+	if c := qmp.FromContext(ctx); c != nil {
+		return chardev.SocketFD(name, c.TakeNamedFD)
+	}
+	return chardev.SocketFD(name, nil)
+}
+
+// useIothread finds an iothread, which cannot be deleted until release.
+func (d *Daemon) useIothread(id string) (release func(), ok bool) {
+	_, release, ok = objects.Acquire[*objects.IOThread](d.Objects, id)
+	return release, ok
+}
+
+// Option is an option of the command line.
+type Option struct {
+	Name  string // without dashes
+	Value string
+	Given string // as it stood on the command line, for messages
+}
+
+// Apply works off an option that configures a part: blockdev, chardev, export,
+// monitor, nbd-server, object; any other does nothing. The end of ctx ends what
+// waits.
+func (d *Daemon) Apply(ctx context.Context, o Option) error {
+	ctx = qapi.WithOrigin(ctx, qapi.Origin{Option: o.Name})
+	switch o.Name {
+	case "blockdev":
+		var b qapi.BlockdevOptions
+		if err := qapi.DecodeOption(o.Value, "driver", &b); err != nil {
+			return err
+		}
+		return d.Monitor.AddNode(ctx, &b)
+	case "chardev":
+		c, err := chardev.ParseOption(o.Value)
+		if err != nil {
+			return err
+		}
+		for _, w := range c.Warnings {
+			d.complain(o.Given + ": warning: " + w)
+		}
+		return d.Chardevs.Add(ctx, c)
+	case "export":
+		var e qapi.BlockExportOptions
+		if err := qapi.DecodeOption(o.Value, "type", &e); err != nil {
+			return err
+		}
+		return d.Exports.Add(ctx, &e)
+	case "monitor":
+		m, err := qmp.ParseMonitorOption(o.Value)
+		if err != nil {
+			return err
+		}
+		return d.QMP.AddMonitor(m)
+	case "nbd-server":
+		var n qapi.NbdServerOptions
+		if err := qapi.DecodeOption(o.Value, "", &n); err != nil {
+			return err
+		}
+		return d.Exports.StartNBD(ctx, &n)
+	case "object":
+		return d.Objects.AddOption(ctx, o.Value)
+	}
+	return nil
+}
