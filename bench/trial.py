@@ -78,6 +78,7 @@ class Trial:
         self._products: list[_Product] = []
         self._folders = [self.directory]
         self._servers: list[subprocess.Popen[bytes]] = []
+        self._beside: list[Trial] = []
         self.peak_resident = 0
         self._nbd_started = False
 
@@ -98,6 +99,12 @@ class Trial:
     def adopt(self, daemon: BenchDaemon) -> None:
         """Use a daemon that the row started itself, as part of what it measures."""
         self._daemon = daemon
+
+    def beside(self) -> Trial:
+        """A second run of the same side with a daemon of its own, for what must not touch this one's."""
+        other = Trial(self.side, self.directory, thorough=self.thorough)
+        self._beside.append(other)
+        return other
 
     @property
     def wrapper(self) -> Sequence[str]:
@@ -249,6 +256,8 @@ class Trial:
 
     def clean(self) -> None:
         """Leave nothing behind, also after a failure."""
+        for other in self._beside:
+            other.clean()
         if self._daemon is not None and self._daemon in BenchDaemon.running:
             with contextlib.suppress(OSError, ValueError):
                 # Under a wrapper, the wrapper's end would not be the daemon's.

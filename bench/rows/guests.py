@@ -98,7 +98,10 @@ class CancelSlowBackup(_SlowTarget):
 
 
 class ReadsWhileRebased(Row):
-    """A -> B -> base, C -> base: A's backing changes back and forth while C is read."""
+    """
+    A -> B -> base, C -> base: A's backing changes back and forth while C is read. The same once more as a
+    control, with the changes in a second daemon: these burn the same CPU and change nothing that C can see.
+    """
 
     name = "rebase-p999"
     title = "p99.9 of reads of C while A is rebased over a shared base"
@@ -111,28 +114,48 @@ class ReadsWhileRebased(Row):
         self.store.half_qcow2()
 
     def measure(self, trial: Trial) -> Sample:
+        uri = self._set_up(trial)
+        bystander = trial.beside()
+        self._set_up(bystander)
+        with trial.timed():
+            answer, changes = self._read(uri, trial)
+        control, control_changes = self._read(uri, bystander)
+        bystander.finish()
+        trial.more.update(
+            p50_us=answer.p50,
+            p99_us=answer.p99,
+            changes=changes,
+            control_p999_us=control.p999,
+            control_changes=control_changes,
+        )
+        return trial.sample(answer.p999)
+
+    def _set_up(self, trial: Trial) -> str:
+        """The graph, and the URI of C."""
         size = self.store.size
         trial.node("base", self.store.half_qcow2(), read_only=True)
         trial.node("B", trial.new_image("b.qcow2", size), read_only=True, backing="base")
         file_a = {"driver": "file", "filename": trial.new_image("a.qcow2", size)}
         trial.add("A", "qcow2", file={**file_a, "node-name": "A-file"}, backing="B")
-        trial.node("C", trial.new_image("c.qcow2", size), backing="base")
-        uri = trial.export("C")
+        trial.node("C", trial.new_image("c.qcow2", size), read_only=True, backing="base")
+        return trial.export("C")
+
+    def _read(self, uri: str, churned: Trial) -> tuple[fio.Answer, int]:
+        """Read C while the graph of a daemon changes; the number of changes is given, too."""
         stop = threading.Event()
         changes: list[float] = []
         failures: list[BaseException] = []
-        changer = threading.Thread(target=self._change, args=(trial, stop, changes, failures))
-        with trial.timed():
-            changer.start()
-            try:
-                answer = fio.over_nbd(uri, Load("read", 1, 1, size, min(size, 64 * MiB)))
-            finally:
-                stop.set()
-                changer.join()
+        changer = threading.Thread(target=self._change, args=(churned, stop, changes, failures))
+        changer.start()
+        try:
+            size = self.store.size
+            answer = fio.over_nbd(uri, Load("read", 1, 1, size, min(size, 64 * MiB)))
+        finally:
+            stop.set()
+            changer.join()
         if failures:
             raise failures[0]
-        trial.more.update(p50_us=answer.p50, p99_us=answer.p99, changes=len(changes))
-        return trial.sample(answer.p999)
+        return answer, len(changes)
 
     @staticmethod
     def _change(trial: Trial, stop: threading.Event, changes: list[float], failures: list[BaseException]) -> None:
