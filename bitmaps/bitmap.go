@@ -137,37 +137,31 @@ func (b *Bitmap) Get(off int64) bool {
 // NextDirty returns the first dirty extent [start, start+n) of [off, limit),
 // clipped to it.
 func (b *Bitmap) NextDirty(off, limit int64) (start, n int64, ok bool) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	off, limit = max(0, off), min(limit, b.size.Load())
-	if off >= limit {
-		return 0, 0, false
-	}
-	l, end := b.levels.Load(), bitsFor(limit, b.shift)
-	first := l.nextSet(off>>b.shift, end)
-	if first >= end {
-		return 0, 0, false
-	}
-	start = max(off, first<<b.shift)
-	return start, b.byteEnd(l.nextClear(first, end), limit) - start, true
+	return b.next(off, limit, (*levels).nextSet, (*levels).nextClear)
 }
 
 // NextClean returns the first clean extent [start, start+n) of [off, limit),
 // clipped to it.
 func (b *Bitmap) NextClean(off, limit int64) (start, n int64, ok bool) {
+	return b.next(off, limit, (*levels).nextClear, (*levels).nextSet)
+}
+
+// next returns the first extent of [off, limit) that begins where begin finds a
+// bit and goes on to where end does.
+func (b *Bitmap) next(off, limit int64, begin, end func(l *levels, from, limit int64) int64) (start, n int64, ok bool) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	off, limit = max(0, off), min(limit, b.size.Load())
 	if off >= limit {
 		return 0, 0, false
 	}
-	l, end := b.levels.Load(), bitsFor(limit, b.shift)
-	first := l.nextClear(off>>b.shift, end)
-	if first >= end {
+	l, bits := b.levels.Load(), bitsFor(limit, b.shift)
+	first := begin(l, off>>b.shift, bits)
+	if first >= bits {
 		return 0, 0, false
 	}
 	start = max(off, first<<b.shift)
-	return start, b.byteEnd(l.nextSet(first, end), limit) - start, true
+	return start, b.byteEnd(end(l, first, bits), limit) - start, true
 }
 
 // byteEnd returns the byte at which the granule before bit ends, at most limit.

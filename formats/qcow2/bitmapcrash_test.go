@@ -42,7 +42,7 @@ type crashBitmaps struct {
 }
 
 func newCrashBitmaps(c *crashDisk) *crashBitmaps {
-	c.d.bitmaps.regionBits = 14
+	c.d.bitmaps.ahead.RegionBits = 14
 	return &crashBitmaps{c: c, states: map[string][]bitmapState{}}
 }
 
@@ -265,7 +265,7 @@ func TestAFullDiskMakesTheStoredBitmapCoarseNotWrong(t *testing.T) {
 	const size = 1 << 20
 	f := newImage(t, size, clusterSize(512))
 	d := openImage(t, f, nil)
-	d.bitmaps.regionBits = 14
+	d.bitmaps.ahead.RegionBits = 14
 	put(t, d, 0, fill(1, size))
 	b := &blockgraph.DirtyBitmap{Name: "b", Persistent: true, Bits: bitmaps.New(size, 512)}
 	if err := d.StoreBitmaps(ctxb, []*blockgraph.DirtyBitmap{b}); err != nil {

@@ -3,78 +3,32 @@ package qcow2
 import (
 	"context"
 	"encoding/binary"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"blockd/blockgraph"
-	"blockd/clock"
 	"blockd/ioengine"
 )
 
-// Regions: the unit in which a recording bitmap is made dirty in the image
-// ahead of the disk. A region is open when every recording bitmap has all of
-// its bits set in the image, durably. Whoever is about to change something
-// looks at one bit; only the first in a region waits, for a write of a few
-// bytes and a flush. Where the writes go on from the region before, the next
-// few are opened in the same go.
-
-const (
-	// minRegionBits is log2 of the length of a region, unless a bitmap's granules
-	// are so large that eight of them, a byte of its data, are more.
-	minRegionBits = 26 // 64 MiB
-	// regionsAhead is how many regions are opened beyond those that are needed
-	// where writing is sequential.
-	regionsAhead = 4
-)
-
-// regions are those that are open.
-type regions struct {
-	size  int64 // of the disk in bytes
-	bits  uint  // log2 of the length
-	words []atomic.Uint64
-}
-
-func (r *regions) isOpen(i int64) bool {
-	w := i / 64
-	return w < int64(len(r.words)) && r.words[w].Load()&(1<<(i%64)) != 0
-}
-
-// open tells whether all of bytes [off, off+n) are.
-func (r *regions) open(off, n int64) bool {
-	for i := off >> r.bits; i <= (off+n-1)>>r.bits; i++ {
-		if !r.isOpen(i) {
-			return false
-		}
-	}
-	return true
-}
-
-// waitCount counts the changes that had to wait for a region.
-type waitCount struct{ n, ns atomic.Int64 }
+// Making the image's bitmaps dirty ahead of the disk: this format's part of
+// package bitmapstore.
 
 // BitmapWaits returns how often a change of the image waited until it was dirty
 // in the stored bitmaps, and for how long in all. Any goroutine.
-func (d *Driver) BitmapWaits() (n int64, total time.Duration) {
-	return d.bitmaps.waits.n.Load(), time.Duration(d.bitmaps.waits.ns.Load())
-}
+func (d *Driver) BitmapWaits() (n int64, total time.Duration) { return d.bitmaps.ahead.Waits() }
 
 // BeforeChange sees to it that bytes [off, off+n) are dirty in the stored
 // bitmaps that record. Data plane.
 func (d *Driver) BeforeChange(ctx context.Context, off, n int64) error {
-	s := &d.bitmaps
-	if r := s.regions.Load(); r != nil && r.open(off, n) || s.marked.Load() {
-		return nil
-	}
-	start := clock.Real().Now()
-	defer func() {
-		s.waits.n.Add(1)
-		s.waits.ns.Add(int64(clock.Real().Now().Sub(start)))
-	}()
-	if err := s.lock(ctx); err != nil {
-		return err
-	}
-	defer s.unlock()
+	return d.bitmaps.ahead.Before(ctx, bitmapSide{d}, off, n)
+}
+
+// bitmapSide is the driver as the package bitmapstore sees it.
+type bitmapSide struct{ d *Driver }
+
+// Ready stores the list that is wanted.
+func (i bitmapSide) Ready(ctx context.Context) error {
+	d, s := i.d, &i.d.bitmaps
 	if d.broken.Load() {
 		return syscall.EIO
 	}
@@ -85,41 +39,23 @@ func (d *Driver) BeforeChange(ctx context.Context, off, n int64) error {
 	}
 	if s.onClose {
 		s.setStored(true)
-		return nil
-	}
-	r := s.regions.Load()
-	if r == nil || r.size < d.size.Load() {
-		r = d.newRegions()
-		s.regions.Store(r)
-	}
-	if r.open(off, n) {
-		return nil
-	}
-	first, last := off>>r.bits, (off+n-1)>>r.bits
-	if first > 0 && r.isOpen(first-1) {
-		last += regionsAhead
-	}
-	last = min(last, int64(len(r.words))*64-1)
-	// The client may have gone; the others wait for the same.
-	if err := d.openRegions(context.WithoutCancel(ctx), first<<r.bits, (last+1)<<r.bits); err != nil {
-		return err
-	}
-	for i := first; i <= last; i++ {
-		r.words[i/64].Or(1 << (i % 64))
 	}
 	return nil
 }
 
-// newRegions returns regions of which none is open.
-func (d *Driver) newRegions() *regions {
-	r := &regions{size: d.size.Load(), bits: d.bitmaps.regionBits}
-	for _, e := range d.bitmaps.dir {
+// Recorded tells what the regions are made from.
+func (i bitmapSide) Recorded() (size int64, granularityBits uint) {
+	for _, e := range i.d.bitmaps.dir {
 		if e.recording() {
-			r.bits = max(r.bits, uint(e.granularityBits)+3)
+			granularityBits = max(granularityBits, uint(e.granularityBits))
 		}
 	}
-	r.words = make([]atomic.Uint64, (r.size>>r.bits)/64+1)
-	return r
+	return i.d.size.Load(), granularityBits
+}
+
+// SetDirty sets bits in the image.
+func (i bitmapSide) SetDirty(ctx context.Context, from, to int64) error {
+	return i.d.openRegions(ctx, from, to)
 }
 
 func (e *storedBitmap) recording() bool { return e.flags == bitmapAuto }

@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"blockd/bitmaps"
 	"blockd/blockgraph"
+	"blockd/formats/bitmapstore"
 	"blockd/ioengine"
 	"blockd/qapi"
 )
@@ -30,7 +30,7 @@ import (
 //     by one sector of the header. What the bitmaps are relative to is as
 //     durable as they are.
 //   - Before the first change in a region of the disk that is clean in the
-//     image its bits there are set in place: see bitmapregions.go.
+//     image its bits there are set in place: see package bitmapstore.
 //
 // The data in place thus has bits too many ("loose"); closing the image, or the
 // next change of that bitmap, writes it anew.
@@ -38,10 +38,9 @@ import (
 // bitmapStore is what the image has of bitmaps.
 type bitmapStore struct {
 	// onClose: the field's way, in_use while the image is open for writing.
-	onClose    bool
-	regionBits uint // log2 of the least length of a region
-	// turn (capacity 1) is taken by whoever writes; it guards what follows.
-	turn chan struct{}
+	onClose bool
+	// ahead has the turn of whoever writes, which guards what follows.
+	ahead *bitmapstore.Ahead
 	// want is the node's list, which is what was loaded until StoreBitmaps is
 	// given another; stored: the image is known to have it.
 	want   []*blockgraph.DirtyBitmap
@@ -51,17 +50,15 @@ type bitmapStore struct {
 	// final: the image is given up; in_use is taken back.
 	final bool
 
-	// marked: with onClose, the bitmaps are known to be marked as in use.
-	marked  atomic.Bool
-	infos   atomic.Pointer[[]qapi.Qcow2BitmapInfo]
-	regions atomic.Pointer[regions]
-	waits   waitCount
+	infos atomic.Pointer[[]qapi.Qcow2BitmapInfo]
 }
 
-// setStored is called with turn held, or by open.
+// setStored is called with the turn held, or by open.
 func (s *bitmapStore) setStored(stored bool) {
 	s.stored = stored
-	s.marked.Store(stored && s.onClose && !s.final)
+	// In the field's way nothing need be done once the bitmaps are marked as in
+	// use.
+	s.ahead.Exempt(stored && s.onClose && !s.final)
 }
 
 func (s *bitmapStore) setDir(dir []*storedBitmap, at place) {
@@ -69,17 +66,6 @@ func (s *bitmapStore) setDir(dir []*storedBitmap, at place) {
 	infos := bitmapInfos(dir)
 	s.infos.Store(&infos)
 }
-
-func (s *bitmapStore) lock(ctx context.Context) error {
-	select {
-	case s.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (s *bitmapStore) unlock() { <-s.turn }
 
 // LoadBitmaps returns the image's bitmaps, which open has read, the newest
 // first. In the field's way they are marked as in use from here on.
@@ -97,10 +83,10 @@ func (d *Driver) LoadBitmaps(ctx context.Context) ([]*blockgraph.DirtyBitmap, er
 // durably, all or nothing.
 func (d *Driver) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitmap) error {
 	s := &d.bitmaps
-	if err := s.lock(ctx); err != nil {
+	if err := s.ahead.Lock(ctx); err != nil {
 		return err
 	}
-	defer s.unlock()
+	defer s.ahead.Unlock()
 	s.want = list
 	s.setStored(false)
 	return d.storeWanted(ctx, d.size.Load(), nil)
@@ -109,10 +95,10 @@ func (d *Driver) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitma
 // closeBitmaps writes what the bitmaps have by now, for good.
 func (d *Driver) closeBitmaps(ctx context.Context) error {
 	s := &d.bitmaps
-	if err := s.lock(ctx); err != nil {
+	if err := s.ahead.Lock(ctx); err != nil {
 		return err
 	}
-	defer s.unlock()
+	defer s.ahead.Unlock()
 	s.final = true
 	defer func() { s.final = false }()
 	return d.storeWanted(ctx, d.size.Load(), nil)
@@ -121,10 +107,10 @@ func (d *Driver) closeBitmaps(ctx context.Context) error {
 // reopenBitmaps undoes closeBitmaps.
 func (d *Driver) reopenBitmaps(ctx context.Context) {
 	s := &d.bitmaps
-	if err := s.lock(ctx); err != nil {
+	if err := s.ahead.Lock(ctx); err != nil {
 		return
 	}
-	defer s.unlock()
+	defer s.ahead.Unlock()
 	if err := d.storeWanted(ctx, d.size.Load(), nil); err != nil {
 		slog.Error("the stored dirty bitmaps cannot be marked as in use", "error", err)
 	}
@@ -135,10 +121,10 @@ func (d *Driver) reopenBitmaps(ctx context.Context) {
 // exactly.
 func (d *Driver) setSizeWithBitmaps(ctx context.Context, size int64) (done bool, err error) {
 	s := &d.bitmaps
-	if err := s.lock(ctx); err != nil {
+	if err := s.ahead.Lock(ctx); err != nil {
 		return true, err
 	}
-	defer s.unlock()
+	defer s.ahead.Unlock()
 	fits := func(e *storedBitmap) bool {
 		return size >= e.size && d.h.tableEntries(size, e.granularityBits) == e.tableSize
 	}
@@ -159,8 +145,8 @@ func (d *Driver) setSizeWithBitmaps(ctx context.Context, size int64) (done bool,
 }
 
 // storeWanted brings what is wanted to the image, for a disk of size bytes.
-// edit, if not nil, changes fixed fields of the header in the same moment. turn
-// is held.
+// edit, if not nil, changes fixed fields of the header in the same moment. turn is
+// held.
 func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector []byte)) error {
 	s := &d.bitmaps
 	if d.readOnly.Load() {
@@ -213,7 +199,7 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 	}
 	w.giveUp(old)
 	s.setDir(next, place{dirAt, dirAt + dirLen, kindBitmapDir})
-	s.regions.Store(nil)
+	s.ahead.Forget()
 	d.meta.setPlaces(kindBitmapDir, s.at)
 	s.setStored(true)
 	return nil
@@ -272,7 +258,7 @@ func (w *bitmapWriter) plan(ctx context.Context) (next []*storedBitmap, changed 
 			next = append(next, old)
 			continue
 		}
-		e := &storedBitmap{name: b.Name, granularityBits: granularityBits(b.Bits), bits: b.Bits}
+		e := &storedBitmap{name: b.Name, granularityBits: bitmapstore.GranularityBits(b.Bits), bits: b.Bits}
 		if !b.Disabled {
 			e.flags |= bitmapAuto
 		}
@@ -302,29 +288,15 @@ func (w *bitmapWriter) keeps(old, e *storedBitmap) bool {
 		!(s.final && (old.loose || s.onClose))
 }
 
-func granularityBits(b *bitmaps.Bitmap) uint8 {
-	n := uint8(0)
-	for int64(1)<<n < b.Granularity() {
-		n++
-	}
-	return n
-}
-
 // putBitmap writes a bitmap's data and table.
 func (w *bitmapWriter) putBitmap(ctx context.Context, e *storedBitmap, b *blockgraph.DirtyBitmap) error {
 	d := w.d
 	if !d.h.canStore(w.size, e.granularityBits) {
 		return blockgraph.Errorf(syscall.EFBIG, "Too much space will be occupied by the bitmap. Use larger granularity")
 	}
-	content := b.Bits
-	if b.Successor != nil || content.Size() != w.size {
-		content = content.Clone()
-		if b.Successor != nil {
-			content.Merge(b.Successor)
-		}
-		if err := content.Resize(w.size); err != nil {
-			return err
-		}
+	content, err := bitmapstore.Content(b, w.size)
+	if err != nil {
+		return err
 	}
 	cs := d.h.clusterSize
 	e.size, e.tableSize = w.size, d.h.tableEntries(w.size, e.granularityBits)
@@ -343,7 +315,6 @@ func (w *bitmapWriter) putBitmap(ctx context.Context, e *storedBitmap, b *blockg
 		e.table[i] = uint64(off)
 		binary.BigEndian.PutUint64(raw[i*8:], uint64(off))
 	}
-	var err error
 	e.tableOffset, err = w.put(ctx, raw)
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"blockd/blockgraph"
+	"blockd/formats/bitmapstore"
 	"blockd/qapi"
 )
 
@@ -71,8 +72,7 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 		},
 		nextSize: int64(h.size),
 	}
-	d.bitmaps.turn = make(chan struct{}, 1)
-	d.bitmaps.onClose, d.bitmaps.regionBits = opts.bitmapsOnClose, minRegionBits
+	d.bitmaps.ahead, d.bitmaps.onClose = bitmapstore.NewAhead(), opts.bitmapsOnClose
 	d.readOnly.Store(readOnly)
 	d.size.Store(int64(h.size))
 	d.diskFields = headerFields{int64(h.refTableOffset), h.refTableClusters, int64(h.l1Offset), h.l1Size, int64(h.size)}
