@@ -11,19 +11,11 @@ import (
 
 	"blockd/bitmaps"
 	"blockd/blockgraph"
-	"blockd/qapi"
 )
 
 // Bitmaps in the crash tests: whatever survives, no sector that is another than
 // when the bitmap began to record may be clean, and no bit that the bitmap had
 // then may be missing. What a command has replied to must be there.
-
-var bitmapCrashCases = []crashCase{
-	{name: "bitmaps-512", size: 120 << 10, steps: 40, big: 40, every: 2, bitmaps: true, opts: []imageOption{clusterSize(512)}},
-	{name: "bitmaps-backing", size: 120 << 10, backing: true, steps: 40, every: 2, big: 40, bitmaps: true, opts: []imageOption{clusterSize(4096)}},
-	{name: "bitmaps-discard", size: 120 << 10, steps: 40, big: 40, every: 2, bitmaps: true, opts: []imageOption{clusterSize(1024)},
-		run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}},
-}
 
 // bitmapState is what a bitmap of a name must be like after a crash from entry
 // from of the log on, and may be like from entry began on.
@@ -205,8 +197,8 @@ func TestStoredBitmapsFitTheDiskAfterCrashAnywhere(t *testing.T) {
 	if err := d.StoreBitmaps(ctxb, list); err != nil {
 		t.Fatal(err)
 	}
-	c := &crashDisk{t: t, f: f, d: d, base: slices.Clone(f.b)}
 	f.record = true
+	c := &crashDisk{t: t, f: f, d: d, base: slices.Clone(f.b)}
 	sizes := []int64{4 << 20}
 	for _, size := range []int64{9 << 20, 9<<20 + 512, 1 << 20, 3 << 20} {
 		if err := d.Truncate(ctxb, size, true, "", false); err != nil {

@@ -1,375 +1,226 @@
 package qcow2
 
 import (
-	"bytes"
-	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
-	"os/exec"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"blockd/blockgraph"
 	"blockd/qapi"
 )
 
-// The crash tests record what reaches the file, and rebuild the file as it may
-// be after a power failure at every point: what was flushed is there, of the
-// rest any choice of sectors. Each such image must be consistent, and each
-// sector must hold what it held at the guest's last flush or something written
-// since.
-
-// change is a new value of a guest sector. It began when the log had from
-// entries; done is when it was complete, on the test's own clock.
-type change struct {
-	value uint64
-	from  int
-	done  int64
-}
-
-// guestFlush began at start on the clock and ended when the log had to
-// entries.
-type guestFlush struct {
-	start int64
-	to    int
-}
-
-// crashDisk is a disk of which every sector is filled with a number.
-type crashDisk struct {
-	t       *testing.T
-	f       *memFile
-	d       *Driver
-	base    []byte // of the file, durable at the beginning
-	backing *memFile
-	hist    [][]change
-	flushes []guestFlush
-	next    atomic.Uint64
-	clock   atomic.Int64
-	mu      sync.Mutex
-	marks   *crashBitmaps // nil: the disk has no bitmaps
-}
-
-// change changes bytes [off, off+n) by f, as the checked wrapper does.
-func (c *crashDisk) change(off, n int64, f func() error) error {
-	if c.marks == nil {
-		return f()
-	}
-	if err := c.marks.before(off, n); err != nil {
-		return err
-	}
-	err := f()
-	c.marks.after(off, n)
-	return err
-}
-
-func (c *crashDisk) now() int {
-	c.f.mu.RLock()
-	defer c.f.mu.RUnlock()
-	return len(c.f.log)
-}
-
-func sectorOf(value uint64) []byte {
-	b := make([]byte, sector)
-	if value != 0 {
-		for i := 0; i < sector; i += 8 {
-			binary.LittleEndian.PutUint64(b[i:], value)
-		}
-	}
-	return b
-}
-
-func newCrashDisk(t *testing.T, f, backing *memFile, o *qapi.BlockdevOptionsQcow2) *crashDisk {
-	c := &crashDisk{t: t, f: f, backing: backing, base: bytes.Clone(f.b)}
-	f.record = true
-	c.next.Store(1)
-	c.d = openWith(t, f, backing, o)
-	for i := range c.d.size.Load() / sector {
-		v := uint64(0)
-		if backing != nil && (i+1)*sector <= int64(len(backing.b)) {
-			v = binary.LittleEndian.Uint64(backing.b[i*sector:])
-		}
-		c.hist = append(c.hist, []change{{value: v}})
-	}
-	return c
-}
-
-// step runs a request that gives sectors [s, s+n) the values that f returns.
-func (c *crashDisk) step(s, n int64, run func(), f func(i int64) uint64) {
-	from := c.now()
-	run()
-	done := c.clock.Add(1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i := range n {
-		c.hist[s+i] = append(c.hist[s+i], change{f(i), from, done})
-	}
-}
-
-func (c *crashDisk) write(s, n int64) {
-	v := c.next.Add(1)
-	c.step(s, n, func() {
-		if err := c.change(s*sector, n*sector, func() error {
-			return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(bytes.Repeat(sectorOf(v), int(n))), 0)
-		}); err != nil {
-			c.t.Error(err)
-		}
-	}, func(int64) uint64 { return v })
-}
-
-func (c *crashDisk) zero(s, n int64, flags blockgraph.Flags) {
-	c.step(s, n, func() {
-		if err := c.change(s*sector, n*sector, func() error { return c.d.WriteZeroes(ctxb, s*sector, n*sector, flags) }); err != nil {
-			c.t.Error(err)
-		}
-	}, func(int64) uint64 { return 0 })
-}
-
-func (c *crashDisk) discard(s, n int64) {
-	c.step(s, n, func() {
-		if err := c.change(s*sector, n*sector, func() error { return c.d.Discard(ctxb, s*sector, n*sector) }); err != nil {
-			c.t.Error(err)
-		}
-	}, func(int64) uint64 { return 0 })
-}
-
-func (c *crashDisk) flush() {
-	start := c.clock.Add(1)
-	if err := c.d.Flush(ctxb); err != nil {
-		c.t.Error(err)
-		return
-	}
-	to := c.now()
-	c.mu.Lock()
-	c.flushes = append(c.flushes, guestFlush{start, to})
-	c.mu.Unlock()
-}
-
-// allowed tells whether a sector may hold value after a crash at k.
-func (c *crashDisk) allowed(s int, value uint64, k int) bool {
-	durable := int64(-1)
-	for _, f := range c.flushes {
-		if f.to <= k {
-			durable = max(durable, f.start)
-		}
-	}
-	list := c.hist[s]
-	first := 0
-	for i, h := range list {
-		if i > 0 && h.done < durable {
-			first = i
-		}
-	}
-	for i := first; i < len(list); i++ {
-		if list[i].value == value && (i == first || list[i].from < k) {
-			return true
-		}
-	}
-	return false
-}
-
-// rebuild returns the file after a crash at k; keep decides which sectors of
-// which unflushed operations survive.
-func (c *crashDisk) rebuild(k int, keep func(op, sector int) bool) *memFile {
-	last := 0
-	for i, op := range c.f.log[:k] {
-		if op.flush {
-			last = i + 1
-		}
-	}
-	f := &memFile{b: bytes.Clone(c.base)}
-	for i, op := range c.f.log[:k] {
-		switch {
-		case op.flush:
-		case op.data == nil:
-			if i < last || keep(i, 0) {
-				f.resize(max(op.size, int64(len(f.b))))
-			}
-		default:
-			for p, end := op.off, op.off+int64(len(op.data)); p < end; {
-				n := min(end, (p/sector+1)*sector) - p
-				if i < last || keep(i, int(p/sector)) {
-					if p+n > int64(len(f.b)) {
-						f.resize(p + n)
-					}
-					copy(f.b[p:], op.data[p-op.off:p-op.off+n])
-				}
-				p += n
-			}
-		}
-	}
-	return f
-}
-
-// judge checks one image after a crash.
-func (c *crashDisk) judge(f *memFile, k int, how string) {
-	c.t.Helper()
-	chk, err := check(ctxb, f)
-	if err != nil {
-		c.t.Fatalf("crash at %d (%s): %v", k, how, err)
-	}
-	if chk.res.corruptions > 0 {
-		c.t.Fatalf("crash at %d (%s): %q", k, how, chk.res.messages)
-	}
-	d, err := open(ctxb, testChildren{f, c.backing}, &qapi.BlockdevOptions{}, true)
-	if err != nil {
-		c.t.Fatalf("crash at %d (%s): %v", k, how, err)
-	}
-	size := d.size.Load()
-	got := get(c.t, d, 0, size)
-	if c.marks != nil {
-		c.marks.judge(d.bitmaps.want, got, k, how)
-	}
-	closeImage(c.t, d)
-	for s := range int(size / sector) {
-		b := got[s*sector : (s+1)*sector]
-		v := binary.LittleEndian.Uint64(b)
-		if !bytes.Equal(b, sectorOf(v)) {
-			c.t.Fatalf("crash at %d (%s): sector %d is torn", k, how, s)
-		}
-		if !c.allowed(s, v, k) {
-			c.t.Fatalf("crash at %d (%s): sector %d holds %d, history %+v, flushes %+v", k, how, s, v, c.hist[s], c.flushes)
-		}
-	}
-}
-
-// goOn uses an image after a crash as a guest would, and checks it again.
-func (c *crashDisk) goOn(f *memFile, rnd *rand.Rand) {
-	c.t.Helper()
-	d := openImage(c.t, f, c.backing)
-	size := d.size.Load()
-	want := get(c.t, d, 0, size)
-	for range 10 {
-		n := min(sector*(1+rnd.Int64N(40)), size)
-		off := rnd.Int64N(size-n+1) &^ (sector - 1)
-		p := randomBytes(rnd, n)
-		put(c.t, d, off, p)
-		copy(want[off:], p)
-	}
-	closeImage(c.t, d)
-	mustCheck(c.t, f, false)
-	d = openImage(c.t, f, c.backing)
-	if got := get(c.t, d, 0, size); !bytes.Equal(got, want) {
-		c.t.Fatalf("content after going on differs at %#x", firstDiff(got, want))
-	}
-	closeImage(c.t, d)
-}
-
-// crashEverywhere judges the image after a crash at every point of the log.
-func (c *crashDisk) crashEverywhere(rnd *rand.Rand, variants, every int) (states int) {
-	qemuImg, _ := exec.LookPath("qemu-img")
-	for k := 0; k <= len(c.f.log); k++ {
-		if k%every != 0 && !c.nearHeaderWrite(k) {
-			continue
-		}
-		type way struct {
-			name string
-			keep func(op, sector int) bool
-		}
-		ways := []way{{"all", func(int, int) bool { return true }}, {"none", func(int, int) bool { return false }}}
-		near := c.nearHeaderWrite(k)
-		for i := 0; i < variants || near && i < 4*variants; i++ {
-			seed := rnd.Uint64()
-			odds := uint64(1 + rnd.IntN(3))
-			ways = append(ways, way{fmt.Sprintf("sectors by %d", seed), func(op, sector int) bool {
-				return mix(seed+uint64(op)<<32+uint64(sector))&3 < odds
-			}})
-			ways = append(ways, way{fmt.Sprintf("writes by %d", seed), func(op, _ int) bool {
-				return mix(seed+uint64(op))&1 == 0
-			}})
-		}
-		for i, w := range ways {
-			f := c.rebuild(k, w.keep)
-			c.judge(f, k, w.name)
-			states++
-			if rnd.IntN(25) == 0 {
-				if qemuImg != "" && rnd.IntN(6) == 0 {
-					p := save(c.t, f, fmt.Sprintf("crash%d-%d.qcow2", k, i))
-					out, err := exec.Command(qemuImg, "check", "-f", "qcow2", p).CombinedOutput()
-					if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 3) {
-						c.t.Fatalf("crash at %d (%s): qemu-img check: %v\n%s", k, w.name, err, out)
-					}
-				}
-				c.goOn(f, rnd)
-			}
-		}
-	}
-	return states
-}
-
-// nearHeaderWrite tells whether the header changes at about operation k.
-func (c *crashDisk) nearHeaderWrite(k int) bool {
-	for _, op := range c.f.log[max(k-5, 0):min(k+3, len(c.f.log))] {
-		if op.data != nil && op.off == 0 {
-			return true
-		}
-	}
-	return false
-}
-
-func mix(x uint64) uint64 {
-	x ^= x >> 30
-	x *= 0xbf58476d1ce4e5b9
-	x ^= x >> 27
-	x *= 0x94d049bb133111eb
-	return x ^ x>>31
-}
-
+// crashCase is a workload on an image of an option set.
 type crashCase struct {
 	name    string
 	size    int64
-	backing bool
+	set     optionSet
+	backing bool // a raw file below it
+	chain   bool // two images below it that jobs write to, see crashchain_test.go
 	steps   int
 	big     int64 // largest write in sectors
 	fill    int64 // first write the whole disk in pieces of so many sectors
 	workers int   // requests at a time; 0 is 1
-	every   int   // away from header writes, look at every so many points; 0 is 1
-	opts    []imageOption
-	run     qapi.BlockdevOptionsQcow2
-	bitmaps bool // change dirty bitmaps, too
+	bitmaps bool  // change dirty bitmaps, too
+	shared  bool  // everything belongs to an internal snapshot, too
+	// more are steps beyond crashSteps.
+	more []crashStep
+	// costly is how many times fewer states are judged than of others.
+	costly int
 }
+
+// crashRange is what a worker draws from: sectors [lo, hi).
+type crashRange struct {
+	rnd    *rand.Rand
+	lo, hi int64
+	big    int64
+}
+
+// pick draws a range of sectors.
+func (r *crashRange) pick() (s, n int64) {
+	n = 1 + r.rnd.Int64N(r.big)
+	if r.rnd.IntN(3) == 0 {
+		n = 1 + r.rnd.Int64N(8)
+	}
+	n = min(n, r.hi-r.lo)
+	return r.lo + r.rnd.Int64N(r.hi-r.lo-n+1), n
+}
+
+// pickClusters draws a range of whole clusters, and may return none.
+func (r *crashRange) pickClusters(c *crashDisk) (s, n int64) {
+	cs := c.d.h.clusterSize / sector
+	s, n = r.pick()
+	from, to := (s+cs-1)/cs*cs, (s+n)/cs*cs
+	return from, max(to-from, 0)
+}
+
+// crashStep is one kind of operation. One that runs alone has no other beside
+// it, and may change the whole disk.
+type crashStep struct {
+	name   string
+	weight int
+	run    func(c *crashDisk, r *crashRange)
+}
+
+// crashSteps are what every workload does.
+var crashSteps = []crashStep{
+	{"write", 8, func(c *crashDisk, r *crashRange) { s, n := r.pick(); c.write(s, n) }},
+	{"flush", 4, func(c *crashDisk, _ *crashRange) { c.flush() }},
+	{"zero", 2, func(c *crashDisk, r *crashRange) {
+		if s, n := r.pickClusters(c); n > 0 && c.zeroes() {
+			c.zero(s, n, 0)
+		}
+	}},
+	{"unmap", 2, func(c *crashDisk, r *crashRange) {
+		if s, n := r.pickClusters(c); n > 0 && c.d.h.version >= 3 {
+			c.zero(s, n, blockgraph.MayUnmap)
+		}
+	}},
+	{"discard", 2, func(c *crashDisk, r *crashRange) {
+		if s, n := r.pickClusters(c); n > 0 && c.zeroes() {
+			c.discard(s, n)
+		}
+	}},
+	{"compressed", 2, func(c *crashDisk, r *crashRange) {
+		if s, n := r.pickClusters(c); n > 0 {
+			c.writeAs(s, n, blockgraph.Compressed)
+		}
+	}},
+	{"populate", 1, func(c *crashDisk, r *crashRange) { s, n := r.pick(); c.populate(s, n) }},
+}
+
+// reopening closes the image and opens it again; it runs alone.
+var reopening = crashStep{"reopen", 1, func(c *crashDisk, _ *crashRange) { c.reopen() }}
+
+// zeroes tells whether the image can make a range read as zeroes.
+func (c *crashDisk) zeroes() bool { return c.d.h.version >= 3 || c.below.s == nil }
+
+// resizing changes the length of the disk; it runs alone.
+var resizing = crashStep{"resize", 2, func(c *crashDisk, r *crashRange) {
+	r.hi = max(r.hi/2, 8) + r.rnd.Int64N(r.hi)
+	if r.rnd.IntN(4) == 0 {
+		r.hi *= 8
+	}
+	r.hi = min(r.hi, 4000)
+	c.resize(r.hi)
+}}
+
+// switching changes the length of the backing file's name, which begins with
+// what it is; it runs alone.
+var switching = crashStep{"switch", 2, func(c *crashDisk, r *crashRange) {
+	name, format := c.d.BackingFile()
+	name, _, _ = strings.Cut(name, "?")
+	if name != "" && r.rnd.IntN(4) > 0 {
+		name += "?" + strings.Repeat("x", r.rnd.IntN(int(min(c.d.h.clusterSize/3, 900))))
+	}
+	if err := c.d.ChangeBackingFile(ctxb, name, format); blockgraph.Errno(err) != syscall.ENOSPC {
+		c.fail("change of the backing file's name", err)
+	}
+}}
+
+// populate does what a copy-on-read or a stream does: it writes what is read,
+// where nothing is allocated.
+func (c *crashDisk) populate(s, n int64) {
+	p := get(c.t, c.d, s*sector, n*sector)
+	c.fail("populating write", c.change(s*sector, n*sector, func() error {
+		return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(p), blockgraph.WriteUnchanged|blockgraph.OnlyUnallocated)
+	}))
+}
+
+func crashCases() []crashCase {
+	var cases []crashCase
+	for i, s := range optionSets {
+		size := min(max(s.cluster*40, 100<<10), 1<<20)
+		tc := crashCase{name: s.name, costly: int(s.cluster >> 15), set: s, size: size, steps: 40, big: min(s.cluster*8/sector, 100), backing: i%2 == 1 && s.name != "preallocated"}
+		cases = append(cases, tc)
+	}
+	resized := []crashStep{resizing}
+	cases = append(cases,
+		crashCase{name: "table-grows", set: optionSet{cluster: 512, opts: []imageOption{refcountBits(64)}}, size: 3 << 20, steps: 6, fill: 800, big: 2000, costly: 4},
+		crashCase{name: "2M", set: optionSet{cluster: 2 << 20}, size: 10 << 20, steps: 12, big: 9000, costly: 100},
+		crashCase{name: "concurrent", set: optionSet{cluster: 1024, run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}}, size: 400 << 10, steps: 20, workers: 4, big: 40},
+		crashCase{name: "concurrent-backing", set: optionSet{cluster: 2048, run: smallCache}, size: 400 << 10, backing: true, steps: 20, workers: 4, big: 40},
+		crashCase{name: "resize", set: optionSet{cluster: 512}, size: 100 << 10, steps: 50, big: 40, more: resized},
+		crashCase{name: "resize-backing", set: optionSet{cluster: 1024, run: smallCache}, size: 100 << 10, backing: true, steps: 50, big: 40, more: resized},
+		crashCase{name: "resize-v2", set: optionSet{cluster: 512, v2: true}, size: 100 << 10, backing: true, steps: 50, big: 40, more: resized},
+		crashCase{name: "shared", set: optionSet{cluster: 1024}, size: 200 << 10, shared: true, steps: 40, big: 40},
+		crashCase{name: "shared-v2", set: optionSet{cluster: 4096, v2: true}, size: 400 << 10, shared: true, steps: 40, big: 40},
+		crashCase{name: "bitmaps-512", set: optionSet{cluster: 512}, size: 120 << 10, steps: 40, big: 40, bitmaps: true},
+		crashCase{name: "bitmaps-backing", set: optionSet{cluster: 4096}, size: 120 << 10, backing: true, steps: 40, big: 40, bitmaps: true},
+		crashCase{name: "bitmaps-discard", set: optionSet{cluster: 1024, run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}}, size: 120 << 10, steps: 40, big: 40, bitmaps: true},
+	)
+	for _, s := range []optionSet{{name: "512", cluster: 512}, {name: "4K-v2", cluster: 4096, v2: true}, {name: "small-cache", cluster: 1024, run: smallCache}} {
+		cases = append(cases,
+			crashCase{name: "switch-" + s.name, set: s, size: 100 << 10, chain: true, steps: 40, big: 40, more: []crashStep{switching}},
+			crashCase{name: "stream-" + s.name, set: s, size: 100 << 10, chain: true, steps: 30, big: 40, more: []crashStep{streaming}},
+			crashCase{name: "commit-" + s.name, set: s, size: 100 << 10, chain: true, steps: 30, big: 40, more: []crashStep{committing}},
+			crashCase{name: "commit-active-" + s.name, set: s, size: 100 << 10, chain: true, steps: 30, big: 40, more: []crashStep{committingActive}})
+	}
+	return cases
+}
+
+// statesOfAQuickRun is how many states `make test` judges at least.
+const statesOfAQuickRun = 2000
+
+// statesOfAFullRun is how many BLOCKD_TEST_ALL=1 does.
+const statesOfAFullRun = 100_000
 
 func TestImageIsConsistentAfterCrashAnywhere(t *testing.T) {
-	cases := []crashCase{
-		{name: "512", size: 200 << 10, steps: 60, big: 60, opts: []imageOption{clusterSize(512)}},
-		{name: "512-backing", size: 200 << 10, backing: true, steps: 50, big: 60, opts: []imageOption{clusterSize(512)}},
-		{name: "4096-backing", size: 512 << 10, backing: true, steps: 50, big: 100, opts: []imageOption{clusterSize(4096)}},
-		{name: "4096-v2", size: 512 << 10, steps: 50, big: 100, opts: []imageOption{clusterSize(4096), v2}},
-		{name: "table-grows", size: 3 << 20, steps: 6, fill: 800, every: 16, big: 2000, opts: []imageOption{clusterSize(512), refcountBits(64)}},
-		{name: "small-cache", size: 400 << 10, backing: true, steps: 60, big: 40, opts: []imageOption{clusterSize(512)},
-			run: qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), PassDiscardOther: ptr(true)}},
-		{name: "concurrent", size: 400 << 10, steps: 25, workers: 4, big: 40, opts: []imageOption{clusterSize(1024)},
-			run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}},
-		{name: "concurrent-backing", size: 400 << 10, backing: true, steps: 25, workers: 4, big: 40, opts: []imageOption{clusterSize(2048)},
-			run: qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), PassDiscardOther: ptr(true)}},
-	}
-	cases = append(cases, bitmapCrashCases...)
-	total := 0
-	for _, tc := range cases {
+	cases := crashCases()
+	all := os.Getenv("BLOCKD_TEST_ALL") == "1"
+	count := &crashCount{points: map[string]int{}}
+	do := func(tc *crashCase, budget int) {
 		t.Run(tc.name, func(t *testing.T) {
 			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
-			total += runCrash(t, tc, seed)
+			before := count.states
+			runCrash(t, tc, seed, budget, count)
+			t.Logf("seed %d: %d states", seed, count.states-before)
 		})
 	}
-	t.Logf("%d states", total)
-	if !t.Failed() && total < 2000 {
-		t.Errorf("only %d states", total)
+	least, budget := statesOfAQuickRun, statesOfAQuickRun/len(cases)
+	if all {
+		least, budget = statesOfAFullRun, 1<<20
+	}
+	for i := range cases {
+		if tc := &cases[i]; tc.costly == 0 {
+			do(tc, budget)
+		} else if budget/tc.costly > 0 {
+			do(tc, budget/tc.costly)
+		}
+	}
+	// What is drawn varies: go on until there is enough of everything.
+	missing := func() (list []string) {
+		for _, p := range faultPoints(t) {
+			if count.points[p] == 0 {
+				list = append(list, p)
+			}
+		}
+		return list
+	}
+	for i := 0; i < 1000 && !t.Failed() && (count.states < least || len(missing()) > 0); i++ {
+		if tc := &cases[i%len(cases)]; tc.costly < 100 {
+			do(tc, budget/max(tc.costly, 1))
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	t.Logf("%d states, of which qemu-img has judged %d", count.states, count.field)
+	if count.states < least {
+		t.Errorf("only %d states", count.states)
+	}
+	if list := missing(); len(list) > 0 {
+		// A step that passes the new point belongs into crashSteps or a case.
+		t.Errorf("no state after a crash at %v", list)
 	}
 }
 
-func runCrash(t *testing.T, tc crashCase, seed uint64) int {
+func runCrash(t *testing.T, tc *crashCase, seed uint64, budget int, count *crashCount) {
 	rnd := rand.New(rand.NewPCG(seed, 3))
-	f := newImage(t, tc.size, tc.opts...)
-	var backing *memFile
-	if tc.backing {
-		backing = &memFile{}
-		for i := range tc.size / sector * 3 / 4 {
-			backing.b = append(backing.b, sectorOf(uint64(i)|1<<40)...)
-		}
-	}
-	c := newCrashDisk(t, f, backing, &tc.run)
+	c := newCrashCase(t, tc)
 	if tc.bitmaps {
 		c.marks = newCrashBitmaps(c)
 	}
@@ -381,7 +232,7 @@ func runCrash(t *testing.T, tc crashCase, seed uint64) int {
 	workers := int64(max(tc.workers, 1))
 	if workers > 1 {
 		// Let others in at each operation.
-		f.setFault(func(string, int64, int64) error {
+		c.f.setFault(func(string, int64, int64) error {
 			for range mix(c.next.Load()+uint64(c.now())) % 8 {
 				runtime.Gosched()
 			}
@@ -390,53 +241,127 @@ func runCrash(t *testing.T, tc crashCase, seed uint64) int {
 	}
 	var wg sync.WaitGroup
 	for i := range workers {
-		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
-		wg.Go(func() { c.worker(tc, rnd, sectors*i/workers, sectors*(i+1)/workers) })
+		r := &crashRange{rnd: rand.New(rand.NewPCG(seed, uint64(i))), lo: sectors * i / workers, hi: sectors * (i + 1) / workers, big: tc.big}
+		wg.Go(func() { c.worker(tc, r) })
 	}
 	wg.Wait()
-	f.setFault(nil)
+	c.f.setFault(nil)
 	if t.Failed() {
-		return 0
+		return
 	}
 	c.flush()
-	closeImage(t, c.d)
-	mustCheck(t, f, true)
-	return c.crashEverywhere(rnd, 2, max(tc.every, 1))
+	c.end()
+	c.crashEverywhere(rnd, budget, count)
 }
 
-// worker sends random requests for sectors [lo, hi).
-func (c *crashDisk) worker(tc crashCase, rnd *rand.Rand, lo, hi int64) {
-	cs := c.d.h.clusterSize / sector
-	v3 := c.d.h.version >= 3
-	for range tc.steps {
-		n := 1 + rnd.Int64N(tc.big)
-		if rnd.IntN(3) == 0 {
-			n = 1 + rnd.Int64N(8)
-		}
-		n = min(n, hi-lo)
-		s := lo + rnd.Int64N(hi-lo-n+1)
-		from, to := (s+cs-1)/cs*cs, (s+n)/cs*cs
-		if c.marks != nil && rnd.IntN(3) == 0 {
-			c.marks.step(rnd)
-			continue
-		}
-		switch rnd.IntN(10) {
-		case 0, 1, 2, 3, 4:
-			c.write(s, n)
-		case 5:
-			if from < to && (v3 || !tc.backing) {
-				c.zero(from, to-from, 0)
-			}
-		case 6:
-			if from < to && v3 {
-				c.zero(from, to-from, blockgraph.MayUnmap)
-			}
-		case 7:
-			if from < to && (v3 || !tc.backing) {
-				c.discard(from, to-from)
-			}
-		default:
-			c.flush()
+// newCrashCase makes the images of a case.
+func newCrashCase(t *testing.T, tc *crashCase) *crashDisk {
+	if tc.chain {
+		return newCommitChain(t, tc)
+	}
+	f := newImage(t, tc.size, tc.set.create()...)
+	if tc.shared {
+		f = sharedImage(t, f)
+	}
+	var backing *memFile
+	if tc.backing {
+		backing = &memFile{}
+		for i := range tc.size / sector * 3 / 4 {
+			backing.b = append(backing.b, sectorOf(uint64(i)|1<<40)...)
 		}
 	}
+	return newCrashDisk(t, f, backing, &tc.set.run)
+}
+
+// sharedImage writes to an image and makes an internal snapshot of it.
+func sharedImage(t *testing.T, f *memFile) *memFile {
+	img := tool(t, "qemu-img")
+	d := openImage(t, f, nil)
+	for s := range d.size.Load() / sector {
+		if s/16%3 > 0 {
+			put(t, d, s*sector, sectorOf(uint64(s)|1<<42))
+		}
+	}
+	closeImage(t, d)
+	p := save(t, f, "shared.qcow2")
+	run(t, img, "snapshot", "-c", "s", p)
+	return load(t, p)
+}
+
+// close closes all images.
+func (c *crashDisk) close() {
+	c.t.Helper()
+	closeImage(c.t, c.d)
+	for _, d := range c.live {
+		if d != c.d {
+			closeImage(c.t, d)
+		}
+	}
+	clear(c.live)
+}
+
+// reopen closes all images, which makes everything durable, and opens them.
+func (c *crashDisk) reopen() {
+	start := c.clock.Add(1)
+	c.close()
+	c.flushed(start)
+	c.d, c.below = c.openChain(c.files, c.topAt(c.now()), c.live)
+}
+
+// end closes all images and checks them.
+func (c *crashDisk) end() {
+	c.t.Helper()
+	c.close()
+	for _, x := range c.files {
+		if x.qcow2 {
+			mustCheck(c.t, x.f, true)
+		}
+	}
+}
+
+// worker does random steps.
+func (c *crashDisk) worker(tc *crashCase, r *crashRange) {
+	steps := append(append([]crashStep{}, crashSteps...), tc.more...)
+	switch {
+	case c.marks == nil && tc.workers <= 1:
+		steps = append(steps, reopening)
+	case c.marks != nil:
+		steps = append(steps, crashStep{"bitmaps", 9, func(c *crashDisk, r *crashRange) { c.marks.step(r.rnd) }})
+	}
+	total := 0
+	for _, s := range steps {
+		total += s.weight
+	}
+	for range tc.steps {
+		n := r.rnd.IntN(total)
+		for _, s := range steps {
+			if n -= s.weight; n < 0 {
+				s.run(c, r)
+				break
+			}
+		}
+		if c.t.Failed() {
+			return
+		}
+	}
+}
+
+// faultPoints returns those that the package's sources name, in no order.
+func faultPoints(t *testing.T) []string {
+	t.Helper()
+	known := map[string]bool{}
+	for _, e := range qapi.BlkdebugEvent("").QAPIEnum() {
+		known[e] = true
+	}
+	var list []string
+	for _, s := range stringsInSources(t) {
+		if known[s] {
+			list = append(list, s)
+			known[s] = false
+		}
+	}
+	if len(list) < 20 {
+		t.Fatalf("only %d fault points found in the sources: %v", len(list), list)
+	}
+	return list
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -22,6 +23,10 @@ type memFile struct {
 	fixed  bool // does not grow
 	log    []fileOp
 	record bool
+	// seq numbers what is recorded; files that are cut by the same crash share
+	// one. nil: the file has its own.
+	seq    *atomic.Int64
+	passed []string // fault points since the last entry of the log
 	// fault, if set, is asked before each operation ("read", "write",
 	// "flush", "discard", "truncate"); it may block.
 	fault   func(op string, off, n int64) error
@@ -31,12 +36,28 @@ type memFile struct {
 }
 
 // fileOp is a recorded write, flush (data nil) or truncation (data nil, size
-// set).
+// set). A discard is a write of what marks discarded content.
 type fileOp struct {
-	off   int64
-	data  []byte
-	flush bool
-	size  int64
+	off     int64
+	data    []byte
+	flush   bool
+	size    int64
+	discard bool
+	seq     int64
+	points  []string // fault points that were passed before it
+}
+
+// note adds an entry to the log. mu is held.
+func (f *memFile) note(op fileOp) {
+	if !f.record {
+		return
+	}
+	if f.seq == nil {
+		f.seq = new(atomic.Int64)
+	}
+	op.seq = f.seq.Add(1) - 1
+	op.points, f.passed = f.passed, nil
+	f.log = append(f.log, op)
 }
 
 func (f *memFile) check(op string, off, n int64) error {
@@ -74,6 +95,10 @@ func (f *memFile) WriteV(_ context.Context, off int64, v *blockgraph.IOVec, _ bl
 	if err := f.check("write", off, v.Len()); err != nil {
 		return err
 	}
+	return f.change(off, v, false)
+}
+
+func (f *memFile) change(off int64, v *blockgraph.IOVec, discard bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.writes++
@@ -86,7 +111,7 @@ func (f *memFile) WriteV(_ context.Context, off int64, v *blockgraph.IOVec, _ bl
 	}
 	v.CopyOut(0, f.b[off:end])
 	if f.record {
-		f.log = append(f.log, fileOp{off: off, data: bytes.Clone(f.b[off:end])})
+		f.note(fileOp{off: off, data: bytes.Clone(f.b[off:end]), discard: discard})
 	}
 	return nil
 }
@@ -109,7 +134,7 @@ func (f *memFile) WriteZeroes(ctx context.Context, off, n int64, _ blockgraph.Fl
 	return f.WriteV(ctx, off, blockgraph.MakeIOVec(make([]byte, n)), 0)
 }
 
-func (f *memFile) Discard(ctx context.Context, off, n int64) error {
+func (f *memFile) Discard(_ context.Context, off, n int64) error {
 	if err := f.check("discard", off, n); err != nil {
 		return err
 	}
@@ -120,7 +145,7 @@ func (f *memFile) Discard(ctx context.Context, off, n int64) error {
 		return nil
 	}
 	// Discarded content is undefined: make it recognisable.
-	return f.WriteV(ctx, off, blockgraph.MakeIOVec(bytes.Repeat([]byte{0xdd}, int(n))), 0)
+	return f.change(off, blockgraph.MakeIOVec(bytes.Repeat([]byte{0xdd}, int(n))), true)
 }
 
 func (f *memFile) Flush(context.Context) error {
@@ -130,9 +155,7 @@ func (f *memFile) Flush(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.flushes++
-	if f.record {
-		f.log = append(f.log, fileOp{flush: true})
-	}
+	f.note(fileOp{flush: true})
 	return nil
 }
 
@@ -143,15 +166,18 @@ func (f *memFile) Truncate(_ context.Context, size int64, _ bool, _ qapi.Preallo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.resize(size)
-	if f.record {
-		f.log = append(f.log, fileOp{size: size})
-	}
+	f.note(fileOp{size: size})
 	return nil
 }
 
 func (f *memFile) DebugEvent(event string) {
 	if f.events != nil {
 		f.events(event)
+	}
+	if f.record {
+		f.mu.Lock()
+		f.passed = append(f.passed, event)
+		f.mu.Unlock()
 	}
 }
 

@@ -1,0 +1,393 @@
+package qcow2
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// The crash tests record what reaches an image's files (memFile.log), and
+// rebuild the files as they may be after a power failure at every point
+// (crashstates_test.go): what was flushed is there, of the rest any choice of
+// sectors. Each such image must be consistent, and each sector of the disk,
+// read through the whole chain, must hold what it held at the guest's last
+// flush or something written since.
+//
+// Points in time are numbers of entries in the log: something happened at k
+// when k entries had been made.
+
+// change is a new value of a guest sector. It began when the log had from
+// entries; done is when it was complete, on the test's own clock.
+type change struct {
+	value uint64
+	from  int
+	done  int64
+}
+
+// guestFlush began at start on the clock and ended when the log had to
+// entries.
+type guestFlush struct {
+	start int64
+	to    int
+}
+
+// crashSize is a length of the disk in bytes: begun at from, and there for
+// good when the log had to entries.
+type crashSize struct {
+	size     int64
+	from, to int
+}
+
+// crashTop says which file is the top image when the log has from entries.
+type crashTop struct {
+	file, from int
+}
+
+// crashFile is one of the files that a crash cuts.
+type crashFile struct {
+	name  string // as backing file
+	f     *memFile
+	base  []byte // durable at the beginning
+	qcow2 bool
+}
+
+// crashDisk is a disk of which every sector is filled with a number.
+type crashDisk struct {
+	t       *testing.T
+	f       *memFile // the top image's file
+	d       *Driver
+	base    []byte // of the file, durable at the beginning
+	files   []*crashFile
+	tops    []crashTop
+	run     qapi.BlockdevOptionsQcow2
+	hist    [][]change
+	sizes   []crashSize
+	flushes []guestFlush
+	next    atomic.Uint64
+	clock   atomic.Int64
+	seq     atomic.Int64
+	mu      sync.Mutex
+	marks   *crashBitmaps // nil: the disk has no bitmaps
+	below   *crashBelow   // of the top image
+	live    map[string]*Driver
+	// nameless is what lies below an image whose header names nothing.
+	nameless *memFile
+}
+
+// crashBelow is what an image has for a backing file at present; nil storage:
+// none.
+type crashBelow struct {
+	s     storage
+	under *crashBelow // of an image
+}
+
+// crashChildren are the children of an image in a chain.
+type crashChildren struct {
+	testChildren
+	below *crashBelow
+}
+
+func (c crashChildren) backing() storage {
+	if c.below == nil || c.below.s == nil {
+		return nil
+	}
+	return c.below.s
+}
+
+// imageBelow is an opened image as a backing file.
+type imageBelow struct {
+	*memFile // for what a backing file is never asked
+	d        *Driver
+}
+
+func (i imageBelow) Size() int64 { return i.d.size.Load() }
+
+func (i imageBelow) ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	n := min(max(i.Size()-off, 0), v.Len())
+	v.Zero(n, v.Len()-n)
+	if n == 0 {
+		return nil
+	}
+	return i.d.ReadV(ctx, off, v.Slice(0, n), flags)
+}
+
+func (i imageBelow) ReadsZero(ctx context.Context, off, n int64) bool {
+	p := make([]byte, n)
+	return i.ReadV(ctx, off, blockgraph.MakeIOVec(p), 0) == nil && len(bytes.Trim(p, "\x00")) == 0
+}
+
+// change changes bytes [off, off+n) by f, as the checked wrapper does.
+func (c *crashDisk) change(off, n int64, f func() error) error {
+	if c.marks == nil {
+		return f()
+	}
+	if err := c.marks.before(off, n); err != nil {
+		return err
+	}
+	err := f()
+	c.marks.after(off, n)
+	return err
+}
+
+// now is how many entries the log has.
+func (c *crashDisk) now() int { return int(c.seq.Load()) }
+
+func sectorOf(value uint64) []byte {
+	b := make([]byte, sector)
+	if value != 0 {
+		for i := 0; i < sector; i += 8 {
+			binary.LittleEndian.PutUint64(b[i:], value)
+		}
+	}
+	return b
+}
+
+// valueOf returns the number that a sector is filled with.
+func valueOf(b []byte) (v uint64, whole bool) {
+	return binary.LittleEndian.Uint64(b), bytes.Equal(b[8:sector], b[:sector-8])
+}
+
+// newCrashDisk opens the image in f for writing, with a raw file below it that
+// does not change, if that is not nil.
+func newCrashDisk(t *testing.T, f, backing *memFile, o *qapi.BlockdevOptionsQcow2) *crashDisk {
+	c := &crashDisk{t: t, f: f, run: *o, nameless: backing}
+	c.start(nil)
+	return c
+}
+
+// newCrashChain opens the image in f for writing, with what its header and
+// theirs name among the others below it.
+func newCrashChain(t *testing.T, f *memFile, o *qapi.BlockdevOptionsQcow2, below ...*crashFile) *crashDisk {
+	c := &crashDisk{t: t, f: f, run: *o}
+	c.start(below)
+	return c
+}
+
+func (c *crashDisk) start(below []*crashFile) {
+	t, f := c.t, c.f
+	c.files = append(c.files, &crashFile{name: "top", f: f, qcow2: true})
+	c.files = append(c.files, below...)
+	c.tops = []crashTop{{0, 0}}
+	c.next.Store(1)
+	c.live = map[string]*Driver{}
+	c.d, c.below = c.openChain(c.files, 0, c.live)
+	size := c.d.size.Load()
+	c.sizes = []crashSize{{size: size}}
+	content := get(t, c.d, 0, size)
+	for i := range size / sector {
+		v, whole := valueOf(content[i*sector : (i+1)*sector])
+		if !whole {
+			t.Fatal("the content at the beginning has no values")
+		}
+		c.hist = append(c.hist, []change{{value: v}})
+	}
+	for _, x := range c.files {
+		x.base = bytes.Clone(x.f.b)
+		x.f.record, x.f.seq = true, &c.seq
+	}
+	c.base = c.files[0].base
+}
+
+// openChain opens files[i] with what its header names below it. The images
+// below go into the map, if that is not nil.
+func (c *crashDisk) openChain(files []*crashFile, i int, live map[string]*Driver) (*Driver, *crashBelow) {
+	c.t.Helper()
+	unmap := qapi.BlockdevDiscardOptionsUnmap
+	x := files[i]
+	below := &crashBelow{}
+	o := c.run
+	d, err := open(ctxb, crashChildren{testChildren{f: x.f}, below}, &qapi.BlockdevOptions{Discard: &unmap, Qcow2: &o}, false)
+	if err != nil {
+		c.t.Fatalf("%s: %v", x.name, err)
+	}
+	name, _ := d.BackingFile()
+	name, _, _ = strings.Cut(name, "?") // the rest only makes it longer
+	switch k := slices.IndexFunc(files, func(y *crashFile) bool { return y.name == name }); {
+	case name == "":
+		if c.nameless != nil {
+			below.s = c.nameless
+		}
+	case k <= i:
+		c.t.Fatalf("%s: nothing is known of a backing file %q", x.name, name)
+	case files[k].qcow2:
+		b, under := c.openChain(files, k, live)
+		below.s, below.under = imageBelow{files[k].f, b}, under
+		if live != nil {
+			live[name] = b
+		}
+	default:
+		below.s = files[k].f
+	}
+	return d, below
+}
+
+// step runs a request that gives sectors [s, s+n) the values that f returns.
+func (c *crashDisk) step(s, n int64, run func(), f func(i int64) uint64) {
+	from := c.now()
+	run()
+	done := c.clock.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range n {
+		for s+i >= int64(len(c.hist)) {
+			c.hist = append(c.hist, nil)
+		}
+		c.hist[s+i] = append(c.hist[s+i], change{f(i), from, done})
+	}
+}
+
+func (c *crashDisk) fail(what string, err error) {
+	if err != nil {
+		c.t.Helper()
+		c.t.Errorf("%s: %v", what, err)
+	}
+}
+
+func (c *crashDisk) write(s, n int64) { c.writeAs(s, n, 0) }
+
+func (c *crashDisk) writeAs(s, n int64, flags blockgraph.Flags) {
+	v := c.next.Add(1)
+	c.step(s, n, func() {
+		c.fail("write", c.change(s*sector, n*sector, func() error {
+			return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(bytes.Repeat(sectorOf(v), int(n))), flags)
+		}))
+	}, func(int64) uint64 { return v })
+}
+
+func (c *crashDisk) zero(s, n int64, flags blockgraph.Flags) {
+	c.step(s, n, func() {
+		c.fail("zero write", c.change(s*sector, n*sector, func() error { return c.d.WriteZeroes(ctxb, s*sector, n*sector, flags) }))
+	}, func(int64) uint64 { return 0 })
+}
+
+func (c *crashDisk) discard(s, n int64) {
+	c.step(s, n, func() {
+		c.fail("discard", c.change(s*sector, n*sector, func() error { return c.d.Discard(ctxb, s*sector, n*sector) }))
+	}, func(int64) uint64 { return 0 })
+}
+
+// flushed notes that everything that was complete at start on the clock is
+// durable.
+func (c *crashDisk) flushed(start int64) {
+	to := c.now()
+	c.mu.Lock()
+	c.flushes = append(c.flushes, guestFlush{start, to})
+	c.mu.Unlock()
+}
+
+func (c *crashDisk) flush() {
+	start := c.clock.Add(1)
+	if err := c.d.Flush(ctxb); err != nil {
+		c.t.Error(err)
+		return
+	}
+	c.flushed(start)
+}
+
+// resize changes the length of the disk, which is durable when it returns, as
+// is everything before. Nothing else runs.
+func (c *crashDisk) resize(sectors int64) {
+	start, from, old := c.clock.Add(1), c.now(), c.sizes[len(c.sizes)-1].size/sector
+	c.step(min(old, sectors), max(old, sectors)-min(old, sectors), func() {
+		c.fail("resize", c.d.Truncate(ctxb, sectors*sector, true, "", false))
+	}, func(int64) uint64 { return 0 })
+	c.sizes = append(c.sizes, crashSize{sectors * sector, from, c.now()})
+	c.flushed(start)
+}
+
+// sizeAllowed tells whether the disk may have a length after a crash at k.
+func (c *crashDisk) sizeAllowed(size int64, k int) bool {
+	ok := false
+	for _, s := range c.sizes {
+		switch {
+		case s.to <= k:
+			ok = s.size == size
+		case s.from < k:
+			ok = ok || s.size == size
+		}
+	}
+	return ok
+}
+
+// allowed tells whether a sector may hold value after a crash at k.
+func (c *crashDisk) allowed(s int, value uint64, k int) bool {
+	durable := int64(-1)
+	for _, f := range c.flushes {
+		if f.to <= k {
+			durable = max(durable, f.start)
+		}
+	}
+	list := c.hist[s]
+	first := 0
+	for i, h := range list {
+		if i > 0 && h.done < durable {
+			first = i
+		}
+	}
+	for i := first; i < len(list); i++ {
+		if list[i].value == value && (i == first || list[i].from < k) {
+			return true
+		}
+	}
+	return false
+}
+
+// topAt returns which file is the top image after a crash at k.
+func (c *crashDisk) topAt(k int) int {
+	top := 0
+	for _, p := range c.tops {
+		if p.from <= k {
+			top = p.file
+		}
+	}
+	return top
+}
+
+// judge opens the image as whoever comes after a crash does, and checks it.
+func (c *crashDisk) judge(x *crash) {
+	c.t.Helper()
+	top := c.topAt(x.k)
+	for i, y := range x.files {
+		if !y.qcow2 {
+			continue
+		}
+		if binary.BigEndian.Uint64(y.f.b[fieldIncompatible:])&incompatDirty != 0 && y.f.b[7] >= 3 {
+			d, _ := c.openChain(x.files, i, nil) // repairs it
+			closeImage(c.t, d)
+		}
+		chk, err := check(ctxb, y.f)
+		if err != nil {
+			c.t.Fatalf("%v: %s: %v", x, y.name, err)
+		}
+		if chk.res.corruptions > 0 {
+			c.t.Fatalf("%v: %s: %q", x, y.name, chk.res.messages)
+		}
+	}
+	d, _ := c.openChain(x.files, top, nil)
+	size := d.size.Load()
+	if !c.sizeAllowed(size, x.k) || !c.sizeAllowed(size, x.until) {
+		c.t.Fatalf("%v: the disk has %d bytes: %+v", x, size, c.sizes)
+	}
+	got := get(c.t, d, 0, size)
+	if c.marks != nil {
+		c.marks.judge(d.bitmaps.want, got, x.k, x.how)
+	}
+	for s := range int(size / sector) {
+		v, whole := valueOf(got[s*sector : (s+1)*sector])
+		if !whole {
+			c.t.Fatalf("%v: sector %d is torn", x, s)
+		}
+		if !c.allowed(s, v, x.k) || !c.allowed(s, v, x.until) {
+			c.t.Fatalf("%v until %d: sector %d holds %d, history %+v, flushes %+v", x, x.until, s, v, c.hist[s], c.flushes)
+		}
+	}
+	closeImage(c.t, d)
+}

@@ -1,0 +1,54 @@
+package qcow2
+
+import (
+	"blockd/qapi"
+)
+
+// optionSet is a way of creating and opening images that the crash tests and
+// the tests against a model go through: a new option is a line here.
+type optionSet struct {
+	name string
+	// cluster is the cluster size in bytes, v2 the version.
+	cluster int64
+	v2      bool
+	opts    []imageOption
+	run     qapi.BlockdevOptionsQcow2
+}
+
+// create returns the options for newImage.
+func (s *optionSet) create(more ...imageOption) []imageOption {
+	list := append([]imageOption{clusterSize(uint64(s.cluster))}, s.opts...)
+	if s.v2 {
+		list = append(list, v2)
+	}
+	return append(list, more...)
+}
+
+func zstdType(o *qapi.BlockdevCreateOptionsQcow2) {
+	o.CompressionType = ptr(qapi.Qcow2CompressionTypeZstd)
+}
+func lazy(o *qapi.BlockdevCreateOptionsQcow2) { o.LazyRefcounts = ptr(true) }
+
+// smallCache makes everything be evicted all the time.
+var smallCache = qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), L2CacheEntrySize: ptr(int64(512)), RefcountCacheSize: ptr(int64(1)), PassDiscardOther: ptr(true)}
+
+var optionSets = []optionSet{
+	{name: "512", cluster: 512},
+	{name: "512-v2", cluster: 512, v2: true},
+	{name: "1K-small-cache", cluster: 1024, run: smallCache},
+	{name: "4K", cluster: 4096},
+	{name: "4K-v2", cluster: 4096, v2: true},
+	{name: "4K-small-cache", cluster: 4096, run: smallCache},
+	{name: "64K", cluster: 65536},
+	{name: "64K-v2", cluster: 65536, v2: true},
+	{name: "refcounts-1", cluster: 512, opts: []imageOption{refcountBits(1)}},
+	{name: "refcounts-2", cluster: 1024, opts: []imageOption{refcountBits(2)}},
+	{name: "refcounts-4", cluster: 512, opts: []imageOption{refcountBits(4)}},
+	{name: "refcounts-8", cluster: 2048, opts: []imageOption{refcountBits(8)}},
+	{name: "refcounts-32", cluster: 512, opts: []imageOption{refcountBits(32)}},
+	{name: "refcounts-64", cluster: 512, opts: []imageOption{refcountBits(64)}},
+	{name: "lazy", cluster: 4096, opts: []imageOption{lazy}},
+	{name: "zstd", cluster: 4096, opts: []imageOption{zstdType}},
+	{name: "discard-no-unref", cluster: 1024, run: qapi.BlockdevOptionsQcow2{DiscardNoUnref: ptr(true)}},
+	{name: "preallocated", cluster: 4096, opts: []imageOption{prealloc(qapi.PreallocModeMetadata)}},
+}
