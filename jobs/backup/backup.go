@@ -57,31 +57,16 @@ func Prepare(tx *blockgraph.Tx, r Request) (*jobs.Job, error) {
 	if err := p.allowed(tx, r); err != nil {
 		return nil, err
 	}
-	b := &backup{params: p, blocker: jobs.Blocker(qapi.JobTypeBackup, blockgraph.OpDataplane)}
+	b := &backup{params: p}
 	if err := b.insertFilter(tx, r); err != nil {
 		return nil, err
 	}
 	if size := b.clusters.Size(); p.maxChunk != 0 && p.maxChunk < size {
 		return nil, qapi.Errorf("Required max-chunk (%d) is less than backup cluster size (%d)", p.maxChunk, size)
 	}
-	j, err := r.Jobs.Create(jobs.Options{
-		ID:             or(a.JobID, ""),
-		Type:           qapi.JobTypeBackup,
-		Block:          true,
-		Speed:          or(a.Speed, 0),
-		ManualFinalize: !or(a.AutoFinalize, true),
-		ManualDismiss:  !or(a.AutoDismiss, true),
-		Txn:            r.Txn,
-	}, b)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.attach(tx, r, j); err != nil {
-		j.Fail()
-		return nil, err
-	}
-	j.StartIn(tx, true)
-	return j, nil
+	o := transfer.JobOptions(qapi.JobTypeBackup, a.JobID, a.Speed, a.AutoFinalize, a.AutoDismiss)
+	o.Txn = r.Txn
+	return b.nodes.Start(tx, r.Jobs, o, b, true, func(j *jobs.Job) error { return b.attach(tx, j) })
 }
 
 // allowed makes the field's checks, in its order.
@@ -123,7 +108,7 @@ type backup struct {
 	filter   *copybeforewrite.Filter
 	clusters *copy.Clusters
 	target   *blockgraph.Node
-	blocker  *blockgraph.Blocker
+	nodes    transfer.Nodes
 	room     *scratch.Scratch // nil: none
 	drained  atomic.Pointer[chan struct{}]
 
@@ -177,23 +162,14 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 }
 
 // attach makes the job a user of its nodes.
-func (b *backup) attach(tx *blockgraph.Tx, r Request, j *jobs.Job) error {
-	desc := "backup job '" + j.ID() + "'"
+func (b *backup) attach(tx *blockgraph.Tx, j *jobs.Job) error {
 	var err error
-	b.root, err = tx.NewRoot(b.node, blockgraph.RootOptions{
-		Name: "main node", Desc: desc, Perm: blockgraph.PermConsistentRead, Shared: blockgraph.PermAll, StayAtNode: true, Job: j.ID(),
-	})
-	if err != nil {
+	if b.root, err = b.nodes.Use(tx, b.node, "main node", blockgraph.PermConsistentRead, blockgraph.PermAll); err != nil {
 		return err
 	}
-	b.targetRoot, err = tx.NewRoot(b.target, blockgraph.RootOptions{
-		Name: "target", Desc: desc, Shared: blockgraph.PermAll, StayAtNode: true, Job: j.ID(),
-	})
-	if err != nil {
+	if b.targetRoot, err = b.nodes.Use(tx, b.target, "target", 0, blockgraph.PermAll); err != nil {
 		return err
 	}
-	tx.Block(b.node, b.blocker)
-	tx.Block(b.target, b.blocker)
 	j.Progress().SetRemaining(b.clusters.Remaining())
 	b.clusters.SetProgress(j.Progress().Report)
 	return nil
@@ -301,14 +277,9 @@ func (b *backup) Busy() bool { return false }
 
 // Clean removes the filter and gives the nodes up.
 func (b *backup) Clean(tx *blockgraph.Tx) error {
-	if err := tx.CloseRoot(b.root); err != nil {
+	if err := b.nodes.Leave(tx); err != nil {
 		return err
 	}
-	if err := tx.CloseRoot(b.targetRoot); err != nil {
-		return err
-	}
-	tx.Unblock(b.node, b.blocker)
-	tx.Unblock(b.target, b.blocker)
 	for _, e := range tx.State(b.node).Edges {
 		if e.Name() != "file" {
 			continue

@@ -64,17 +64,17 @@ func defaults(a *qapi.BackupCommon) params {
 		none:       a.Sync == qapi.MirrorSyncModeNone,
 		compress:   a.Compress != nil && *a.Compress,
 		maxWorkers: 64,
-		onRead:     or(a.OnSourceError, qapi.BlockdevOnErrorReport),
-		onCopy:     or(a.OnTargetError, qapi.BlockdevOnErrorReport),
-		onCBW:      or(a.OnCBWError, qapi.OnCbwErrorBreakGuestWrite),
+		onRead:     qapi.Or(a.OnSourceError, qapi.BlockdevOnErrorReport),
+		onCopy:     qapi.Or(a.OnTargetError, qapi.BlockdevOnErrorReport),
+		onCBW:      qapi.Or(a.OnCBWError, qapi.OnCbwErrorBreakGuestWrite),
 	}
 	if a.Bitmap != nil {
-		p.bitmap, p.syncMode = *a.Bitmap, or(a.BitmapMode, qapi.BitmapSyncModeOnSuccess)
+		p.bitmap, p.syncMode = *a.Bitmap, qapi.Or(a.BitmapMode, qapi.BitmapSyncModeOnSuccess)
 		p.marked = a.Sync == qapi.MirrorSyncModeBitmap || a.Sync == qapi.MirrorSyncModeIncremental
 	}
 	if x := a.XPerf; x != nil {
-		p.maxChunk = or(x.MaxChunk, 0)
-		p.minCluster = or(x.MinClusterSize, 0)
+		p.maxChunk = qapi.Or(x.MaxChunk, 0)
+		p.minCluster = qapi.Or(x.MinClusterSize, 0)
 	}
 	return p
 }
@@ -83,7 +83,7 @@ func defaults(a *qapi.BackupCommon) params {
 func (p *params) perf(x *qapi.BackupPerf) error {
 	workers := int64(64)
 	if x != nil {
-		workers = or(x.MaxWorkers, 64)
+		workers = qapi.Or(x.MaxWorkers, 64)
 	}
 	if workers < 1 || workers > math.MaxInt32 {
 		return qapi.Errorf("max-workers must be between 1 and %d", math.MaxInt32)
@@ -93,11 +93,4 @@ func (p *params) perf(x *qapi.BackupPerf) error {
 	}
 	p.maxWorkers = int(workers)
 	return nil
-}
-
-func or[T any](p *T, d T) T {
-	if p == nil {
-		return d
-	}
-	return *p
 }

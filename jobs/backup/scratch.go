@@ -19,10 +19,10 @@ func (p *params) checkScratch(r Request) error {
 		x = &qapi.BackupScratch{}
 	}
 	can := r.Scratch != nil && !p.none && !r.Target.ChainContains(r.Source)
-	p.scratch = or(x.Enable, can)
-	p.breakIfFull = or(x.WhenFull, qapi.ScratchWhenFullWait) == qapi.ScratchWhenFullBreakSnapshot
+	p.scratch = qapi.Or(x.Enable, can)
+	p.breakIfFull = qapi.Or(x.WhenFull, qapi.ScratchWhenFullWait) == qapi.ScratchWhenFullBreakSnapshot
 	p.tellScratch = r.Args.XScratch != nil
-	switch size := or(x.MaxSize, 0); {
+	switch size := qapi.Or(x.MaxSize, 0); {
 	case size > math.MaxInt64:
 		return qapi.Errorf("max-size too large: %d > %d", size, int64(math.MaxInt64))
 	case !p.scratch || can:

@@ -41,29 +41,13 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, r Range, a *qapi.BlockCommitArg) 
 	}
 	c := &commit{
 		Range:   r,
-		onError: or(a.OnError, qapi.BlockdevOnErrorReport),
-		mask:    or(a.BackingMaskProtocol, false),
+		onError: qapi.Or(a.OnError, qapi.BlockdevOnErrorReport),
+		mask:    qapi.Or(a.BackingMaskProtocol, false),
 		backing: a.BackingFile,
 		overlay: chain.Overlay(tx, r.Top, r.Base),
-		blocker: jobs.Blocker(qapi.JobTypeCommit, blockgraph.OpDataplane),
 	}
-	j, err := set.Create(jobs.Options{
-		ID:             or(a.JobID, ""),
-		Type:           qapi.JobTypeCommit,
-		Block:          true,
-		Speed:          or(a.Speed, 0),
-		ManualFinalize: !or(a.AutoFinalize, true),
-		ManualDismiss:  !or(a.AutoDismiss, true),
-	}, c)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.attach(tx, j, a.FilterNodeName); err != nil {
-		j.Fail()
-		return nil, err
-	}
-	j.StartIn(tx, false)
-	return j, nil
+	o := transfer.JobOptions(qapi.JobTypeCommit, a.JobID, a.Speed, a.AutoFinalize, a.AutoDismiss)
+	return c.nodes.Start(tx, set, o, c, false, func(*jobs.Job) error { return c.attach(tx, a.FilterNodeName) })
 }
 
 // commit is the driver of the job.
@@ -78,20 +62,15 @@ type commit struct {
 	overlay *blockgraph.Node
 	// readOnly: the base was, and is to be again.
 	readOnly bool
-	blocker  *blockgraph.Blocker
 
 	filter     *blockgraph.Node
-	thaw       func(tx *blockgraph.Tx)
 	from, into *blockgraph.Root // over the top and the base
-	users      []*blockgraph.Root
-	blocked    []*blockgraph.Node
-	// removed is the change that has taken the filter out.
-	removed *blockgraph.Tx
+	nodes      transfer.Nodes
 }
 
 // attach makes the job a user of its nodes, in the field's order.
-func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) error {
-	if err := c.use(tx, j, c.Device, "main node", blockgraph.PermAll); err != nil {
+func (c *commit) attach(tx *blockgraph.Tx, filterName *string) error {
+	if _, err := c.nodes.Use(tx, c.Device, "main node", 0, blockgraph.PermAll); err != nil {
 		return err
 	}
 	if c.readOnly = tx.State(c.Base).ReadOnly; c.readOnly {
@@ -111,48 +90,26 @@ func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) erro
 		if n == aboveBase {
 			shared |= blockgraph.PermConsistentRead // from here on filters of the base
 		}
-		if err := c.use(tx, j, n, "intermediate node", shared); err != nil {
+		if _, err := c.nodes.Use(tx, n, "intermediate node", 0, shared); err != nil {
 			return err
 		}
 	}
-	if c.thaw, err = tx.FreezeChain(c.filter, c.Base); err != nil {
+	if err := c.nodes.Freeze(tx, c.filter, c.Base); err != nil {
 		return err
 	}
-	if err := c.use(tx, j, c.Base, "base", blockgraph.PermAll); err != nil {
+	if _, err := c.nodes.Use(tx, c.Base, "base", 0, blockgraph.PermAll); err != nil {
 		return err
 	}
 	perm := blockgraph.PermConsistentRead | blockgraph.PermWrite
 	if c.Base.Size() < c.Top.Size() {
 		perm |= blockgraph.PermResize
 	}
-	c.into, err = c.root(tx, c.Base, perm, blockgraph.PermConsistentRead|blockgraph.PermWriteUnchanged)
+	c.into, err = c.nodes.Open(tx, c.Base, perm, blockgraph.PermConsistentRead|blockgraph.PermWriteUnchanged)
 	if err != nil {
 		return err
 	}
-	c.from, err = c.root(tx, c.Top, 0, blockgraph.PermAll)
+	c.from, err = c.nodes.Open(tx, c.Top, 0, blockgraph.PermAll)
 	return err
-}
-
-// use makes the job a user of a node without needs, and blocks what would
-// reshape the node.
-func (c *commit) use(tx *blockgraph.Tx, j *jobs.Job, n *blockgraph.Node, name string, shared blockgraph.Perm) error {
-	r, err := tx.NewRoot(n, blockgraph.RootOptions{Name: name, Desc: "commit job '" + j.ID() + "'", Shared: shared, StayAtNode: true, Job: j.ID()})
-	if err != nil {
-		return err
-	}
-	c.users = append(c.users, r)
-	c.blocked = append(c.blocked, n)
-	tx.Block(n, c.blocker)
-	return nil
-}
-
-// root is what the job does its I/O by.
-func (c *commit) root(tx *blockgraph.Tx, n *blockgraph.Node, perm, shared blockgraph.Perm) (*blockgraph.Root, error) {
-	r, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: shared, StayAtNode: true})
-	if err == nil {
-		c.users = append(c.users, r)
-	}
-	return r, err
 }
 
 // Run moves the data down.
@@ -208,7 +165,7 @@ func (c *commit) Prepare(tx *blockgraph.Tx) error {
 
 // Clean gives up what the job holds.
 func (c *commit) Clean(tx *blockgraph.Tx) error {
-	if c.removed != tx {
+	if !c.nodes.Left() {
 		if err := c.remove(tx, c.Top); err != nil {
 			return err
 		}
@@ -222,22 +179,8 @@ func (c *commit) Clean(tx *blockgraph.Tx) error {
 // remove ends the job's use of its nodes, and gives the filter's users to
 // another node.
 func (c *commit) remove(tx *blockgraph.Tx, to *blockgraph.Node) error {
-	c.removed = tx
-	c.thaw(tx)
-	for _, r := range c.users {
-		if err := tx.CloseRoot(r); err != nil {
-			return err
-		}
-	}
-	for _, n := range c.blocked {
-		tx.Unblock(n, c.blocker)
+	if err := c.nodes.Leave(tx); err != nil {
+		return err
 	}
 	return tx.ReplaceNode(c.filter, to)
-}
-
-func or[T any](p *T, d T) T {
-	if p == nil {
-		return d
-	}
-	return *p
 }

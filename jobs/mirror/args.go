@@ -31,7 +31,7 @@ const (
 // check refuses arguments that can be refused by themselves, in the field's
 // words.
 func check(a *qapi.BlockdevMirror) error {
-	switch g := or(a.Granularity, 0); {
+	switch g := qapi.Or(a.Granularity, 0); {
 	case g != 0 && (g < minGranularity || g > maxGranularity):
 		return qapi.Errorf("Parameter 'granularity' expects a value in range [512B, 64MB]")
 	case g&(g-1) != 0:
@@ -46,7 +46,7 @@ func checkLate(a *qapi.BlockdevMirror) error {
 	case qapi.MirrorSyncModeIncremental, qapi.MirrorSyncModeBitmap:
 		return qapi.Errorf("Sync mode '%s' not supported", a.Sync)
 	}
-	if or(a.BufSize, 0) < 0 {
+	if qapi.Or(a.BufSize, 0) < 0 {
 		return qapi.Errorf("Invalid parameter 'buf-size'")
 	}
 	return nil
@@ -60,11 +60,4 @@ func bufferSize(asked, granularity int64) int64 {
 	}
 	asked = min(asked, math.MaxInt64-granularity)
 	return min((asked+granularity-1)&^(granularity-1), max(maxBuffer, granularity))
-}
-
-func or[T any](p *T, d T) T {
-	if p == nil {
-		return d
-	}
-	return *p
 }

@@ -57,7 +57,7 @@ func (m *mirror) copyRest(tx *blockgraph.Tx) error {
 
 // Clean gives up what the job holds.
 func (m *mirror) Clean(tx *blockgraph.Tx) error {
-	if m.left != tx {
+	if !m.nodes.Left() {
 		if err := m.leave(tx, false); err != nil {
 			return err
 		}
@@ -72,21 +72,13 @@ func (m *mirror) Clean(tx *blockgraph.Tx) error {
 // After a success it gives the target its backing file, and if the job was
 // completed the place of the source.
 func (m *mirror) leave(tx *blockgraph.Tx, success bool) error {
-	was := m.left
-	m.left = tx
-	tx.OnAbort(func() { m.left, m.pivoted = was, false })
-	if m.thaw != nil {
-		m.thaw(tx)
-	}
 	m.filter.SetStopped(true)
-	tx.OnAbort(func() { m.filter.SetStopped(false) })
-	for _, r := range m.users {
-		if err := tx.CloseRoot(r); err != nil {
-			return err
-		}
-	}
-	for _, n := range m.blocked {
-		tx.Unblock(n, m.blocker)
+	tx.OnAbort(func() {
+		m.filter.SetStopped(false)
+		m.pivoted = false
+	})
+	if err := m.nodes.Leave(tx); err != nil {
+		return err
 	}
 	tx.RemoveMarker(m.source, m.filter)
 	if success {

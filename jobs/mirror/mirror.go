@@ -41,10 +41,7 @@ type mirror struct {
 	base           *blockgraph.Node // what is below it is not copied; nil: everything is
 	main           *blockgraph.Root // over the filter
 	targetRoot     *blockgraph.Root
-	users          []*blockgraph.Root
-	blocker        *blockgraph.Blocker
-	blocked        []*blockgraph.Node
-	thaw           func(tx *blockgraph.Tx)
+	nodes          transfer.Nodes
 
 	// Any goroutine.
 	inFlight   atomic.Int64     // bytes that are being copied and no longer marked
@@ -62,10 +59,9 @@ type mirror struct {
 	toReplace *blockgraph.Node // control plane
 
 	// Held by the graph's token; the body reads what it has set.
-	surveyed bool           // what is dirty is known: writes may be synchronous
-	final    bool           // the job is to end: they shall be
-	pivoted  bool           // the target has taken the source's place
-	left     *blockgraph.Tx // the change that has taken the filter out
+	surveyed bool // what is dirty is known: writes may be synchronous
+	final    bool // the job is to end: they shall be
+	pivoted  bool // the target has taken the source's place
 
 	unforced int // of the body: passes that left something dirty since then
 }

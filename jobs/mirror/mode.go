@@ -24,7 +24,7 @@ func (m *mirror) setMode(ctx context.Context, note func()) error {
 		exclusive := !m.commit && (m.final || m.blocking.Load())
 		active := exclusive && (m.final || m.surveyed)
 		wasExclusive := m.filter.Exclusive()
-		if m.left != nil || active == m.filter.Active() && exclusive == wasExclusive {
+		if m.nodes.Left() || active == m.filter.Active() && exclusive == wasExclusive {
 			return nil
 		}
 		if active != m.filter.Active() {

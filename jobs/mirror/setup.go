@@ -8,6 +8,7 @@ import (
 	"blockd/filters/mirrortop"
 	"blockd/jobs"
 	"blockd/jobs/chain"
+	"blockd/jobs/transfer"
 	"blockd/qapi"
 )
 
@@ -41,12 +42,12 @@ func Prepare(tx *blockgraph.Tx, r Request) (*jobs.Job, error) {
 	}
 	m := &mirror{
 		typ: qapi.JobTypeMirror, sync: a.Sync, backing: r.Backing,
-		onRead: or(a.OnSourceError, qapi.BlockdevOnErrorReport), onCopy: or(a.OnTargetError, qapi.BlockdevOnErrorReport),
-		unmap: r.Unmap, targetIsZero: or(a.TargetIsZero, false), fresh: r.Fresh, replaces: a.Replaces,
+		onRead: qapi.Or(a.OnSourceError, qapi.BlockdevOnErrorReport), onCopy: qapi.Or(a.OnTargetError, qapi.BlockdevOnErrorReport),
+		unmap: r.Unmap, targetIsZero: qapi.Or(a.TargetIsZero, false), fresh: r.Fresh, replaces: a.Replaces,
 		source: r.Source, target: r.Target,
-		blockAfter: time.Duration(or(a.XWriteBlockingAfter, 0)) * time.Second,
+		blockAfter: time.Duration(qapi.Or(a.XWriteBlockingAfter, 0)) * time.Second,
 	}
-	m.blocking.Store(or(a.CopyMode, qapi.MirrorCopyModeBackground) == qapi.MirrorCopyModeWriteBlocking)
+	m.blocking.Store(qapi.Or(a.CopyMode, qapi.MirrorCopyModeBackground) == qapi.MirrorCopyModeWriteBlocking)
 	if m.sync == qapi.MirrorSyncModeTop {
 		if m.base = belowOverlay(tx, r.Source); m.base == nil {
 			m.sync = qapi.MirrorSyncModeFull
@@ -61,12 +62,7 @@ func Prepare(tx *blockgraph.Tx, r Request) (*jobs.Job, error) {
 	if err := checkLate(a); err != nil {
 		return nil, err
 	}
-	return m.start(tx, r.Jobs, a.FilterNodeName, int64(or(a.Granularity, 0)), or(a.BufSize, 0), jobs.Options{
-		ID:             or(a.JobID, ""),
-		Speed:          or(a.Speed, 0),
-		ManualFinalize: !or(a.AutoFinalize, true),
-		ManualDismiss:  !or(a.AutoDismiss, true),
-	})
+	return m.start(tx, r.Jobs, a.FilterNodeName, int64(qapi.Or(a.Granularity, 0)), qapi.Or(a.BufSize, 0), transfer.JobOptions(m.typ, a.JobID, a.Speed, a.AutoFinalize, a.AutoDismiss))
 }
 
 // ActiveCommit is a commit of the active layer to be made.
@@ -86,7 +82,7 @@ type ActiveCommit struct {
 // The arguments about the chain were checked before. It fails with the field's
 // texts; the change is then to be undone.
 func NewActiveCommit(tx *blockgraph.Tx, c ActiveCommit) (*jobs.Job, error) {
-	onError := or(c.OnError, qapi.BlockdevOnErrorReport)
+	onError := qapi.Or(c.OnError, qapi.BlockdevOnErrorReport)
 	m := &mirror{
 		typ: qapi.JobTypeCommit, sync: qapi.MirrorSyncModeTop, commit: true,
 		onRead: onError, onCopy: onError, unmap: true,
@@ -102,12 +98,7 @@ func NewActiveCommit(tx *blockgraph.Tx, c ActiveCommit) (*jobs.Job, error) {
 			return nil, err
 		}
 	}
-	return m.start(tx, c.Jobs, c.FilterNodeName, 0, 0, jobs.Options{
-		ID:             or(c.JobID, ""),
-		Speed:          or(c.Speed, 0),
-		ManualFinalize: !or(c.AutoFinalize, true),
-		ManualDismiss:  !or(c.AutoDismiss, true),
-	})
+	return m.start(tx, c.Jobs, c.FilterNodeName, 0, 0, transfer.JobOptions(m.typ, c.JobID, c.Speed, c.AutoFinalize, c.AutoDismiss))
 }
 
 // start makes the filter and the job.
@@ -115,7 +106,6 @@ func (m *mirror) start(tx *blockgraph.Tx, set *jobs.Set, name *string, granulari
 	m.wake = mirrortop.NewSignal()
 	m.give = func() {}
 	m.pace.init(set.Clock())
-	m.blocker = jobs.Blocker(m.typ, blockgraph.OpDataplane)
 	if chain.SkipFilters(tx, m.source) == chain.SkipFilters(tx, m.target) {
 		return nil, qapi.Errorf("Can't mirror node into itself")
 	}
@@ -143,19 +133,14 @@ func (m *mirror) start(tx *blockgraph.Tx, set *jobs.Set, name *string, granulari
 	if err := m.insertFilter(tx, name); err != nil {
 		return nil, err
 	}
-	o.Type, o.Block = m.typ, true
-	j, err := set.Create(o, m)
-	if err != nil {
-		return nil, err
-	}
-	m.job = j
-	if err := m.attach(tx); err != nil {
-		j.Fail()
-		return nil, err
-	}
-	tx.AddMarker(m.source, m.filter)
-	j.StartIn(tx, false)
-	return j, nil
+	return m.nodes.Start(tx, set, o, m, false, func(j *jobs.Job) error {
+		m.job = j
+		if err := m.attach(tx); err != nil {
+			return err
+		}
+		tx.AddMarker(m.source, m.filter)
+		return nil
+	})
 }
 
 // insertFilter puts the filter over the source.
@@ -181,7 +166,7 @@ func (m *mirror) attach(tx *blockgraph.Tx) error {
 	)
 	var err error
 	// Nobody changes the length of the source.
-	if m.main, err = m.use(tx, m.node, "main node", read, read|unchanged|write); err != nil {
+	if m.main, err = m.nodes.Use(tx, m.node, "main node", read, read|unchanged|write); err != nil {
 		return err
 	}
 	perm, shared := write, unchanged
@@ -194,16 +179,14 @@ func (m *mirror) attach(tx *blockgraph.Tx) error {
 	case chain.Contains(tx, m.source, chain.SkipFilters(tx, m.target)):
 		return qapi.Errorf("Cannot mirror to a filter on top of a node in the source's backing chain")
 	}
-	m.targetRoot, err = tx.NewRoot(m.target, blockgraph.RootOptions{Perm: perm, Shared: shared, StayAtNode: true})
-	if err != nil {
+	if m.targetRoot, err = m.nodes.Open(tx, m.target, perm, shared); err != nil {
 		return err
 	}
-	m.users = append(m.users, m.targetRoot)
 	m.filter.SetTarget(mirrortop.Target{Root: m.targetRoot, OnError: m.guestWriteFailed, Progress: m.progress})
-	if _, err = m.use(tx, m.source, "source", 0, read|unchanged|write); err != nil {
+	if _, err = m.nodes.Use(tx, m.source, "source", 0, read|unchanged|write); err != nil {
 		return err
 	}
-	if _, err = m.use(tx, m.target, "target", 0, blockgraph.PermAll); err != nil {
+	if _, err = m.nodes.Use(tx, m.target, "target", 0, blockgraph.PermAll); err != nil {
 		return err
 	}
 	if !chain.Contains(tx, m.source, m.target) {
@@ -214,26 +197,11 @@ func (m *mirror) attach(tx *blockgraph.Tx) error {
 		if chain.SkipFilters(tx, n) == chain.SkipFilters(tx, m.target) {
 			between |= read // from here on there are only filters over the base
 		}
-		if _, err := m.use(tx, n, "intermediate node", 0, between); err != nil {
+		if _, err := m.nodes.Use(tx, n, "intermediate node", 0, between); err != nil {
 			return err
 		}
 	}
-	m.thaw, err = tx.FreezeChain(m.node, m.target)
-	return err
-}
-
-// use makes the job a user of a node, which is blocked for others.
-func (m *mirror) use(tx *blockgraph.Tx, n *blockgraph.Node, name string, perm, shared blockgraph.Perm) (*blockgraph.Root, error) {
-	r, err := tx.NewRoot(n, blockgraph.RootOptions{
-		Name: name, Desc: string(m.typ) + " job '" + m.job.ID() + "'", Perm: perm, Shared: shared, StayAtNode: true, Job: m.job.ID(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	m.users = append(m.users, r)
-	m.blocked = append(m.blocked, n)
-	tx.Block(n, m.blocker)
-	return r, nil
+	return m.nodes.Freeze(tx, m.node, m.target)
 }
 
 // clusters returns a node's cluster size in bytes, 0 where there is none, and

@@ -41,10 +41,9 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 	}
 	s := &stream{
 		part:    p,
-		onError: or(a.OnError, qapi.BlockdevOnErrorReport),
-		mask:    or(a.BackingMaskProtocol, false),
+		onError: qapi.Or(a.OnError, qapi.BlockdevOnErrorReport),
+		mask:    qapi.Or(a.BackingMaskProtocol, false),
 		backing: a.BackingFile,
-		blocker: jobs.Blocker(qapi.JobTypeStream, blockgraph.OpDataplane),
 	}
 	// A chain that cannot be frozen is refused before anything is changed.
 	thaw, err := tx.FreezeChain(top, p.aboveBase)
@@ -60,23 +59,8 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 	if err := s.insertFilter(tx, a.FilterNodeName); err != nil {
 		return nil, err
 	}
-	j, err := set.Create(jobs.Options{
-		ID:             or(a.JobID, ""),
-		Type:           qapi.JobTypeStream,
-		Block:          true,
-		Speed:          or(a.Speed, 0),
-		ManualFinalize: !or(a.AutoFinalize, true),
-		ManualDismiss:  !or(a.AutoDismiss, true),
-	}, s)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.attach(tx, j); err != nil {
-		j.Fail()
-		return nil, err
-	}
-	j.StartIn(tx, false)
-	return j, nil
+	o := transfer.JobOptions(qapi.JobTypeStream, a.JobID, a.Speed, a.AutoFinalize, a.AutoDismiss)
+	return s.nodes.Start(tx, set, o, s, false, func(*jobs.Job) error { return s.attach(tx) })
 }
 
 // stream is the driver of the job.
@@ -89,15 +73,10 @@ type stream struct {
 	// readOnly: the top was, and is to be again.
 	readOnly bool
 	backing  *string // what the header is to say, or nil
-	blocker  *blockgraph.Blocker
 
-	filter  *blockgraph.Node
-	thaw    func(tx *blockgraph.Tx)
-	root    *blockgraph.Root // over the filter
-	users   []*blockgraph.Root
-	blocked []*blockgraph.Node
-	// removed is the change that has taken the filter out.
-	removed *blockgraph.Tx
+	filter *blockgraph.Node
+	root   *blockgraph.Root // over the filter
+	nodes  transfer.Nodes
 }
 
 // insertFilter puts a copy-on-read filter over the top, and freezes the chain.
@@ -118,7 +97,7 @@ func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 		tx.SetImplicit(n)
 	}
 	s.filter = n
-	if s.thaw, err = tx.FreezeChain(n, s.aboveBase); err != nil {
+	if err := s.nodes.Freeze(tx, n, s.aboveBase); err != nil {
 		return qapi.Errorf("Could not create node: %s", err)
 	}
 	if err := tx.ReplaceNode(s.top, n); err != nil {
@@ -129,33 +108,21 @@ func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 
 // attach makes the job a user of its nodes: nobody may change what it reads
 // once.
-func (s *stream) attach(tx *blockgraph.Tx, j *jobs.Job) error {
+func (s *stream) attach(tx *blockgraph.Tx) error {
 	const basic = blockgraph.PermConsistentRead | blockgraph.PermWriteUnchanged
-	use := func(n *blockgraph.Node, name string, shared blockgraph.Perm) error {
-		r, err := tx.NewRoot(n, blockgraph.RootOptions{Name: name, Desc: "stream job '" + j.ID() + "'", Shared: shared, StayAtNode: true, Job: j.ID()})
-		if err != nil {
-			return err
-		}
-		s.users = append(s.users, r)
-		s.blocked = append(s.blocked, n)
-		tx.Block(n, s.blocker)
-		return nil
-	}
-	if err := use(s.filter, "main node", blockgraph.PermAll); err != nil {
+	if _, err := s.nodes.Use(tx, s.filter, "main node", 0, blockgraph.PermAll); err != nil {
 		return err
 	}
 	var err error
-	s.root, err = tx.NewRoot(s.filter, blockgraph.RootOptions{Perm: basic, Shared: basic | blockgraph.PermWrite, StayAtNode: true})
-	if err != nil {
+	if s.root, err = s.nodes.Open(tx, s.filter, basic, basic|blockgraph.PermWrite); err != nil {
 		return err
 	}
-	s.users = append(s.users, s.root)
-	if err := use(s.top, "active node", basic|blockgraph.PermWrite); err != nil {
+	if _, err := s.nodes.Use(tx, s.top, "active node", 0, basic|blockgraph.PermWrite); err != nil {
 		return err
 	}
 	end := chain.Below(tx, s.aboveBase)
 	for n := chain.Below(tx, s.top); n != end; n = chain.Below(tx, n) {
-		if err := use(n, "intermediate node", basic); err != nil {
+		if _, err := s.nodes.Use(tx, n, "intermediate node", 0, basic); err != nil {
 			return err
 		}
 	}
@@ -205,7 +172,7 @@ func (s *stream) Prepare(tx *blockgraph.Tx) error {
 
 // Clean gives up what the job holds.
 func (s *stream) Clean(tx *blockgraph.Tx) error {
-	if s.removed != tx {
+	if !s.nodes.Left() {
 		if err := s.remove(tx); err != nil {
 			return err
 		}
@@ -218,26 +185,12 @@ func (s *stream) Clean(tx *blockgraph.Tx) error {
 
 // remove takes the filter out, and ends the job's use of its nodes.
 func (s *stream) remove(tx *blockgraph.Tx) error {
-	s.removed = tx
-	s.thaw(tx)
-	for _, r := range s.users {
-		if err := tx.CloseRoot(r); err != nil {
-			return err
-		}
-	}
-	for _, n := range s.blocked {
-		tx.Unblock(n, s.blocker)
+	if err := s.nodes.Leave(tx); err != nil {
+		return err
 	}
 	if err := tx.ReplaceNode(s.filter, chain.Below(tx, s.filter)); err != nil {
 		return err
 	}
 	// It would need to write to the image until it is closed.
 	return tx.SetChild(s.filter, "file", 0, nil)
-}
-
-func or[T any](p *T, d T) T {
-	if p == nil {
-		return d
-	}
-	return *p
 }
