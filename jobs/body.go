@@ -187,28 +187,33 @@ func (j *Job) Canceled() bool {
 //
 //blockd:io
 func (j *Job) OnError(policy qapi.BlockdevOnError, op qapi.IoOperationType, err error) qapi.BlockErrorAction {
-	nospace := blockgraph.Errno(err) == noSpace
-	action := errorAction(policy, nospace)
+	action := qapi.BlockErrorActionIgnore
 	j.set.loop.Do(func() {
-		if j.ended { // a request that outlived the body
-			action = qapi.BlockErrorActionIgnore
-			return
-		}
-		j.set.emit("BLOCK_JOB_ERROR", qapi.BlockJobError{Device: j.id, Operation: op, Action: action})
-		if action != qapi.BlockErrorActionStop {
-			return
-		}
-		if !j.userPaused {
-			j.userPaused = true
-			j.pauses++
-			j.signalPause()
-		}
-		if j.ioStatus == qapi.BlockDeviceIoStatusOk {
-			j.ioStatus = qapi.BlockDeviceIoStatusFailed
-			if nospace {
-				j.ioStatus = qapi.BlockDeviceIoStatusNospace
-			}
+		if !j.ended { // else a request has outlived the body
+			action = j.failedIO(policy, op, err)
 		}
 	})
+	return action
+}
+
+// failedIO does what the policy says about a failed request. Control plane.
+func (j *Job) failedIO(policy qapi.BlockdevOnError, op qapi.IoOperationType, err error) qapi.BlockErrorAction {
+	nospace := blockgraph.Errno(err) == noSpace
+	action := errorAction(policy, nospace)
+	j.set.emit("BLOCK_JOB_ERROR", qapi.BlockJobError{Device: j.id, Operation: op, Action: action})
+	if action != qapi.BlockErrorActionStop {
+		return action
+	}
+	if !j.userPaused {
+		j.userPaused = true
+		j.pauses++
+		j.signalPause()
+	}
+	if j.ioStatus == qapi.BlockDeviceIoStatusOk {
+		j.ioStatus = qapi.BlockDeviceIoStatusFailed
+		if nospace {
+			j.ioStatus = qapi.BlockDeviceIoStatusNospace
+		}
+	}
 	return action
 }

@@ -127,6 +127,7 @@ type fake struct {
 	steps chan func(ctx context.Context, j *Job) (end bool, err error)
 
 	prepareErr error
+	unfinished *Unfinished // what Prepare fails with once
 	unprepared int
 	after      func() // runs right after the commit of the phases
 }
@@ -186,6 +187,10 @@ func (f *fake) phase(tx *blockgraph.Tx, name string) func() {
 func (f *fake) Prepare(tx *blockgraph.Tx) error {
 	defer f.phase(tx, "prepare")()
 	tx.OnAbort(func() { f.unprepared++ })
+	if u := f.unfinished; u != nil && f.prepareErr == nil {
+		f.unfinished = nil
+		return u
+	}
 	return f.prepareErr
 }
 

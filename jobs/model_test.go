@@ -17,7 +17,9 @@ type modelJob struct {
 	group                  *modelGroup
 	manualFin, manualDis   bool
 	badPrepare, userPaused bool
-	outcome                string // "", "ok", "error", "cancelled"
+	unfinished             qapi.BlockdevOnError // how prepare fails once; "": not
+	ready                  bool                 // it has gone back to its work
+	outcome                string               // "", "ok", "error", "cancelled"
 }
 
 type modelGroup struct{ jobs []*modelJob } // the last one created first
@@ -42,15 +44,41 @@ func (g *modelGroup) end(ok bool, failed *modelJob) {
 }
 
 // commit ends a pending group: the first in the order of the phases whose
-// prepare fails makes all fail.
+// prepare fails makes all fail, or has all wait while it does its work again.
 func (g *modelGroup) commit() {
 	for _, j := range g.jobs {
-		if j.badPrepare {
+		switch {
+		case j.badPrepare || j.unfinished == qapi.BlockdevOnErrorReport:
 			g.end(false, j)
+			return
+		case j.unfinished != "":
+			for _, x := range g.jobs {
+				x.status = waiting
+			}
+			j.ready, j.status = true, ready
+			if j.unfinished == qapi.BlockdevOnErrorStop {
+				j.userPaused, j.status = true, standby
+			}
+			j.unfinished = ""
 			return
 		}
 	}
 	g.end(true, nil)
+}
+
+// atWork and atRest are the states of a job whose body has not ended.
+func (j *modelJob) atWork() qapi.JobStatus {
+	if j.ready {
+		return ready
+	}
+	return running
+}
+
+func (j *modelJob) atRest() qapi.JobStatus {
+	if j.ready {
+		return standby
+	}
+	return paused
 }
 
 func (j *modelJob) finish() {
@@ -70,7 +98,7 @@ func (j *modelJob) finish() {
 
 // verb does what a client asks, and returns whether it is accepted.
 func (j *modelJob) verb(v Verb) bool {
-	live := j.status == running || j.status == paused
+	live := j.status == j.atWork() || j.status == j.atRest()
 	switch v {
 	case VerbCancel:
 		if !live && j.status != waiting && j.status != pending {
@@ -81,12 +109,12 @@ func (j *modelJob) verb(v Verb) bool {
 		if !live || j.userPaused {
 			return false
 		}
-		j.userPaused, j.status = true, paused
+		j.userPaused, j.status = true, j.atRest()
 	case VerbResume:
 		if !live || !j.userPaused {
 			return false
 		}
-		j.userPaused, j.status = false, running
+		j.userPaused, j.status = false, j.atWork()
 	case VerbFinalize:
 		if j.status != pending {
 			return false
@@ -110,8 +138,11 @@ func legalTrace(events []string) (outcome string, problem string) {
 		"running":    "paused waiting aborting",
 		"paused":     "running",
 		"waiting":    "pending aborting",
-		"pending":    "PENDING aborting COMPLETED",
-		"PENDING":    "aborting COMPLETED",
+		"pending":    "PENDING aborting COMPLETED ERROR waiting",
+		"PENDING":    "aborting COMPLETED ERROR waiting",
+		"ERROR":      "ready aborting",
+		"ready":      "standby waiting aborting",
+		"standby":    "ready",
 		"aborting":   "COMPLETED: CANCELLED concluded",
 		"COMPLETED":  "concluded",
 		"COMPLETED:": "concluded",

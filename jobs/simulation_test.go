@@ -144,6 +144,9 @@ func (s *schedule) createGroup() {
 			f := newFake(s.b, m.id)
 			if m.badPrepare {
 				f.prepareErr = errBody
+			} else if s.rng.IntN(4) == 0 {
+				m.unfinished = []qapi.BlockdevOnError{qapi.BlockdevOnErrorStop, qapi.BlockdevOnErrorIgnore, qapi.BlockdevOnErrorReport}[s.rng.IntN(3)]
+				f.unfinished = &Unfinished{Policy: m.unfinished, Op: qapi.IoOperationTypeWrite, Err: errBody}
 			}
 			j, err := s.b.set.Create(Options{ID: m.id, Type: qapi.JobTypeBackup, Block: true, Txn: txn, ManualFinalize: m.manualFin, ManualDismiss: m.manualDis}, f)
 			if err != nil {
@@ -172,7 +175,7 @@ func (s *schedule) createGroup() {
 
 // body has a job's body end.
 func (s *schedule) body(j *modelJob, bad bool) {
-	if s.calm && j.status != running {
+	if s.calm && j.status != j.atWork() {
 		return
 	}
 	f := s.fakes[j.id]
@@ -182,13 +185,13 @@ func (s *schedule) body(j *modelJob, bad bool) {
 	s.note("%s ends bad=%v", j.id, bad)
 	if bad {
 		f.fail()
-		if j.status == running {
+		if j.status == j.atWork() {
 			j.group.end(false, j)
 		}
 		return
 	}
 	f.finish()
-	if j.status == running {
+	if j.status == j.atWork() {
 		j.finish()
 	}
 }

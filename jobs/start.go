@@ -28,14 +28,19 @@ func (j *Job) Start() { j.set.loop.Do(func() { j.start(false) }) }
 
 // start begins the body. Control plane.
 func (j *Job) start(drained bool) {
-	ctx, stop := context.WithCancel(context.Background())
-	j.stop = stop
 	j.started = true
 	j.pauses--
 	if drained {
 		j.pauses++
 	}
 	j.move(running)
+	j.work()
+}
+
+// work has the body run, at rest if the job should be. Control plane.
+func (j *Job) work() {
+	ctx, stop := context.WithCancel(context.Background())
+	j.stop = stop
 	if j.forced {
 		stop()
 	}

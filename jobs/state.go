@@ -56,7 +56,8 @@ var states = map[qapi.JobStatus]stateRow{
 	ready:     {next: []qapi.JobStatus{standby, waiting, aborting}, verbs: append([]Verb{VerbComplete}, live...)},
 	standby:   {next: []qapi.JobStatus{ready}, verbs: append([]Verb{VerbComplete}, live...)},
 	waiting:   {next: []qapi.JobStatus{pending, aborting}, verbs: []Verb{VerbCancel}},
-	pending:   {next: []qapi.JobStatus{aborting, concluded}, verbs: []Verb{VerbCancel, VerbFinalize}},
+	// The field has no way back from pending; see Unfinished.
+	pending:   {next: []qapi.JobStatus{aborting, concluded, waiting, ready}, verbs: []Verb{VerbCancel, VerbFinalize}},
 	aborting:  {next: []qapi.JobStatus{aborting, concluded}},
 	concluded: {next: []qapi.JobStatus{null}, verbs: []Verb{VerbDismiss}},
 	null:      {},

@@ -155,6 +155,9 @@ func (t *Txn) runCommit(ctx context.Context, jobs []*Job) {
 			t.concludeAll(jobs)
 			return
 		}
+		if t.goBack(failed, err) {
+			return
+		}
 		t.ending, t.aborting = false, true
 		if !slices.ContainsFunc(jobs, func(j *Job) bool { return j.forced }) {
 			if failed == nil {

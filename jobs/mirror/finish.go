@@ -6,6 +6,7 @@ import (
 	"blockd/blockgraph"
 	"blockd/filters/mirrortop"
 	"blockd/ioengine"
+	"blockd/jobs"
 	"blockd/jobs/chain"
 	"blockd/jobs/copy"
 	"blockd/jobs/transfer"
@@ -21,13 +22,14 @@ func (m *mirror) Prepare(tx *blockgraph.Tx) error {
 		return err
 	}
 	if err := m.copyRest(tx); err != nil {
-		return transfer.Error(err)
+		return err
 	}
 	m.job.Progress().SetRemaining(0)
 	return m.leave(tx, true)
 }
 
-// copyRest makes the target what the source is. Both are drained.
+// copyRest makes the target what the source is. Both are drained. A failure goes
+// through the job's policies.
 func (m *mirror) copyRest(tx *blockgraph.Tx) error {
 	if m.source.Size() == 0 {
 		return nil
@@ -44,15 +46,30 @@ func (m *mirror) copyRest(tx *blockgraph.Tx) error {
 				break
 			}
 			n = min(n, most)
-			if _, err := copy.CopyRange(tx.Context(), ends, start, n, copy.Data, b.Bytes(), 0, 0, 0); err != nil {
-				return err
+			if op, err := copy.CopyRange(tx.Context(), ends, start, n, copy.Data, b.Bytes(), 0, 0, 0); err != nil {
+				return m.unfinished(tx, op, err)
 			}
 			dirty.Clear(start, n)
 			m.copied(n)
 			off = start + n
 		}
 	}
-	return ends.Target.Flush(tx.Context())
+	if err := ends.Target.Flush(tx.Context()); err != nil {
+		return m.unfinished(tx, copy.Write, err)
+	}
+	return nil
+}
+
+// unfinished is a failure of copyRest as the job's end is to report it.
+func (m *mirror) unfinished(tx *blockgraph.Tx, op copy.Op, err error) error {
+	if tx.Context().Err() != nil {
+		return tx.Context().Err()
+	}
+	u := &jobs.Unfinished{Policy: m.onRead, Op: qapi.IoOperationTypeRead, Err: transfer.Error(err)}
+	if op == copy.Write {
+		u.Policy, u.Op = m.onCopy, qapi.IoOperationTypeWrite
+	}
+	return u
 }
 
 // Clean gives up what the job holds.

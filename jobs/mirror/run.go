@@ -20,7 +20,8 @@ const (
 	lastBytes  = 4 << 20
 )
 
-// Run copies until it is asked to end and nothing is dirty.
+// Run copies until it is asked to end and nothing is dirty. It runs again when
+// the change that was to end the job could not copy what was left.
 func (m *mirror) Run(ctx context.Context, j *jobs.Job) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -55,6 +56,22 @@ func (m *mirror) letGo() {
 }
 
 func (m *mirror) run(ctx context.Context, j *jobs.Job) error {
+	if !m.begun.Load() {
+		if err := m.survey(ctx, j); err != nil {
+			return err
+		}
+	}
+	m.unforced = 0
+	w := newWork(m)
+	w.settle = func(ctx context.Context) (bool, error) { return m.settle(ctx, w) }
+	return m.Body.Run(ctx, j, w, transfer.Options{
+		SpeedChunk: m.buffer, FreeZeroes: m.unmap && canUnmap(m.target),
+		OnRead: m.onRead, OnWrite: m.onCopy, PutOff: true, Window: m.buffer,
+	})
+}
+
+// survey finds out what there is to copy.
+func (m *mirror) survey(ctx context.Context, j *jobs.Job) error {
 	if err := m.sizes(ctx); err != nil {
 		return err
 	}
@@ -66,15 +83,12 @@ func (m *mirror) run(ctx context.Context, j *jobs.Job) error {
 	if err := m.setMode(ctx, func() { m.surveyed = true }); err != nil {
 		return err
 	}
+	m.mu.Lock()
 	m.pace.restart()
+	m.mu.Unlock()
 	m.begun.Store(true)
 	m.refresh()
-	w := newWork(m)
-	w.settle = func(ctx context.Context) (bool, error) { return m.settle(ctx, w) }
-	return m.Body.Run(ctx, j, w, transfer.Options{
-		SpeedChunk: m.buffer, FreeZeroes: m.unmap && canUnmap(m.target),
-		OnRead: m.onRead, OnWrite: m.onCopy, PutOff: true, Window: m.buffer,
-	})
+	return nil
 }
 
 // ending tells whether the job was asked to end well.

@@ -8,8 +8,6 @@ import (
 
 // JobOptions returns the options of a block job from the arguments that all of
 // them have.
-//
-//blockd:any
 func JobOptions(typ qapi.JobType, id *string, speed *int64, autoFinalize, autoDismiss *bool) jobs.Options {
 	return jobs.Options{
 		ID:             qapi.Or(id, ""),
