@@ -27,8 +27,8 @@ func (s *NodeState) Bitmap(name string) *DirtyBitmap {
 
 // LookUpBitmap finds a bitmap by node and name.
 func (tx *Tx) LookUpBitmap(node, name string) (*Node, *DirtyBitmap, error) {
-	n := tx.Find(node)
-	if n == nil {
+	n, err := tx.LookUp(&node, &node)
+	if err != nil {
 		return nil, nil, qapi.Errorf("Node '%s' not found", node)
 	}
 	b := tx.Bitmap(n, name)

@@ -30,6 +30,7 @@ type Graph struct {
 	history *History
 	orphans int //blockd:global loop
 
+	devices    Devices // nil: none
 	corruption func(node, msg string, off, n int64, fatal bool)
 	crossed    func(node string, exceeded, threshold uint64)
 

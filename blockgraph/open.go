@@ -18,9 +18,11 @@ type opening struct {
 	fromHeader bool
 	probed     bool
 	files      map[string]struct{} // of the chain so far, to find loops
-	// adopted is a child that was opened ahead for the node, to look at its
-	// content, and is given as a reference; or nil.
-	adopted *Node
+	// adopted are children that were opened ahead for the node, to look at their
+	// content for instance, and are given as references.
+	adopted []*Node
+	// backing are flat options for the backing file, which may be incomplete.
+	backing *qapi.Object
 }
 
 // Open opens a node with everything below it. The options are copied. A node
@@ -55,11 +57,7 @@ func (tx *Tx) OpenImage(file qapi.BlockdevRef, driver string, edit func(o *qapi.
 
 func (tx *Tx) openRef(ref *qapi.BlockdevRef, w opening) (*Node, error) {
 	if ref.Reference != nil {
-		n := tx.Find(*ref.Reference)
-		if n == nil {
-			return nil, qapi.Errorf("Cannot find device='%s' nor node-name='%s'", *ref.Reference, *ref.Reference)
-		}
-		return n, nil
+		return tx.LookUp(ref.Reference, ref.Reference)
 	}
 	return tx.open(ref.Definition, w)
 }
@@ -98,7 +96,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 		if err := tx.SetChild(n, c.spec.Name, c.spec.Role, c.node); err != nil {
 			return nil, err
 		}
-		if c.spec.Ref.Definition != nil || c.node == w.adopted {
+		if c.spec.Ref.Definition != nil || slices.Contains(w.adopted, c.node) {
 			tx.setInherits(c.node, n)
 		}
 	}
@@ -245,6 +243,16 @@ func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
 	ref := *n.typ.BackingOption(o)
 	inner := opening{parent: o, role: RoleCOW, depth: w.depth + 1, files: w.files}
 	switch {
+	case ref == nil && w.backing != nil:
+		base, err := tx.openPartialBacking(n, s, w.backing, inner)
+		if err != nil {
+			return prefix("Could not open backing file: ", err)
+		}
+		if !s.ExplicitBacking {
+			s.AutoBacking = tx.Filename(base)
+		}
+		tx.setInherits(base, n)
+		return tx.SetChild(n, "backing", RoleCOW, base)
 	case ref == nil && s.BackingName == "":
 		return nil
 	case ref == nil:
@@ -318,7 +326,7 @@ func (tx *Tx) imageOptions(file qapi.BlockdevRef, driver string, w opening) (*qa
 			return nil, w, err
 		}
 		if file.Definition != nil {
-			w.adopted = n
+			w.adopted = append(w.adopted, n)
 		}
 		file = qapi.BlockdevRef{Reference: ptr(n.name)}
 		w.probed = true

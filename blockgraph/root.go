@@ -12,14 +12,15 @@ import (
 //
 // Its name and description never change; its node may, at a commit.
 type Root struct {
-	graph *Graph
-	id    uint64
-	name  string // of the edge: "root", "source"
-	desc  string // for error texts: "an unnamed block device"
-	label string // for the log, or ""
-	edge  atomic.Pointer[Edge]
-	gate  gate
-	stats [gateStripes]rootStats
+	graph  *Graph
+	id     uint64
+	name   string // of the edge: "root", "source"
+	desc   string // for error texts: "an unnamed block device"
+	label  string // for the log, or ""
+	device string // that commands name, or ""
+	edge   atomic.Pointer[Edge]
+	gate   gate
+	stats  [gateStripes]rootStats
 
 	// Control plane.
 	perm, shared Perm

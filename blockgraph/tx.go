@@ -364,6 +364,9 @@ type RootOptions struct {
 	// Desc describes the user in error texts; "an unnamed block device" if
 	// empty.
 	Desc string
+	// Device is the name by which commands find the device that the root belongs
+	// to, or "".
+	Device string
 	// Label names the user in the log; the job, else Desc, if empty.
 	Label        string
 	Perm, Shared Perm
@@ -380,11 +383,15 @@ type RootOptions struct {
 // NewRoot makes a root over a node.
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	tx.g.seq++
-	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, fixedIothread: o.FixedIothread, stay: o.StayAtNode, job: o.Job}
+	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, device: o.Device, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, fixedIothread: o.FixedIothread, stay: o.StayAtNode, job: o.Job}
 	if r.name == "" {
 		r.name = "root"
 	}
-	if r.desc == "" {
+	switch {
+	case r.desc != "":
+	case r.device != "":
+		r.desc = "block device '" + r.device + "'"
+	default:
 		r.desc = "an unnamed block device"
 	}
 	tx.newRoots = append(tx.newRoots, r)

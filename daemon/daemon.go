@@ -38,8 +38,23 @@ type Config struct {
 	Scratch *scratch.Pool
 	// Daemonize: the program goes to the background, where no terminal is.
 	Daemonize bool
+	// Devices are what guests' disks are attached to; nil: none.
+	Devices Devices
+	// Ended is called when jobs and exports have ended, before a client that
+	// asked for the end is answered; nil: nothing is.
+	Ended func()
+	// LetGo gives up what else uses nodes, before images are closed; nil: nothing
+	// does.
+	LetGo func(ctx context.Context) error
 	// Virtual is the clock of throttle groups; nil: the real one.
 	Virtual clock.Clock
+}
+
+// Devices are those of an emulator, by name for commands and as queries list
+// them.
+type Devices interface {
+	blockgraph.Devices
+	monitor.Devices
 }
 
 // Daemon is everything that runs. Its parts are for the program that extends
@@ -56,6 +71,8 @@ type Daemon struct {
 	Monitor  *monitor.Monitor
 
 	complain func(message string)
+	ended    func()
+	letGo    func(ctx context.Context) error
 	ready    chan struct{} // closed when set-up is complete
 	quit     chan struct{}
 	stopped  chan struct{} // closed when jobs and exports have ended
@@ -69,7 +86,7 @@ func New(c Config) *Daemon {
 		c.Virtual = real
 	}
 	d := &Daemon{
-		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain,
+		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ended: c.Ended, letGo: c.LetGo,
 		ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1),
 	}
 	d.stop <- struct{}{}
@@ -87,6 +104,9 @@ func New(c Config) *Daemon {
 	drivers := newDrivers(d, c.AllowedPaths, real)
 	d.Graph = blockgraph.NewGraph(d.Loop, real, drivers.types...)
 	d.Graph.KeepHistory(c.History, real, func(s *blockgraph.Step) { d.Monitor.TellStep(d.QMP.Hub(), s) })
+	if c.Devices != nil {
+		d.Graph.UseDevices(c.Devices)
+	}
 	d.Graph.OnCorruption(func(node, msg string, off, n int64, fatal bool) {
 		e := &qapi.BlockImageCorrupted{NodeName: &node, Msg: msg, Fatal: fatal}
 		if off >= 0 {
@@ -111,11 +131,20 @@ func New(c Config) *Daemon {
 	d.Monitor = monitor.New(monitor.Config{
 		Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: c.Scratch,
 		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.useIothread,
+		Devices: devicesOf(c),
 	})
 	qmp.RegisterCommands(d.Registry)
 	objects.RegisterCommands(d.Registry, d.Objects)
 	d.Monitor.Register(d.Registry)
 	return d
+}
+
+// devicesOf returns nil, not an interface that holds nil.
+func devicesOf(c Config) monitor.Devices {
+	if c.Devices == nil {
+		return nil
+	}
+	return c.Devices
 }
 
 // Start lets clients in: set-up is complete.

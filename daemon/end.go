@@ -34,6 +34,9 @@ func (d *Daemon) endWork() {
 	if err := d.Jobs.Shutdown(rest); err != nil {
 		d.complain(err.Error())
 	}
+	if d.ended != nil {
+		d.ended()
+	}
 	close(d.stopped)
 	close(d.quit)
 }
@@ -46,6 +49,11 @@ func (d *Daemon) Close() {
 	ctx, cancel := endContext()
 	defer cancel()
 	closed := within(ctx, func() {
+		if d.letGo != nil {
+			if err := d.letGo(ctx); err != nil {
+				d.complain(err.Error())
+			}
+		}
 		if err := d.Monitor.CloseNodes(ctx); err != nil {
 			d.complain(err.Error())
 			d.flush()

@@ -26,7 +26,7 @@ type blockdevBackup struct {
 
 func (b *blockdevBackup) kind() string { return "blockdev-backup" }
 
-func (b *blockdevBackup) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(b.Device) }
+func (b *blockdevBackup) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, b.Device) }
 
 func (b *blockdevBackup) prepare(tx *blockgraph.Tx) error {
 	source, err := findNode(tx, b.Device)
@@ -37,6 +37,7 @@ func (b *blockdevBackup) prepare(tx *blockgraph.Tx) error {
 	if err != nil {
 		return err
 	}
+	b.JobID = jobID(tx, b.JobID, source)
 	_, err = backup.Prepare(tx, backup.Request{Jobs: b.m.jobs, Txn: b.txn, Source: source, Target: target, Args: &b.BackupCommon, Scratch: b.m.Scratch})
 	return err
 }
@@ -50,7 +51,7 @@ type driveBackup struct {
 
 func (b *driveBackup) kind() string { return "drive-backup" }
 
-func (b *driveBackup) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(b.Device) }
+func (b *driveBackup) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, b.Device) }
 
 func (b *driveBackup) prepare(tx *blockgraph.Tx) error {
 	source, err := findNode(tx, b.Device)
@@ -99,6 +100,7 @@ func (b *driveBackup) prepare(tx *blockgraph.Tx) error {
 			return err
 		}
 	}
+	b.JobID = jobID(tx, b.JobID, source)
 	_, err = backup.Prepare(tx, backup.Request{Jobs: b.m.jobs, Txn: b.txn, Source: source, Target: target, Args: &b.BackupCommon, Scratch: b.m.Scratch})
 	return err
 }

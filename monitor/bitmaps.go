@@ -35,7 +35,7 @@ func (m *Monitor) registerBitmaps(r *qmp.Registry) {
 // publishedBitmap finds a bitmap of the published graph.
 func (m *Monitor) publishedBitmap(a *qapi.BlockDirtyBitmap) (b *blockgraph.DirtyBitmap, err error) {
 	m.loop.Do(func() {
-		n := m.graph.Node(a.Node)
+		n := m.graph.LookUp(a.Node)
 		if n == nil {
 			err = qapi.Errorf("Node '%s' not found", a.Node)
 			return
@@ -55,7 +55,7 @@ type bitmapAdd struct {
 
 func (b *bitmapAdd) kind() string { return "block-dirty-bitmap-add" }
 
-func (b *bitmapAdd) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(b.Node) }
+func (b *bitmapAdd) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, b.Node) }
 
 func (b *bitmapAdd) prepare(tx *blockgraph.Tx) error {
 	if b.Name == "" {
@@ -130,7 +130,7 @@ func bitmapActionOf(name string, at qapi.BlockDirtyBitmap) action {
 
 func (b *bitmapAction) kind() string { return b.name }
 
-func (b *bitmapAction) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(b.Node) }
+func (b *bitmapAction) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, b.Node) }
 
 func (b *bitmapAction) prepare(tx *blockgraph.Tx) error {
 	n, found, err := tx.LookUpBitmap(b.Node, b.Name)
@@ -171,7 +171,7 @@ type bitmapMerge struct{ qapi.BlockDirtyBitmapMerge }
 
 func (b *bitmapMerge) kind() string { return "block-dirty-bitmap-merge" }
 
-func (b *bitmapMerge) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(b.Node) }
+func (b *bitmapMerge) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, b.Node) }
 
 func (b *bitmapMerge) prepare(tx *blockgraph.Tx) error {
 	n, target, err := tx.LookUpBitmap(b.Node, b.Target)

@@ -22,30 +22,32 @@ type blockCommit struct {
 
 func (c *blockCommit) kind() string { return string(qapi.TransactionActionKindXBlockCommit) }
 
-func (c *blockCommit) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(c.a.Device) }
+func (c *blockCommit) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, c.a.Device) }
 
 func (c *blockCommit) prepare(tx *blockgraph.Tx) error {
 	// The class of this error comes before all others: clients tell from it
 	// what a daemon can do.
-	device := tx.Find(c.a.Device)
-	if device == nil {
+	device, err := findNode(tx, c.a.Device)
+	if err != nil {
 		return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", c.a.Device)
 	}
 	if !isRoot(tx, device) {
 		return qapi.Errorf("Need a root block node")
 	}
-	r, err := commit.Find(tx, device, c.a)
+	a := *c.a
+	a.JobID = jobID(tx, a.JobID, device)
+	r, err := commit.Find(tx, device, &a)
 	if err != nil {
 		return err
 	}
 	if r.Active {
 		_, err = mirror.NewActiveCommit(tx, mirror.ActiveCommit{
-			Jobs: c.m.jobs, Top: r.Top, Base: r.Base, JobID: c.a.JobID, Speed: c.a.Speed, OnError: c.a.OnError,
-			FilterNodeName: c.a.FilterNodeName, AutoFinalize: c.a.AutoFinalize, AutoDismiss: c.a.AutoDismiss,
+			Jobs: c.m.jobs, Top: r.Top, Base: r.Base, JobID: a.JobID, Speed: a.Speed, OnError: a.OnError,
+			FilterNodeName: a.FilterNodeName, AutoFinalize: a.AutoFinalize, AutoDismiss: a.AutoDismiss,
 		})
 		return err
 	}
-	_, err = commit.Prepare(tx, c.m.jobs, r, c.a)
+	_, err = commit.Prepare(tx, c.m.jobs, r, &a)
 	return err
 }
 

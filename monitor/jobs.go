@@ -1,10 +1,21 @@
 package monitor
 
 import (
+	"blockd/blockgraph"
 	"blockd/jobs"
 	"blockd/qapi"
 	"blockd/qmp"
 )
+
+// jobID is the id of a new job over a node: the one that was given, or the name
+// of the device that the node is in.
+func jobID(tx *blockgraph.Tx, given *string, n *blockgraph.Node) *string {
+	if given != nil {
+		return given
+	}
+	id := tx.DeviceName(n)
+	return &id
+}
 
 func (m *Monitor) registerJobs(r *qmp.Registry) {
 	qmp.Register(r, "query-jobs", qmp.CommandOptions{}, func(*qmp.Context, *struct{}) (infos []qapi.JobInfo, _ error) {

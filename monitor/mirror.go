@@ -26,7 +26,9 @@ type blockdevMirror struct {
 
 func (b *blockdevMirror) kind() string { return string(qapi.TransactionActionKindXBlockdevMirror) }
 
-func (b *blockdevMirror) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(b.a.Device) }
+func (b *blockdevMirror) source(tx *blockgraph.Tx) *blockgraph.Node {
+	return sourceNode(tx, b.a.Device)
+}
 
 func (b *blockdevMirror) prepare(tx *blockgraph.Tx) error {
 	source, err := findRoot(tx, b.a.Device)
@@ -37,7 +39,9 @@ func (b *blockdevMirror) prepare(tx *blockgraph.Tx) error {
 	if err != nil {
 		return err
 	}
-	_, err = mirror.Prepare(tx, mirror.Request{Jobs: b.m.jobs, Source: source, Target: target, Args: b.a, Unmap: true})
+	a := *b.a
+	a.JobID = jobID(tx, a.JobID, source)
+	_, err = mirror.Prepare(tx, mirror.Request{Jobs: b.m.jobs, Source: source, Target: target, Args: &a, Unmap: true})
 	return err
 }
 
@@ -94,7 +98,7 @@ func (m *Monitor) driveMirror(tx *blockgraph.Tx, a *qapi.DriveMirror) error {
 	_, err = mirror.Prepare(tx, mirror.Request{
 		Jobs: m.jobs, Source: source, Target: target,
 		Args: &qapi.BlockdevMirror{
-			JobID: a.JobID, Replaces: a.Replaces, Sync: a.Sync, Speed: a.Speed, Granularity: a.Granularity, BufSize: a.BufSize,
+			JobID: jobID(tx, a.JobID, source), Replaces: a.Replaces, Sync: a.Sync, Speed: a.Speed, Granularity: a.Granularity, BufSize: a.BufSize,
 			OnSourceError: a.OnSourceError, OnTargetError: a.OnTargetError, CopyMode: a.CopyMode,
 			AutoFinalize: a.AutoFinalize, AutoDismiss: a.AutoDismiss, XWriteBlockingAfter: a.XWriteBlockingAfter,
 		},

@@ -35,6 +35,18 @@ type Config struct {
 	// Iothread finds an iothread, which is in use until release; nil: there are
 	// none.
 	Iothread func(id string) (release func(), ok bool)
+	// Devices are what query-block lists; nil: none.
+	Devices Devices
+}
+
+// Devices are what guests' disks are attached to, which an emulator has and a
+// storage daemon has not.
+type Devices interface {
+	// QueryBlock is query-block; Monitor.NodeInfo tells of what is inserted.
+	QueryBlock(ctx context.Context) ([]qapi.BlockInfo, error)
+	// QueryBlockstats is query-blockstats without query-nodes;
+	// Monitor.NodeStats tells of what is inserted.
+	QueryBlockstats() []qapi.BlockStats
 }
 
 // Monitor has the handlers of the block layer's commands.

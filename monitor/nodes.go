@@ -58,7 +58,7 @@ func deleteNode(tx *blockgraph.Tx, name string) error {
 
 func (m *Monitor) blockResize(c *qmp.Context, a *qapi.BlockResizeArg) (struct{}, error) {
 	return struct{}{}, m.update(c, "block_resize", func(tx *blockgraph.Tx) error {
-		n, err := find(tx, a.Device, a.NodeName)
+		n, err := tx.LookUp(a.Device, a.NodeName)
 		if err != nil {
 			return err
 		}
@@ -72,23 +72,14 @@ func (m *Monitor) blockResize(c *qmp.Context, a *qapi.BlockResizeArg) (struct{},
 	})
 }
 
-// find looks a node up as commands with both a device and a node-name do. A
-// storage daemon has no devices, so only a node-name finds anything.
-func find(tx *blockgraph.Tx, device, nodeName *string) (*blockgraph.Node, error) {
-	var d, name string
-	if device != nil {
-		d = *device
-	}
-	if nodeName != nil {
-		name = *nodeName
-		if n := tx.Find(name); n != nil {
-			return n, nil
-		}
-	}
-	return nil, qapi.Errorf("Cannot find device='%s' nor node-name='%s'", d, name)
+// findNode looks a node up as commands with one name for both a device and a
+// node do.
+func findNode(tx *blockgraph.Tx, name string) (*blockgraph.Node, error) {
+	return tx.LookUp(&name, &name)
 }
 
-// findNode looks a node up as commands with one name for both do.
-func findNode(tx *blockgraph.Tx, name string) (*blockgraph.Node, error) {
-	return find(tx, &name, &name)
+// sourceNode is findNode for action.source.
+func sourceNode(tx *blockgraph.Tx, name string) *blockgraph.Node {
+	n, _ := findNode(tx, name)
+	return n
 }

@@ -31,7 +31,7 @@ func drawGraph(graph *blockgraph.Graph, g *qapi.XDbgBlockGraph) {
 	slices.SortFunc(roots, func(a, b *blockgraph.Root) int { return cmp.Compare(a.ID(), b.ID()) })
 	for _, r := range roots {
 		if r.Job() == "" {
-			rootIDs[r] = add(qapi.XDbgBlockGraphNodeTypeBlockBackend, "")
+			rootIDs[r] = add(qapi.XDbgBlockGraphNodeTypeBlockBackend, r.Device())
 		}
 	}
 	for _, r := range roots {

@@ -73,9 +73,27 @@ func (v *view) deviceInfos(ctx context.Context, flat bool) ([]qapi.BlockDeviceIn
 	return infos, nil
 }
 
-// queryBlock lists named roots; a storage daemon has none.
-func (m *Monitor) queryBlock(*qmp.Context, *struct{}) ([]qapi.BlockInfo, error) {
-	return []qapi.BlockInfo{}, nil
+// queryBlock lists devices; a storage daemon has none.
+func (m *Monitor) queryBlock(c *qmp.Context, _ *struct{}) ([]qapi.BlockInfo, error) {
+	if m.Devices == nil {
+		return []qapi.BlockInfo{}, nil
+	}
+	return m.Devices.QueryBlock(c)
+}
+
+// NodeInfo tells of a node and its chain as query-block does of what is
+// inserted; nil: it is closed by now.
+func (m *Monitor) NodeInfo(ctx context.Context, n *blockgraph.Node) (*qapi.BlockDeviceInfo, error) {
+	v := m.view()
+	if v.states[n] == nil {
+		return nil, nil
+	}
+	var info qapi.BlockDeviceInfo
+	err := v.deviceInfo(ctx, n, false, &info)
+	if errors.Is(err, errNodeClosed) {
+		return nil, nil
+	}
+	return &info, err
 }
 
 // deviceInfo fills in what a query tells about one node.

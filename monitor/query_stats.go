@@ -6,11 +6,14 @@ import (
 	"blockd/qmp"
 )
 
-// queryBlockstats lists nodes with query-nodes, else named roots, of which a
-// storage daemon has none.
+// queryBlockstats lists nodes with query-nodes, else devices, of which a storage
+// daemon has none.
 func (m *Monitor) queryBlockstats(_ *qmp.Context, a *qapi.QueryBlockstatsArg) ([]qapi.BlockStats, error) {
 	list := []qapi.BlockStats{}
 	if !isTrue(a.QueryNodes) {
+		if m.Devices != nil {
+			list = m.Devices.QueryBlockstats()
+		}
 		return list, nil
 	}
 	m.loop.Do(func() {
@@ -20,6 +23,19 @@ func (m *Monitor) queryBlockstats(_ *qmp.Context, a *qapi.QueryBlockstatsArg) ([
 		}
 	})
 	return list, nil
+}
+
+// NodeStats tells of a node and its chain as query-blockstats does of what is
+// inserted. Control plane.
+//
+//blockd:global
+func NodeStats(n *blockgraph.Node) qapi.BlockStats {
+	s := nodeStats(n)
+	if e := n.FilterOrCOW(); e != nil {
+		b := NodeStats(e.Child())
+		s.Backing = &b
+	}
+	return s
 }
 
 // discardCounter is a driver of host files, which counts discards.

@@ -24,7 +24,7 @@ type snapshot struct {
 
 func (s *snapshot) kind() string { return "blockdev-snapshot" }
 
-func (s *snapshot) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(s.node) }
+func (s *snapshot) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, s.node) }
 
 func (s *snapshot) finish(tx *blockgraph.Tx) error { return retire(tx, s.old) }
 
@@ -54,14 +54,14 @@ type snapshotSync struct {
 func (s *snapshotSync) kind() string { return "blockdev-snapshot-sync" }
 
 func (s *snapshotSync) source(tx *blockgraph.Tx) *blockgraph.Node {
-	n, _ := find(tx, s.Device, s.NodeName)
+	n, _ := tx.LookUp(s.Device, s.NodeName)
 	return n
 }
 
 func (s *snapshotSync) finish(tx *blockgraph.Tx) error { return retire(tx, s.old) }
 
 func (s *snapshotSync) prepare(tx *blockgraph.Tx) error {
-	old, err := find(tx, s.Device, s.NodeName)
+	old, err := tx.LookUp(s.Device, s.NodeName)
 	if err != nil {
 		return err
 	}

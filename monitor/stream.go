@@ -24,7 +24,7 @@ type blockStream struct {
 
 func (s *blockStream) kind() string { return string(qapi.TransactionActionKindXBlockStream) }
 
-func (s *blockStream) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(s.a.Device) }
+func (s *blockStream) source(tx *blockgraph.Tx) *blockgraph.Node { return sourceNode(tx, s.a.Device) }
 
 func (s *blockStream) prepare(tx *blockgraph.Tx) error {
 	if err := stream.Check(s.a); err != nil {
@@ -34,6 +34,8 @@ func (s *blockStream) prepare(tx *blockgraph.Tx) error {
 	if err != nil {
 		return err
 	}
-	_, err = stream.Prepare(tx, s.m.jobs, top, s.a)
+	a := *s.a
+	a.JobID = jobID(tx, a.JobID, top)
+	_, err = stream.Prepare(tx, s.m.jobs, top, &a)
 	return err
 }
