@@ -31,7 +31,6 @@ const (
 	flagCopied   = 1 << 63
 
 	l1EntrySize = 8
-	l2EntrySize = 8
 )
 
 // l1Table is the active L1 table. Entries change under Driver.mu only; the
@@ -47,10 +46,10 @@ type directory []atomic.Pointer[slice]
 
 // slice is a part of an L2 table in memory.
 type slice struct {
-	table   int64 // L1 index
-	index   int64 // of the slice in its table
-	entries []atomic.Uint64
-	used    atomic.Bool // since the clock's hand passed
+	table int64 // L1 index
+	index int64 // of the slice in its table
+	sliceWords
+	used atomic.Bool // since the clock's hand passed
 
 	// Guarded by Driver.mu.
 	pins  int // requests that will change entries
@@ -107,7 +106,9 @@ func (d *Driver) insert(t *l1Table, s *slice) {
 }
 
 func (d *Driver) newSlice(table, index int64) *slice {
-	s := &slice{table: table, index: index, entries: make([]atomic.Uint64, 1<<d.sliceBits)}
+	s := &slice{table: table, index: index}
+	s.wide = d.h.extended
+	s.words = make([]atomic.Uint64, 1<<(d.sliceBits+d.h.l2EntryBits-3))
 	s.used.Store(true)
 	return s
 }
@@ -115,7 +116,7 @@ func (d *Driver) newSlice(table, index int64) *slice {
 // sliceOffset returns where a slice lies in the file, in bytes, by the L1
 // entry of its table.
 func (d *Driver) sliceOffset(l1Entry uint64, index int64) int64 {
-	return int64(l1Entry&l1OffsetMask) + index<<d.sliceBits*l2EntrySize
+	return int64(l1Entry&l1OffsetMask) + index<<(d.sliceBits+d.h.l2EntryBits)
 }
 
 // loadSlice brings a slice into memory and returns it; nil when the table does
@@ -177,14 +178,14 @@ func (d *Driver) readSlice(ctx context.Context, entry uint64, s *slice) error {
 	}
 	f := d.file()
 	f.DebugEvent("l2_load")
-	buf := ioengine.Bounce(len(s.entries) * l2EntrySize)
+	buf := ioengine.Bounce(len(s.words) * 8)
 	defer buf.Release()
 	b := buf.Bytes()
 	if err := readAt(ctx, f, d.sliceOffset(entry, s.index), b); err != nil {
 		return err
 	}
-	for i := range s.entries {
-		s.entries[i].Store(binary.BigEndian.Uint64(b[i*l2EntrySize:]))
+	for i := range s.words {
+		s.words[i].Store(binary.BigEndian.Uint64(b[i*8:]))
 	}
 	return nil
 }
@@ -239,11 +240,11 @@ func (d *Driver) forget(t *l1Table, table int64) {
 // held.
 //
 // +checklocks:d.mu
-func (d *Driver) setEntry(s *slice, i int64, v uint64) {
-	if s.entries[i].Load() == v {
+func (d *Driver) setEntry(s *slice, i int64, v l2Entry) {
+	if s.load(i) == v {
 		return
 	}
-	s.entries[i].Store(v)
-	s.dirty.add(i*l2EntrySize, (i+1)*l2EntrySize)
+	s.store(i, v)
+	s.dirty.add(i<<d.h.l2EntryBits, (i+1)<<d.h.l2EntryBits)
 	d.cache.dirty[s] = struct{}{}
 }

@@ -168,7 +168,7 @@ func (c *checker) walkL1(l1 []uint64) error {
 			return err
 		}
 		for j, e := range l2 {
-			switch kindOf(e) {
+			switch c.h.kindOf(l2Entry{word: e}, 0) {
 			case compressed:
 				off, n := c.h.compressedExtent(e)
 				if e&flagCopied != 0 {
@@ -328,7 +328,7 @@ func (c *checker) wrongFlags(f func(table, entry int64, old uint64), count func(
 			return err
 		}
 		for j, e := range l2 {
-			if k := kindOf(e); (k == data || k == zeroAlloc) && wrong(e) {
+			if k := c.h.kindOf(l2Entry{word: e}, 0); (k == data || k == zeroAlloc) && wrong(e) {
 				f(int64(i), int64(j), e)
 			}
 		}

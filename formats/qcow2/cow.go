@@ -26,16 +26,13 @@ func (w *filled) release() {
 }
 
 // around prepares the write of n bytes at off with what lies around them in
-// the allocation's first and last cluster.
+// the bounds of the allocation.
 func (d *Driver) around(ctx context.Context, a *allocation, off int64, v *blockgraph.IOVec, pos, n int64) (*filled, error) {
-	cs := d.h.clusterSize
-	start := off &^ (cs - 1)
-	end := start + a.n<<d.h.clusterBits
-	head, tail := off-start, end-(off+n)
+	head, tail := off-a.from, a.to-(off+n)
 	first, last := a.old[0], a.old[len(a.old)-1]
 	w := &filled{off: off}
-	headZero := head == 0 || d.readsZero(first, start)
-	tailZero := tail == 0 || d.readsZero(last, off+n)
+	headZero := head == 0 || d.readsZero(first, a.from, off)
+	tailZero := tail == 0 || d.readsZero(last, off+n, a.to)
 	// Where the file has zeroes already, nothing needs to be written.
 	if headZero && tailZero && a.fresh {
 		w.v.AppendRange(v, pos, n)
@@ -48,14 +45,14 @@ func (d *Driver) around(ctx context.Context, a *allocation, off int64, v *blockg
 	if head > 0 {
 		switch {
 		case !headZero:
-			w.off, w.copied = start, true
+			w.off, w.copied = a.from, true
 			w.bufs[0] = ioengine.Bounce(int(head))
-			if err := d.readOld(ctx, first, start, w.bufs[0].Bytes()); err != nil {
+			if err := d.readOld(ctx, first, a.from, w.bufs[0].Bytes()); err != nil {
 				return fail(err)
 			}
 			w.v.Append(w.bufs[0].Bytes())
 		case !a.fresh:
-			w.off = start
+			w.off = a.from
 			appendZeroes(&w.v, head)
 		}
 	}
@@ -84,33 +81,55 @@ func appendZeroes(v *blockgraph.IOVec, n int64) {
 	}
 }
 
-// readsZero tells without I/O whether what the guest sees from off to the end
-// of a cluster with this entry is known to be zeroes.
-func (d *Driver) readsZero(entry uint64, off int64) bool {
-	switch kindOf(entry) {
-	case zeroPlain, zeroAlloc:
-		return true
-	case unallocated:
-		b := d.ch.backing()
-		return b == nil || off >= b.Size() || off >= d.size.Load()
+// oldRuns calls f for the runs of one kind of bytes [from, to), all within one
+// cluster with the given entry, until it returns false.
+func (d *Driver) oldRuns(e l2Entry, from, to int64, f func(k kind, from, to int64) bool) {
+	h := d.h
+	for from < to {
+		sc := h.subcluster(from)
+		k := h.kindOf(e, sc)
+		end := min(from&^(h.clusterSize-1)+(sc+h.sameKind(e, k, sc))<<h.subclusterShift, to)
+		if !f(k, from, end) {
+			return
+		}
+		from = end
 	}
-	return false
+}
+
+// readsZero tells without I/O whether what the guest sees of bytes [from, to)
+// of a cluster with this entry is known to be zeroes.
+func (d *Driver) readsZero(e l2Entry, from, to int64) bool {
+	zero := true
+	b := d.ch.backing()
+	d.oldRuns(e, from, to, func(k kind, from, _ int64) bool {
+		switch k {
+		case zeroPlain, zeroAlloc:
+		case unallocated, unallocatedAlloc:
+			zero = b == nil || from >= b.Size() || from >= d.size.Load()
+		default:
+			zero = false
+		}
+		return zero
+	})
+	return zero
 }
 
 // readOld fills p with what the guest sees at off, all within one cluster
 // with the given entry, which does not change meanwhile. What lies past the
 // end of the disk is zeroes.
-func (d *Driver) readOld(ctx context.Context, entry uint64, off int64, p []byte) error {
+func (d *Driver) readOld(ctx context.Context, e l2Entry, off int64, p []byte) error {
 	d.file().DebugEvent("cow_read")
-	m := mapping{kind: kindOf(entry), entry: entry, n: int64(len(p))}
-	m.host = int64(entry&l2OffsetMask) + off&(d.h.clusterSize-1)
 	if inside := d.size.Load() - off; inside < int64(len(p)) {
 		inside = max(inside, 0)
 		clear(p[inside:])
 		p = p[:inside]
 	}
-	if len(p) == 0 {
-		return nil
-	}
-	return d.readRun(ctx, off, m, blockgraph.MakeIOVec(p))
+	var err error
+	d.oldRuns(e, off, off+int64(len(p)), func(k kind, from, to int64) bool {
+		m := mapping{kind: k, word: e.word, n: to - from}
+		m.host = int64(e.word&l2OffsetMask) + from&(d.h.clusterSize-1)
+		err = d.readRun(ctx, from, m, blockgraph.MakeIOVec(p[from-off:to-off]))
+		return err == nil
+	})
+	return err
 }

@@ -167,7 +167,7 @@ func (c *creation) layOut(ctx context.Context, f storage, size int64) (*header, 
 			h.incompatible |= incompatCompression
 		}
 	}
-	h.refBlockBits = h.clusterBits + 3 - h.refcountOrder
+	h.setGeometry()
 	l1 := h.l1Entries(h.size)
 	if size < 0 || l1 > maxL1Size/l1EntrySize {
 		return nil, blockgraph.Errorf(syscall.EFBIG, "Could not resize image: Failed to grow the L1 table: File too large")

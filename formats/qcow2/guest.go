@@ -24,6 +24,9 @@ func (d *Driver) dataFile() storage { return d.file() }
 // the guest, so that the rest of a new cluster need not be written.
 func (d *Driver) freshReadsZero() bool { return true }
 
+// checkGuestOverlap holds that guest data may be written at host.
+func (d *Driver) checkGuestOverlap(host, n int64) error { return d.checkOverlap(host, n, 0) }
+
 // readGuest fills v with guest bytes from off on, which are stored at host.
 func (d *Driver) readGuest(ctx context.Context, off, host int64, v *blockgraph.IOVec) error {
 	f := d.dataFile()
@@ -34,7 +37,7 @@ func (d *Driver) readGuest(ctx context.Context, off, host int64, v *blockgraph.I
 // writeGuest stores v, guest bytes from off on, at host. copied: some of it was
 // read for copy-on-write.
 func (d *Driver) writeGuest(ctx context.Context, off, host int64, v *blockgraph.IOVec, copied bool) error {
-	if err := d.checkOverlap(host, v.Len(), 0); err != nil {
+	if err := d.checkGuestOverlap(host, v.Len()); err != nil {
 		return err
 	}
 	f := d.dataFile()
@@ -47,7 +50,7 @@ func (d *Driver) writeGuest(ctx context.Context, off, host int64, v *blockgraph.
 
 // zeroGuest makes n guest bytes from off on, stored at host, read as zeroes.
 func (d *Driver) zeroGuest(ctx context.Context, off, host, n int64) error {
-	if err := d.checkOverlap(host, n, 0); err != nil {
+	if err := d.checkGuestOverlap(host, n); err != nil {
 		return err
 	}
 	return d.dataFile().WriteZeroes(ctx, host, n, 0)

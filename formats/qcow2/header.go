@@ -90,7 +90,12 @@ type header struct {
 	length            uint32
 	compression       uint8
 	clusterSize       int64
+	extended          bool   // L2 entries
+	external          bool   // data file
+	plain             bool   // neither of them
+	l2EntryBits       uint32 // log2 of the size of an L2 entry in bytes
 	l2Bits            uint32 // log2 of the entries of an L2 table
+	subclusterShift   uint32 // log2 of the size of a subcluster in bytes
 	refBlockBits      uint32 // log2 of the entries of a refcount block
 	compressedShift   uint32
 	compressedSizeMax uint64 // mask of the sector count of a compressed cluster
@@ -179,10 +184,7 @@ func (h *header) checkFeatures(ext *extensions) error {
 // checkTables checks the place and size of the tables that the header names,
 // and derives the geometry.
 func (h *header) checkTables() error {
-	h.l2Bits = h.clusterBits - 3
-	h.refBlockBits = h.clusterBits + 3 - h.refcountOrder
-	h.compressedShift = 62 - (h.clusterBits - 8)
-	h.compressedSizeMax = 1<<(h.clusterBits-8) - 1
+	h.setGeometry()
 	if h.refTableClusters == 0 {
 		return errHeader("Image does not contain a reference count table")
 	}
@@ -205,6 +207,20 @@ func (h *header) checkTables() error {
 	return nil
 }
 
+// setGeometry derives fields from others.
+func (h *header) setGeometry() {
+	h.extended, h.external = h.incompatible&incompatExtendedL2 != 0, h.incompatible&incompatDataFile != 0
+	h.l2EntryBits, h.subclusterShift = 3, h.clusterBits
+	if h.extended {
+		h.l2EntryBits, h.subclusterShift = 4, h.clusterBits-subclusterBits
+	}
+	h.plain = !h.extended && !h.external
+	h.l2Bits = h.clusterBits - h.l2EntryBits
+	h.refBlockBits = h.clusterBits + 3 - h.refcountOrder
+	h.compressedShift = 62 - (h.clusterBits - 8)
+	h.compressedSizeMax = 1<<(h.clusterBits-8) - 1
+}
+
 func (h *header) checkTable(offset, entries, entryLen, maxBytes uint64, name string) error {
 	if entries > maxBytes/entryLen {
 		return blockgraph.Errorf(syscall.EFBIG, "%s too large", name)
@@ -217,7 +233,7 @@ func (h *header) checkTable(offset, entries, entryLen, maxBytes uint64, name str
 
 // l1Entries returns how many L1 entries a disk of size bytes needs.
 func (h *header) l1Entries(size uint64) uint64 {
-	shift := h.clusterBits + h.clusterBits - 3
+	shift := h.clusterBits + h.l2Bits
 	n := size >> shift
 	if size&(1<<shift-1) != 0 {
 		n++

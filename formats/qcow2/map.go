@@ -7,44 +7,14 @@ import (
 
 // Mappings (specification: "L1 table", "L2 table entry").
 
-const (
-	flagCompressed = 1 << 62
-	flagZero       = 1 << 0
-	l2OffsetMask   = 0x00fffffffffffe00
-)
-
-// kind is what an L2 entry says about a cluster.
-type kind uint8
-
-const (
-	unallocated kind = iota
-	zeroPlain        // reads as zeroes, no place in the file
-	zeroAlloc        // reads as zeroes, has a place
-	data
-	compressed
-)
-
-func kindOf(entry uint64) kind {
-	switch {
-	case entry&flagCompressed != 0:
-		return compressed
-	case entry&flagZero != 0 && entry&l2OffsetMask != 0:
-		return zeroAlloc
-	case entry&flagZero != 0:
-		return zeroPlain
-	case entry&l2OffsetMask == 0:
-		return unallocated
-	default:
-		return data
-	}
-}
-
 // mapping describes a run of guest bytes.
 type mapping struct {
-	kind  kind
-	entry uint64 // of the first cluster
-	host  int64  // of the first byte, in bytes; for data and zeroAlloc
-	n     int64  // bytes
+	kind kind
+	// word is of the first cluster's entry, with the copied flag where the place
+	// may be written to.
+	word uint64
+	host int64 // of the first byte, in bytes, if there is a place
+	n    int64 // bytes
 }
 
 // position is where the entry of a guest offset lies.
@@ -61,9 +31,9 @@ func (d *Driver) position(off int64) position {
 }
 
 // lookup returns the mapping of a run of at most n bytes from off on, within
-// one slice. Runs of data and zeroAlloc are contiguous in the file; a
-// compressed run is one cluster. With copied, a run of data ends where the
-// copied flag changes. It does I/O only if the slice is not in memory.
+// one slice. Runs with a place are contiguous in the file; a compressed run is
+// one cluster. With copied, a run of data ends where its clusters' places can
+// no longer, or from here on can, be written to. It does I/O only if the slice is not in memory.
 //
 // The caller has pinned its epoch, or excludes changes.
 func (d *Driver) lookup(ctx context.Context, off, n int64, copied bool) (mapping, error) {
@@ -84,29 +54,33 @@ func (d *Driver) lookup(ctx context.Context, off, n int64, copied bool) (mapping
 			return mapping{kind: unallocated, n: min(n, d.h.clusterSize-inCluster)}, nil
 		}
 	}
-	m := mapping{entry: s.entries[p.entry].Load()}
-	m.kind = kindOf(m.entry)
-	if err := d.checkEntry(m.entry, s, p.entry); err != nil {
-		return mapping{}, err
+	if !d.h.plain {
+		return d.lookupSubclusters(s, p, off, n, copied)
+	}
+	word := s.words[p.entry].Load()
+	m := mapping{kind: data, word: word, host: int64(word&l2OffsetMask) + inCluster}
+	if host := word & l2OffsetMask; word&(flagCompressed|flagZero) != 0 || host == 0 || host&uint64(d.h.clusterSize-1) != 0 {
+		e := l2Entry{word: word}
+		m.kind = d.h.kindOf(e, 0)
+		if err := d.checkEntry(e, s, p.entry); err != nil {
+			return mapping{}, err
+		}
 	}
 	have := d.h.clusterSize - inCluster
-	switch m.kind {
-	case compressed:
+	if m.kind == compressed {
 		m.n = min(n, have)
 		return m, nil
-	case data, zeroAlloc:
-		m.host = int64(m.entry&l2OffsetMask) + inCluster
 	}
 	mask := ^uint64(0)
 	if !copied {
 		mask &^= flagCopied
 	}
-	want := m.entry & mask
-	for i := p.entry + 1; have < n && i < int64(len(s.entries)); i++ {
+	want := word & mask
+	for i := p.entry + 1; have < n && i < int64(len(s.words)); i++ {
 		if m.kind == data || m.kind == zeroAlloc {
 			want += uint64(d.h.clusterSize)
 		}
-		if s.entries[i].Load()&mask != want {
+		if s.words[i].Load()&mask != want {
 			break
 		}
 		have += d.h.clusterSize
@@ -116,27 +90,35 @@ func (d *Driver) lookup(ctx context.Context, off, n int64, copied bool) (mapping
 }
 
 // checkEntry holds that an entry makes sense.
-func (d *Driver) checkEntry(entry uint64, s *slice, i int64) error {
-	k := kindOf(entry)
-	if k == data || k == unallocated {
-		if entry&l2OffsetMask&uint64(d.h.clusterSize-1) == 0 {
-			return nil
-		}
-	}
-	return d.checkOddEntry(entry, k, s, i)
-}
-
-func (d *Driver) checkOddEntry(entry uint64, k kind, s *slice, i int64) error {
-	if k == compressed {
+func (d *Driver) checkEntry(e l2Entry, s *slice, i int64) error {
+	if d.h.plain && e.word&(flagCompressed|flagZero) == 0 && e.word&l2OffsetMask&uint64(d.h.clusterSize-1) == 0 {
 		return nil
 	}
+	return d.checkOddEntry(e, s, i)
+}
+
+func (d *Driver) checkOddEntry(e l2Entry, s *slice, i int64) error {
+	h := d.h
 	l2 := int64(d.l1.Load().entries[s.table].Load() & l1OffsetMask)
 	index := s.index<<d.sliceBits + i
-	if entry&flagZero != 0 && d.h.version < 3 {
+	switch k := h.kindOf(e, 0); {
+	case k == compressed && h.external:
+		return d.corrupt(true, -1, -1, "Compressed cluster entry found in image with external data file (L2 offset: %#x, L2 index: %#x)", l2, index)
+	case k == compressed:
+		return nil
+	case k == invalid:
+		return d.corrupt(true, -1, -1, "Invalid cluster entry found (L2 offset: %#x, L2 index: %#x)", l2, index)
+	case h.version < 3 && (k == zeroPlain || k == zeroAlloc):
 		return d.corrupt(true, -1, -1, "Zero cluster entry found in pre-v3 image (L2 offset: %#x, L2 index: %#x)", l2, index)
+	case !h.hasPlace(e):
+		return nil
 	}
-	if host := entry & l2OffsetMask; host&uint64(d.h.clusterSize-1) != 0 {
+	host := int64(e.word & l2OffsetMask)
+	if host&(h.clusterSize-1) != 0 {
 		return d.corrupt(true, -1, -1, "Cluster allocation offset %#x unaligned (L2 offset: %#x, L2 index: %#x)", host, l2, index)
+	}
+	if guest := (s.table<<h.l2Bits + index) << h.clusterBits; h.external && host != guest {
+		return d.corrupt(true, -1, -1, "External data file host cluster offset %#x does not match guest cluster offset: %#x, L2 index: %#x)", host, guest, index)
 	}
 	return nil
 }
@@ -221,7 +203,7 @@ func (d *Driver) unshareTable(t *l1Table, table int64) error {
 }
 
 func (d *Driver) dirtyWhole(s *slice) {
-	s.dirty.add(0, int64(len(s.entries))*l2EntrySize)
+	s.dirty.add(0, s.len()<<d.h.l2EntryBits)
 	d.cache.dirty[s] = struct{}{}
 }
 

@@ -61,7 +61,7 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 	}
 	d := &Driver{
 		ch: ch, h: h, head: head, ext: ext, headerTurn: make(chan struct{}, 1),
-		sliceBits: sliceBits(opts),
+		sliceBits: sliceBits(h, opts),
 		meta:      newMetadataMap(h.clusterBits),
 		newTables: map[int64]struct{}{}, unsharing: map[int64]struct{}{},
 		cache: sliceCache{loads: map[missingSlice]*loading{}, dirty: map[*slice]struct{}{}},

@@ -67,7 +67,7 @@ func is(b *bool, other bool) bool {
 // cacheSizes applies the field's rules for the four cache options.
 func (r *options) cacheSizes(h *header, size int64, q *qapi.BlockdevOptionsQcow2) error {
 	entries := h.clusters(size)
-	wholeL2 := (entries*l2EntrySize + h.clusterSize - 1) &^ (h.clusterSize - 1)
+	wholeL2 := (entries<<h.l2EntryBits + h.clusterSize - 1) &^ (h.clusterSize - 1)
 	minRef := minRefBlocks * h.clusterSize
 	l2Max := int64(defaultL2Cache)
 	if q.L2CacheSize != nil {
@@ -158,7 +158,7 @@ func (d *Driver) apply(r *options) {
 	d.overlap.Store(uint32(r.overlap))
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	slice := int64(l2EntrySize) << d.sliceBits
+	slice := int64(1) << (d.sliceBits + d.h.l2EntryBits)
 	// Two whole tables must fit: that is what making a new one needs.
 	d.cache.capacity = int(max(r.l2Cache/slice, minSlices, 2*d.slicesPerTable()))
 	d.refs.capacity = int(max(max(r.refCache, minRefCache)>>d.h.clusterBits, minRefBlocks))

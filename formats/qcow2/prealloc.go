@@ -54,14 +54,16 @@ func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	end = min(end, first+int64(len(s.entries))-p.entry)
-	if kindOf(s.entries[p.entry].Load()) != unallocated || d.claimed(first, first+1) != nil {
+	end = min(end, first+s.len()-p.entry)
+	if !d.h.reservable(s.load(p.entry)) || d.claimed(first, first+1) != nil {
 		return nil, 1, nil
 	}
 	a := &allocation{slice: s, entry: p.entry, n: 1}
-	for first+a.n < end && kindOf(s.entries[p.entry+a.n].Load()) == unallocated {
+	for first+a.n < end && d.h.reservable(s.load(p.entry+a.n)) {
 		a.n++
 	}
+	// With subclusters they stay what they are, and have a place for later.
+	a.reserve = d.h.extended
 	r := &d.refs
 	if d.file().Grows() {
 		r.hint[1] = max(r.hint[1], r.untouched)
@@ -69,22 +71,29 @@ func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 			r.hint[0] = max(r.hint[0], r.untouched)
 		}
 	}
-	untouched := r.untouched
-	if a.host, a.n, err = d.allocate(a.n, true); err != nil {
+	if a.host, a.n, a.fresh, err = d.allocateGuest(first, a.n); err != nil {
 		return nil, 0, err
 	}
-	a.fresh = a.host >= untouched && d.freshReadsZero()
-	a.old = make([]uint64, a.n)
+	a.old = make([]l2Entry, a.n)
+	for i := range a.old {
+		a.old[i] = s.load(p.entry + int64(i))
+	}
 	a.claim = d.claim(first, first+a.n)
 	s.pins++
 	return a, a.n, nil
+}
+
+// reservable tells whether preallocation gives a cluster with this entry a
+// place.
+func (h *header) reservable(e l2Entry) bool {
+	return h.blank(e) || h.extended && e.word&flagCompressed == 0 && !h.hasPlace(e) && h.kindOf(e, 0) != invalid
 }
 
 // extend makes the file long enough for an allocation and its content zeroes.
 func (d *Driver) extend(ctx context.Context, a *allocation, mode qapi.PreallocMode) error {
 	f := d.file()
 	off, n := a.host<<d.h.clusterBits, a.n<<d.h.clusterBits
-	if !a.fresh {
+	if !a.fresh && !a.reserve {
 		return d.zeroGuest(ctx, a.claim.from<<d.h.clusterBits, off, n)
 	}
 	if f.Size() >= off+n {

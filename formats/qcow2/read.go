@@ -83,13 +83,13 @@ func (d *Driver) readRun(ctx context.Context, off int64, m mapping, v *blockgrap
 	case compressed:
 		buf := ioengine.Bounce(int(d.h.clusterSize))
 		defer buf.Release()
-		if err := d.readPacked(ctx, m.entry, buf.Bytes()); err != nil {
+		if err := d.readPacked(ctx, m.word, buf.Bytes()); err != nil {
 			return err
 		}
 		in := off & (d.h.clusterSize - 1)
 		v.CopyIn(0, buf.Bytes()[in:in+v.Len()])
 		return nil
-	case unallocated:
+	case unallocated, unallocatedAlloc:
 		if b := d.ch.backing(); b != nil {
 			d.file().DebugEvent("read_backing_aio")
 			return b.ReadV(ctx, off, v, 0)

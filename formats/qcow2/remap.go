@@ -11,7 +11,7 @@ import (
 // remap replaces the entries of guest clusters [from, to) by what next says;
 // next may be called several times for an entry. Places that are given up are
 // freed for the reason why. An error of next ends it; what is done stays.
-func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, next func(entry uint64) (uint64, error)) error {
+func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, next func(entry l2Entry) (l2Entry, error)) error {
 	for from < to {
 		d.mu.Lock()
 		end, wait, err := d.tryRemap(from, to, why, next)
@@ -40,7 +40,7 @@ func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, nex
 // ended. Driver.mu is held.
 //
 // +checklocks:d.mu
-func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint64) (uint64, error)) (end int64, wait *claim, err error) {
+func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry l2Entry) (l2Entry, error)) (end int64, wait *claim, err error) {
 	p := d.position(from << d.h.clusterBits)
 	t := d.l1.Load()
 	if p.table >= int64(len(t.entries)) {
@@ -54,11 +54,11 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint6
 		end = c.from
 	}
 	if d.hasNoTable(p) {
-		e, err := next(0)
+		e, err := next(l2Entry{})
 		if err != nil {
 			return 0, nil, err
 		}
-		if e == 0 {
+		if e == (l2Entry{}) {
 			return min(to, (p.table+1)<<d.h.l2Bits), nil, nil
 		}
 	} else {
@@ -68,7 +68,7 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint6
 		}
 		same := true
 		for i := p.entry; i < p.entry+end-from && same; i++ {
-			e := s.entries[i].Load()
+			e := s.load(i)
 			if err := d.checkEntry(e, s, i); err != nil {
 				return 0, nil, err
 			}
@@ -87,7 +87,7 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint6
 		return 0, nil, err
 	}
 	for i := p.entry; i < p.entry+end-from; i++ {
-		e := s.entries[i].Load()
+		e := s.load(i)
 		if err := d.checkEntry(e, s, i); err != nil {
 			return 0, nil, err
 		}
@@ -99,7 +99,7 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry uint6
 			continue
 		}
 		d.setEntry(s, i, n)
-		if kindOf(e) == compressed || n&l2OffsetMask != e&l2OffsetMask {
+		if e.word&flagCompressed != 0 || n.word&l2OffsetMask != e.word&l2OffsetMask {
 			d.freeEntry(e, why)
 		}
 	}
@@ -120,23 +120,24 @@ func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 		return blockgraph.ErrNotSupported
 	}
 	from, to := off>>d.h.clusterBits, d.h.clusters(end)
-	flagged := uint64(flagZero)
+	flagged := l2Entry{word: flagZero}
 	if d.h.version < 3 {
-		flagged = 0
+		flagged = l2Entry{}
 	}
-	return d.remap(ctx, from, to, discardRequest, func(e uint64) (uint64, error) {
-		k := kindOf(e)
+	return d.remap(ctx, from, to, discardRequest, func(e l2Entry) (l2Entry, error) {
+		k := d.h.kindOf(e, 0)
 		switch {
 		case flags&blockgraph.OnlyUnallocated != 0 && k != unallocated:
 			return e, nil
 		case !aligned && (k == data || k == compressed):
-			return 0, blockgraph.ErrNotSupported
+			return e, blockgraph.ErrNotSupported
 		case k == unallocated || k == compressed || d.h.version < 3:
 			return flagged, nil
 		case flags&blockgraph.MayUnmap != 0 && k != zeroPlain:
 			return flagged, nil
 		default:
-			return e | flagZero, nil
+			e.word |= flagZero
+			return e, nil
 		}
 	})
 }
@@ -169,15 +170,16 @@ func (d *Driver) Discard(ctx context.Context, off, n int64) error {
 		return blockgraph.ErrNotSupported
 	}
 	keep := d.options().discardNoUnref
-	return d.remap(ctx, off>>d.h.clusterBits, d.h.clusters(end), discardRequest, func(e uint64) (uint64, error) {
-		k := kindOf(e)
+	return d.remap(ctx, off>>d.h.clusterBits, d.h.clusters(end), discardRequest, func(e l2Entry) (l2Entry, error) {
+		k := d.h.kindOf(e, 0)
 		switch {
 		case d.h.version < 3:
-			return 0, nil
+			return l2Entry{}, nil
 		case keep && (k == data || k == zeroAlloc):
-			return e | flagZero, nil
+			e.word |= flagZero
+			return e, nil
 		case backed || k == data || k == zeroAlloc || k == compressed:
-			return flagZero, nil
+			return l2Entry{word: flagZero}, nil
 		default:
 			return e, nil
 		}

@@ -25,7 +25,7 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 		return nil, err
 	}
 	wasReadOnly, wasOpts, wasBits := d.readOnly.Load(), d.options(), d.sliceBits
-	nowBits := sliceBits(opts)
+	nowBits := sliceBits(d.h, opts)
 	// Another file is the image now, if only the same one with a filter above.
 	var file storage
 	if r.State != nil && r.State.File().Child() != d.file().Node() {
@@ -72,7 +72,9 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 }
 
 // sliceBits returns log2 of the entries of a slice of the cache.
-func sliceBits(o *options) uint32 { return uint32(bits.TrailingZeros64(uint64(o.l2Entry))) - 3 }
+func sliceBits(h *header, o *options) uint32 {
+	return uint32(bits.TrailingZeros64(uint64(o.l2Entry))) - h.l2EntryBits
+}
 
 // forgetTables empties the caches, and gives that of L2 tables slices of another
 // size. What is in them is read again, from the given file if that is not nil.

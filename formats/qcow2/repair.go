@@ -119,7 +119,9 @@ func (d *Driver) repairFlag(ctx context.Context, table, entry int64) error {
 	for {
 		d.mu.Lock()
 		if s := t.cached(table, index); s != nil {
-			d.setEntry(s, i, s.entries[i].Load()^flagCopied)
+			e := s.load(i)
+			e.word ^= flagCopied
+			d.setEntry(s, i, e)
 			d.mu.Unlock()
 			return nil
 		}

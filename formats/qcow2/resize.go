@@ -150,14 +150,14 @@ func (d *Driver) clearBeyond(ctx context.Context, old, size int64, zeroed bool) 
 			}
 		}
 	}
-	clear := uint64(0)
+	clear := l2Entry{}
 	if zeroed && backed {
 		if d.h.version < 3 {
 			return d.zeroByWriting(ctx, edge, size)
 		}
-		clear = flagZero
+		clear.word = flagZero
 	}
-	return d.remap(ctx, edge>>d.h.clusterBits, d.h.clusters(size), discardAlways, func(uint64) (uint64, error) {
+	return d.remap(ctx, edge>>d.h.clusterBits, d.h.clusters(size), discardAlways, func(l2Entry) (l2Entry, error) {
 		return clear, nil
 	})
 }
@@ -183,7 +183,7 @@ func (d *Driver) shrink(ctx context.Context, size, old int64) error {
 	if err := d.setSize(ctx, size); err != nil {
 		return err
 	}
-	err := d.remap(ctx, d.h.clusters(size), d.h.clusters(old), discardAlways, func(uint64) (uint64, error) { return 0, nil })
+	err := d.remap(ctx, d.h.clusters(size), d.h.clusters(old), discardAlways, func(l2Entry) (l2Entry, error) { return l2Entry{}, nil })
 	if err == nil {
 		d.file().DebugEvent("l1_shrink_write_table")
 		d.file().DebugEvent("l1_shrink_free_l2_clusters")

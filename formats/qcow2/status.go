@@ -46,6 +46,8 @@ func (d *Driver) statusOf(m mapping) blockgraph.Status {
 		st.Flags = blockgraph.StatusData | blockgraph.StatusCompressed
 	case zeroAlloc:
 		st.Flags = blockgraph.StatusZero | blockgraph.StatusOffsetValid
+	case unallocatedAlloc:
+		st.Flags = blockgraph.StatusOffsetValid
 	case zeroPlain:
 		st.Flags = blockgraph.StatusZero
 	}

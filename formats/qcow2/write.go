@@ -40,7 +40,7 @@ func (d *Driver) writeMapped(ctx context.Context, off int64, v *blockgraph.IOVec
 	p := d.epochs.pin()
 	defer p.unpin()
 	m, err := d.lookup(ctx, off, v.Len()-pos, true)
-	if err != nil || m.kind != data || m.entry&flagCopied == 0 {
+	if err != nil || m.kind != data || m.word&flagCopied == 0 {
 		return 0, err
 	}
 	if err := d.writeGuest(ctx, off, m.host, v.Slice(pos, m.n), false); err != nil {
@@ -59,7 +59,12 @@ type allocation struct {
 	host  int64 // first cluster in the file
 	fresh bool  // nobody ever wrote there: reads as zeroes
 	reuse bool  // zeroAlloc: the places are the guest clusters' own already
-	old   []uint64
+	old   []l2Entry
+	// from and to are the guest bytes that are written, with what is copied
+	// around the request's; bytes is how many are the request's.
+	from, to, bytes int64
+	// reserve: nothing is written, the place is for later.
+	reserve bool
 }
 
 // writeUnmapped does the front of the bytes of v from pos on: it allocates
@@ -71,8 +76,7 @@ func (d *Driver) writeUnmapped(ctx context.Context, off int64, v *blockgraph.IOV
 	if err != nil || a == nil {
 		return skip, err
 	}
-	end := (off>>d.h.clusterBits + a.n) << d.h.clusterBits
-	n := min(end-off, v.Len()-pos)
+	n := a.bytes
 	err = d.fill(ctx, a, off, v, pos, n)
 	crowded := d.endAllocation(a, err)
 	if err != nil {
@@ -136,6 +140,7 @@ func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocatio
 		end = c.from
 	}
 	p := d.position(off)
+	limit := off + n
 	if onlyUnallocated && !d.hasNoTable(p) {
 		// The table is there and belongs to nobody else, or must be read to
 		// tell; do not copy one for nothing.
@@ -143,58 +148,73 @@ func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocatio
 		if s == nil {
 			return nil, 0, nil, missingSlice{p.table, p.index}
 		}
-		if k := kindOf(s.entries[p.entry].Load()); k != unallocated {
-			run := int64(1)
-			for p.entry+run < int64(len(s.entries)) && first+run < end && kindOf(s.entries[p.entry+run].Load()) != unallocated {
-				run++
-			}
-			return nil, min((first+run)<<cb-off, n), nil, nil
+		has, to := d.allocatedRun(s, p.entry, off, min(limit, end<<cb))
+		if has {
+			return nil, to - off, nil, nil
 		}
+		limit = to
+		end = min(end, (limit-1)>>cb+1)
 	}
 	s, err := d.writable(p)
 	if err != nil {
 		return nil, 0, nil, err
 	}
-	end = min(end, first+int64(len(s.entries))-p.entry)
-	e := s.entries[p.entry].Load()
+	end = min(end, first+s.len()-p.entry)
+	e := s.load(p.entry)
 	if err := d.checkEntry(e, s, p.entry); err != nil {
 		return nil, 0, nil, err
 	}
 	a = &allocation{slice: s, entry: p.entry}
-	k := kindOf(e)
-	switch {
-	case k == data && e&flagCopied != 0:
+	h := d.h
+	switch placed := h.hasPlace(e); {
+	case placed && h.owns(e) && h.kindOf(e, h.subcluster(off)) == data:
 		return nil, 0, nil, nil // mapped meanwhile
-	case k == zeroAlloc && e&flagCopied != 0:
+	case placed && h.owns(e):
 		a.reuse = true
-		a.host = int64(e&l2OffsetMask) >> cb
-		want := e
-		for a.n = 1; first+a.n < end; a.n++ {
-			want += uint64(d.h.clusterSize)
-			if s.entries[p.entry+a.n].Load() != want {
-				break
-			}
+		a.host = int64(e.word&l2OffsetMask) >> cb
+		for a.n = 1; first+a.n < end && h.continues(s.load(p.entry+a.n), a.host+a.n); a.n++ {
 		}
-		if err := d.checkOverlap(a.host<<cb, a.n<<cb, 0); err != nil {
+		if err := d.checkGuestOverlap(a.host<<cb, a.n<<cb); err != nil {
 			return nil, 0, nil, err
 		}
 	default:
-		for a.n = 1; first+a.n < end && d.needsPlace(s.entries[p.entry+a.n].Load(), onlyUnallocated); a.n++ {
+		for a.n = 1; first+a.n < end && d.needsPlace(s.load(p.entry+a.n), onlyUnallocated); a.n++ {
 		}
-		untouched := d.refs.untouched
-		a.host, a.n, err = d.allocate(a.n, true)
-		if err != nil {
+		if a.host, a.n, a.fresh, err = d.allocateGuest(first, a.n); err != nil {
 			return nil, 0, nil, err
 		}
-		a.fresh = a.host >= untouched && d.freshReadsZero()
 	}
-	a.old = make([]uint64, a.n)
+	a.old = make([]l2Entry, a.n)
 	for i := range a.old {
-		a.old[i] = s.entries[p.entry+int64(i)].Load()
+		a.old[i] = s.load(p.entry + int64(i))
 	}
+	a.bytes = min(limit, (first+a.n)<<cb) - off
+	a.from, a.to = d.copyBounds(a, off, off+a.bytes)
 	a.claim = d.claim(first, first+a.n)
 	s.pins++
 	return a, 0, nil, nil
+}
+
+// allocatedRun tells whether guest byte off, whose cluster has entry i of the
+// slice, is allocated here, and how far, at most up to limit, that is so.
+// Driver.mu is held.
+func (d *Driver) allocatedRun(s *slice, i, off, limit int64) (has bool, to int64) {
+	h := d.h
+	for to = off; to < limit && i < s.len(); i++ {
+		e := s.load(i)
+		for cluster := to >> h.clusterBits; to < limit && to>>h.clusterBits == cluster; {
+			sc := h.subcluster(to)
+			k := h.kindOf(e, sc)
+			is := k != unallocated && k != unallocatedAlloc
+			if to == off {
+				has = is
+			} else if is != has {
+				return has, to
+			}
+			to = min(to&^(h.clusterSize-1)+(sc+h.sameKind(e, k, sc))<<h.subclusterShift, limit)
+		}
+	}
+	return has, to
 }
 
 // hasNoTable tells whether a position has no L2 table. Driver.mu is
@@ -205,15 +225,30 @@ func (d *Driver) hasNoTable(p position) bool {
 
 // needsPlace tells whether writing to a cluster with this entry needs a new
 // place in the file.
-func (d *Driver) needsPlace(e uint64, onlyUnallocated bool) bool {
-	switch kindOf(e) {
-	case unallocated:
-		return true
-	case data, zeroAlloc:
-		return !onlyUnallocated && e&flagCopied == 0 && e&l2OffsetMask&uint64(d.h.clusterSize-1) == 0
+func (d *Driver) needsPlace(e l2Entry, onlyUnallocated bool) bool {
+	switch {
+	case onlyUnallocated:
+		return d.h.blank(e)
+	case d.h.hasPlace(e):
+		return !d.h.owns(e) && e.word&l2OffsetMask&uint64(d.h.clusterSize-1) == 0
 	default:
-		return !onlyUnallocated && (e&flagZero == 0 || d.h.version >= 3)
+		return d.h.kindOf(e, 0) != invalid && (e.word&flagZero == 0 || d.h.version >= 3 || e.word&flagCompressed != 0)
 	}
+}
+
+// continues tells whether a cluster with this entry has the given place, and
+// writing there needs no other but a change of the entry.
+func (h *header) continues(e l2Entry, host int64) bool {
+	k := h.kindOf(e, 0)
+	return h.hasPlace(e) && h.owns(e) && int64(e.word&l2OffsetMask) == host<<h.clusterBits && k != invalid && (h.extended || k == zeroAlloc)
+}
+
+// allocateGuest finds places for at most n guest clusters from first on. fresh:
+// they read as zeroes. Driver.mu is held.
+func (d *Driver) allocateGuest(first, n int64) (host, got int64, fresh bool, err error) {
+	untouched := d.refs.untouched
+	host, got, err = d.allocate(n, true)
+	return host, got, host >= untouched && d.freshReadsZero(), err
 }
 
 // endAllocation maps the clusters, or gives them back after an error. It tells
@@ -222,11 +257,8 @@ func (d *Driver) endAllocation(a *allocation, err error) (crowded bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err == nil {
-		cs := uint64(d.h.clusterSize)
-		entry := uint64(a.host)<<d.h.clusterBits | flagCopied
 		for i, old := range a.old {
-			d.setEntry(a.slice, a.entry+int64(i), entry)
-			entry += cs
+			d.setEntry(a.slice, a.entry+int64(i), d.mapped(a, int64(i)))
 			if !a.reuse {
 				d.freeEntry(old, discardOther)
 			}
@@ -258,15 +290,15 @@ func (d *Driver) pressed() bool {
 // freeEntry drops the references that an L2 entry held. Driver.mu is held.
 //
 // +checklocks:d.mu
-func (d *Driver) freeEntry(entry uint64, why discardKind) {
-	switch kindOf(entry) {
-	case data, zeroAlloc:
-		host := int64(entry & l2OffsetMask)
+func (d *Driver) freeEntry(entry l2Entry, why discardKind) {
+	switch {
+	case d.h.hasPlace(entry):
+		host := int64(entry.word & l2OffsetMask)
 		if host&(d.h.clusterSize-1) == 0 {
 			d.free(host>>d.h.clusterBits, 1, why)
 		}
-	case compressed:
-		off, n := d.h.compressedExtent(entry)
+	case entry.word&flagCompressed != 0:
+		off, n := d.h.compressedExtent(entry.word)
 		first := off >> d.h.clusterBits
 		last := (off + n - 1) >> d.h.clusterBits
 		for c := first; c <= last; c++ {
@@ -278,17 +310,14 @@ func (d *Driver) freeEntry(entry uint64, why discardKind) {
 // fill writes the new content of an allocation: the request's n bytes at off
 // and, of the first and last cluster, what lies around them.
 func (d *Driver) fill(ctx context.Context, a *allocation, off int64, v *blockgraph.IOVec, pos, n int64) error {
-	cs := d.h.clusterSize
-	start := off &^ (cs - 1)
-	end := start + a.n<<d.h.clusterBits
-	host := a.host << d.h.clusterBits
-	if off == start && off+n == end {
-		return d.writeGuest(ctx, off, host, v.Slice(pos, n), false)
+	shift := (a.host - a.claim.from) << d.h.clusterBits // from guest to host bytes
+	if off == a.from && off+n == a.to {
+		return d.writeGuest(ctx, off, off+shift, v.Slice(pos, n), false)
 	}
 	w, err := d.around(ctx, a, off, v, pos, n)
 	if err != nil {
 		return err
 	}
 	defer w.release()
-	return d.writeGuest(ctx, w.off, host+w.off-start, &w.v, w.copied)
+	return d.writeGuest(ctx, w.off, w.off+shift, &w.v, w.copied)
 }

@@ -234,10 +234,10 @@ func (d *Driver) takeSlices(c *copied) {
 			event = "l2_alloc_write"
 		}
 		base := d.sliceOffset(t.entries[s.table].Load(), s.index)
-		set.runs(int64(len(s.entries))*l2EntrySize, func(from, to int64) {
+		set.runs(int64(len(s.words))*8, func(from, to int64) {
 			w := newWrite(base+from, to-from, kindActiveL2, event)
-			for i := from; i < to; i += l2EntrySize {
-				binary.BigEndian.PutUint64(w.buf.Bytes()[i-from:], s.entries[i/l2EntrySize].Load())
+			for i := from; i < to; i += 8 {
+				binary.BigEndian.PutUint64(w.buf.Bytes()[i-from:], s.words[i/8].Load())
 			}
 			if early {
 				c.early = append(c.early, w)

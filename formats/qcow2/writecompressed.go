@@ -101,7 +101,7 @@ func (d *Driver) beginCompressed(cluster, n int64, flags blockgraph.Flags) (*sli
 	if err != nil {
 		return nil, nil, 0, nil, err
 	}
-	if flags&blockgraph.OnlyUnallocated != 0 && kindOf(s.entries[p.entry].Load()) != unallocated {
+	if flags&blockgraph.OnlyUnallocated != 0 && !d.h.blank(s.load(p.entry)) {
 		return nil, nil, 0, nil, nil
 	}
 	host, err := d.allocateBytes(n)
@@ -119,9 +119,9 @@ func (d *Driver) endCompressed(ctx context.Context, s *slice, c *claim, cluster,
 	}
 	d.mu.Lock()
 	p := d.position(cluster << d.h.clusterBits)
-	entry := uint64(host) | flagCompressed | uint64((host+n-1)/sector-host/sector)<<d.h.compressedShift
+	entry := l2Entry{word: uint64(host) | flagCompressed | uint64((host+n-1)/sector-host/sector)<<d.h.compressedShift}
 	if err == nil {
-		old := s.entries[p.entry].Load()
+		old := s.load(p.entry)
 		d.setEntry(s, p.entry, entry)
 		d.freeEntry(old, discardOther)
 	} else {
