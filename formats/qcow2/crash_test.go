@@ -182,7 +182,7 @@ func TestImageIsConsistentAfterCrashAnywhere(t *testing.T) {
 	}
 	least, budget := statesOfAQuickRun, statesOfAQuickRun/len(cases)
 	if all {
-		least, budget = statesOfAFullRun, 1<<20
+		least, budget = statesOfAFullRun, 30_000
 	}
 	for i := range cases {
 		if tc := &cases[i]; tc.costly == 0 {

@@ -185,7 +185,8 @@ func (d *Driver) takeChanges() *copied {
 	}
 	c := &copied{
 		blocks: make(map[*refBlock]pieces, len(r.dirty)), slices: make(map[*slice]pieces, len(d.cache.dirty)),
-		moved: r.moved, l1Moved: d.l1Moved, header: fields, setHeader: fields != d.diskFields,
+		moved: r.moved, l1Moved: d.l1Moved, header: fields,
+		setHeader: fields.l1Offset != d.diskFields.l1Offset || fields.l1Size != d.diskFields.l1Size || fields.size != d.diskFields.size,
 	}
 	for b := range r.dirty {
 		set := b.dirty.take()
