@@ -57,12 +57,12 @@ func layoutOf(t testing.TB, b []byte) *layout {
 		l.name(table, l.cs, fmt.Sprint("L2 table ", i))
 		for k, e := range words(table, l.cs/8) {
 			guest := int64(i)*l.cs/8 + int64(k)
-			switch e := uint64(e); kindOf(e) {
-			case data, zeroAlloc:
-				l.name(int64(e&l2OffsetMask), l.cs, fmt.Sprint("guest cluster ", guest))
-			case compressed:
+			switch e := uint64(e); {
+			case e&flagCompressed != 0:
 				off, n := h.compressedExtent(e)
 				l.name(off, n, fmt.Sprint("compressed guest cluster ", guest))
+			case e&l2OffsetMask != 0:
+				l.name(int64(e&l2OffsetMask), l.cs, fmt.Sprint("guest cluster ", guest))
 			}
 		}
 	}
@@ -216,8 +216,20 @@ func (w *writeNames) changes(op *fileOp) string {
 	return ": " + strings.Join(mergeRuns(list), ", ")
 }
 
+// nameOfKind says what an L2 entry says, of images without subclusters.
 func nameOfKind(e uint64) string {
-	return [...]string{"unallocated", "zero", "zero with a place", "data", "compressed"}[kindOf(e)]
+	placed := e&l2OffsetMask != 0
+	switch {
+	case e&flagCompressed != 0:
+		return "compressed"
+	case e&flagZero != 0 && placed:
+		return "zero with a place"
+	case e&flagZero != 0:
+		return "zero"
+	case placed:
+		return "data"
+	}
+	return "unallocated"
 }
 
 // countChanges lists the clusters whose count changes, by their roles.
