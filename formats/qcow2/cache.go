@@ -78,13 +78,18 @@ func newL1Table(offset, n int64) *l1Table {
 	return &l1Table{offset: offset, entries: make([]atomic.Uint64, n), dirs: make([]atomic.Pointer[directory], n)}
 }
 
-// cached returns the slice if it is in memory.
-func (t *l1Table) cached(table, index int64) *slice {
+// peek returns the slice if it is in memory.
+func (t *l1Table) peek(table, index int64) *slice {
 	dir := t.dirs[table].Load()
 	if dir == nil {
 		return nil
 	}
-	s := (*dir)[index].Load()
+	return (*dir)[index].Load()
+}
+
+// cached is peek for who uses the slice, which is to stay for a while then.
+func (t *l1Table) cached(table, index int64) *slice {
+	s := t.peek(table, index)
 	if s != nil && !s.used.Load() {
 		s.used.Store(true)
 	}
@@ -244,6 +249,7 @@ func (d *Driver) setEntry(s *slice, i int64, v l2Entry) {
 	if s.load(i) == v {
 		return
 	}
+	d.entryChanged(s, i, s.load(i), v)
 	s.store(i, v)
 	s.dirty.add(i<<d.h.l2EntryBits, (i+1)<<d.h.l2EntryBits)
 	d.cache.dirty[s] = struct{}{}

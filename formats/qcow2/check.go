@@ -20,8 +20,6 @@ type checkResult struct {
 	messages []string
 }
 
-const maxMessages = 32
-
 type checker struct {
 	ctx      context.Context
 	f        storage

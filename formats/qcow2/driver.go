@@ -21,6 +21,8 @@ type Driver struct {
 	signaled  atomic.Bool // a corruption was reported
 	sliceBits uint32      // log2 of the entries of a slice
 	snapshots []snapshot  // as in the image
+	// snapshotTable is where the list of snapshots lies.
+	snapshotTable place
 
 	onCorruption atomic.Pointer[CorruptionFunc]
 	opts         atomic.Pointer[options]
@@ -29,6 +31,7 @@ type Driver struct {
 	epochs       epochs
 	l1           atomic.Pointer[l1Table]
 	background   background
+	care         atomic.Bool // somebody checks or compacts the image
 
 	headerTurn chan struct{} // capacity 1
 	// Guarded by headerTurn: the first cluster as far as it is in use, as on
@@ -61,6 +64,7 @@ type Driver struct {
 	nextSize int64 // size for the header
 	// +checklocks:mu
 	diskFields headerFields // as in the header on disk
+	view       *view        // of a check that goes on, or nil
 	points     []string     // fault points passed under the lock, for unlock
 }
 

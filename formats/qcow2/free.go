@@ -40,8 +40,9 @@ type freeLists struct {
 	unmapped []extent
 	durable  []extent
 	draining []extent
-	count    int64 // clusters in all lists
-	busy     bool  // somebody is dropping counts
+	dropping []extent // what the one who is busy has in hand
+	count    int64    // clusters in all lists
+	busy     bool     // somebody is dropping counts
 }
 
 // maxPendingFrees is how many clusters may wait for a write-back before one is
@@ -52,6 +53,7 @@ const maxPendingFrees = 16384
 func (d *Driver) free(first, n int64, kind discardKind) {
 	f := &d.frees
 	f.count += n
+	d.freesChanged(first, n)
 	if at := d.packAt >> d.h.clusterBits; at >= first && at < first+n {
 		d.packAt = 0 // the cluster may be on its way to be punched
 	}
@@ -89,11 +91,11 @@ func (d *Driver) reclaim(ctx context.Context) error {
 			break
 		}
 		list := f.draining
-		f.draining = nil
+		f.draining, f.dropping = nil, list
 		d.mu.Unlock()
 		rest, e := d.dropExtents(ctx, list)
 		d.mu.Lock()
-		err = e
+		err, f.dropping = e, nil
 		f.durable = append(f.durable, rest...)
 	}
 	f.busy = false

@@ -212,6 +212,7 @@ func (d *Driver) dirtyWhole(s *slice) {
 // +checklocks:d.mu
 func (d *Driver) hookTable(t *l1Table, table, cluster int64) {
 	d.meta.add(cluster, kindActiveL2)
+	d.tableChanged(table, t.entries[table].Load(), uint64(cluster)<<d.h.clusterBits)
 	t.entries[table].Store(uint64(cluster)<<d.h.clusterBits | flagCopied)
 	d.dirtyL1.add(table*l1EntrySize, (table+1)*l1EntrySize)
 	d.newTables[table] = struct{}{}

@@ -185,6 +185,7 @@ func (d *Driver) readTables(ctx context.Context, f storage) error {
 		return err
 	}
 	d.snapshots = list
+	d.snapshotTable = place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable}
 	d.meta.setPlaces(kindHeader, place{0, h.clusterSize, kindHeader})
 	d.meta.setPlaces(kindActiveL1, place{l1.offset, l1.offset + int64(h.l1Size)*l1EntrySize, kindActiveL1})
 	d.meta.setPlaces(kindRefTable, place{d.refs.tableOffset, d.refs.tableOffset + int64(len(raw)), kindRefTable})

@@ -166,6 +166,7 @@ func (d *Driver) setRef(b *refBlock, i int64, v uint64) {
 		b.free++
 	}
 	setRefAt(b.data, r.order, i, v)
+	d.countChanged(b, i, old, v)
 	bit := i << r.order
 	b.dirty.add(bit/8, bit/8+1)
 	r.dirty[b] = struct{}{}
@@ -187,21 +188,28 @@ func (d *Driver) dropRef(cluster int64) (uint64, error) {
 	v := refAt(b.data, r.order, i) - 1
 	d.setRef(b, i, v)
 	if v == 0 {
-		if d.packAt>>d.h.clusterBits == cluster {
-			d.packAt = 0
-		}
-		r.hint[0] = min(r.hint[0], cluster)
-		if cluster < r.hint[1] {
-			if r.passed++; r.passed == 1 {
-				r.passedFrom = cluster
-			}
-			r.passedFrom = min(r.passedFrom, cluster)
-			if r.passed >= lookBack {
-				r.hint[1], r.passed = r.passedFrom, 0
-			}
-		}
+		d.becameFree(cluster)
 	}
 	return v, nil
+}
+
+// becameFree lets a cluster be found whose count has fallen to 0. Driver.mu is
+// held.
+func (d *Driver) becameFree(cluster int64) {
+	r := &d.refs
+	if d.packAt>>d.h.clusterBits == cluster {
+		d.packAt = 0
+	}
+	r.hint[0] = min(r.hint[0], cluster)
+	if cluster < r.hint[1] {
+		if r.passed++; r.passed == 1 {
+			r.passedFrom = cluster
+		}
+		r.passedFrom = min(r.passedFrom, cluster)
+		if r.passed >= lookBack {
+			r.hint[1], r.passed = r.passedFrom, 0
+		}
+	}
 }
 
 // loadRefBlock brings a refcount block into memory.
@@ -296,6 +304,7 @@ func (d *Driver) newRefBlock(index, cluster int64) *refBlock {
 	r.dirty[b] = struct{}{}
 	r.blocks[index] = b
 	r.ring = append(r.ring, b)
+	d.blockChanged(index, r.table[index], uint64(b.off))
 	r.table[index] = uint64(b.off)
 	r.tableDirty.add(index*8, index*8+8)
 	d.meta.add(cluster, kindRefBlock)

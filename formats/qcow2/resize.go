@@ -209,6 +209,7 @@ func (d *Driver) dropTables(from int64) {
 		}
 		d.forget(t, i)
 		delete(d.newTables, i)
+		d.tableChanged(i, t.entries[i].Load(), 0)
 		t.entries[i].Store(0)
 		d.dirtyL1.add(i*l1EntrySize, (i+1)*l1EntrySize)
 		d.meta.remove(off >> d.h.clusterBits)

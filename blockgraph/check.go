@@ -1,0 +1,67 @@
+package blockgraph
+
+import "context"
+
+// CheckFix says what a check repairs (qemu-img check -r).
+type CheckFix uint8
+
+const (
+	// CheckFixNone: nothing, it only reports.
+	CheckFixNone CheckFix = iota
+	// CheckFixLeaks: clusters that nothing refers to are given up.
+	CheckFixLeaks
+	// CheckFixAll: what is wrong is made right, too.
+	CheckFixAll
+)
+
+// CheckOptions say how an image is checked.
+type CheckOptions struct {
+	Fix CheckFix
+}
+
+// CheckResult is what a check has found, in the field's terms (ImageCheck).
+type CheckResult struct {
+	// CheckErrors keep the result from being complete.
+	CheckErrors int64
+	// What is wrong, after repairs; and what was repaired.
+	Corruptions, Leaks           int64
+	CorruptionsFixed, LeaksFixed int64
+	// ImageEnd is the end of the last cluster in use, in bytes.
+	ImageEnd int64
+	// Clusters of the disk; those that have a place in the file, do not follow
+	// on the one before, are compressed.
+	Total, Allocated, Fragmented, Compressed int64
+	// Messages are the first findings, for people.
+	Messages []string
+}
+
+// Upkeep is long work on an image that guests use, done in steps. Each is done
+// under an admission; between two of them the image is at rest. One goroutine
+// at a time uses it. Data plane.
+//
+//blockd:io
+type Upkeep interface {
+	// Step does about n bytes of work, at least something; without more, or
+	// with an error, it was the last.
+	Step(ctx context.Context, n int64) (did int64, more bool, err error)
+	// Remaining is about how many bytes of work are left; between steps.
+	Remaining() int64
+	// Close ends the work, finished or not. It does no I/O.
+	Close()
+}
+
+// Check is the check of an image.
+type Check interface {
+	Upkeep
+	// Result is what was found, once there are no more steps.
+	Result() CheckResult
+}
+
+// Checker is a format that can check and repair an image while it is in use.
+// Errors of StartCheck: EBUSY while other upkeep goes on, EIO for repairs of an
+// image that cannot be written. Called by any goroutine, under an admission.
+//
+//blockd:io
+type Checker interface {
+	StartCheck(o CheckOptions) (Check, error)
+}
