@@ -37,3 +37,25 @@ A storage daemon: QMP in, jobs over disk images, events out
 
 Options are worked off in their order.
 `
+
+// welcome is what a person sees who starts blockd on a terminal without
+// arguments; elsewhere it runs, as qemu-storage-daemon does.
+const welcome = `blockd is a storage daemon: it opens disk images, lets guests use them over NBD,
+and runs jobs over them while the guests go on.
+
+Export an image, with a monitor to talk to:
+
+  blockd --chardev socket,id=qmp,path=/tmp/qmp.sock,server=on,wait=off --monitor qmp \
+      --blockdev qcow2,node-name=disk,file.driver=file,file.filename=DISK.qcow2 \
+      --nbd-server addr.type=unix,addr.path=/tmp/nbd.sock \
+      --export nbd,id=e0,node-name=disk,name=disk,writable=on
+
+Then, from another terminal:
+
+  blockd graph /tmp/qmp.sock               what is open, and who uses it
+  blockd backup /tmp/qmp.sock disk COPY    back it up while it is in use
+  blockd jobs /tmp/qmp.sock --watch        what is going on
+  blockd shell /tmp/qmp.sock               any command, with completion
+
+blockd --help lists the daemon's options, blockd help the subcommands.
+`

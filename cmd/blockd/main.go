@@ -5,15 +5,22 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"blockd/cli"
+	"blockd/clock"
 )
 
 // version is set by the build.
@@ -21,25 +28,88 @@ var version = "devel"
 
 func main() {
 	signal.Ignore(syscall.SIGPIPE)
-	code := 0
+	os.Exit(run(os.Args[1:]))
+}
+
+// run runs the daemon, or the subcommand that the first argument names. Any
+// other argument belongs to the daemon, whose options are worked off in their
+// order, which no flag set keeps.
+func run(args []string) int {
+	env := environment()
+	if len(args) == 0 && env.Terminal {
+		os.Stdout.WriteString(welcome)
+		return 0
+	}
+	root := commands(env)
+	if len(args) == 0 || !isSubcommand(root, args[0]) {
+		return daemonMain(args)
+	}
+	// A second signal is not caught.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, context.Canceled):
+		return 128 + int(syscall.SIGINT)
+	}
+	if text := err.Error(); text != "" {
+		complain(text)
+	}
+	if exit := (*cli.Exit)(nil); errors.As(err, &exit) {
+		return exit.Code
+	}
+	return 1
+}
+
+// commands returns the root of the subcommands.
+func commands(env *cli.Environment) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "blockd",
+		Short:         "A storage daemon: QMP in, jobs over disk images, events out",
+		Long:          "Without a subcommand blockd is the daemon, with the options of qemu-storage-daemon: see blockd --help.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// The daemon's options are worked off in their order, which no flag set
-		// keeps.
-		DisableFlagParsing: true,
-		CompletionOptions:  cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:               cobra.ArbitraryArgs,
-		Run:                func(_ *cobra.Command, args []string) { code = daemonMain(args) },
 	}
-	root.SetHelpCommand(&cobra.Command{Hidden: true})
-	root.SetArgs(os.Args[1:])
-	if err := root.Execute(); err != nil {
-		complain(err.Error())
-		code = 1
+	root.SetOut(env.Out)
+	root.AddCommand(cli.Commands(env)...)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+// isSubcommand tells whether a word names a subcommand. The hidden ones are
+// those that the scripts of shell completion call.
+func isSubcommand(root *cobra.Command, word string) bool {
+	if word == cobra.ShellCompRequestCmd || word == cobra.ShellCompNoDescRequestCmd {
+		return true
 	}
-	os.Exit(code)
+	return slices.ContainsFunc(root.Commands(), func(c *cobra.Command) bool { return c.Name() == word })
+}
+
+// environment is where subcommands run.
+func environment() *cli.Environment {
+	state := os.Getenv("XDG_STATE_HOME")
+	if home, err := os.UserHomeDir(); state == "" && err == nil {
+		state = filepath.Join(home, ".local", "state")
+	}
+	if state != "" {
+		state = filepath.Join(state, "blockd")
+	}
+	return &cli.Environment{
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Clock: clock.Real(), State: state,
+		Terminal: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("TERM") != "dumb",
+		Width: func() int {
+			width, _, err := term.GetSize(int(os.Stdout.Fd()))
+			if err != nil {
+				return 80
+			}
+			return width
+		},
+	}
 }
 
 // complain prints one line on stderr, the program's name before it. Names of

@@ -37,7 +37,7 @@ func init() {
 		bytes cmp container/heap container/list container/ring context crypto crypto/aes crypto/cipher crypto/ecdsa
 		crypto/elliptic crypto/hmac crypto/md5 crypto/pbkdf2 crypto/rand crypto/sha1 crypto/sha256 crypto/sha512
 		crypto/subtle crypto/x509 crypto/x509/pkix embed encoding/asn1 encoding/base64
-		encoding/binary encoding/hex encoding/json encoding/pem errors fmt hash hash/adler32 hash/crc32 hash/fnv hash/maphash
+		encoding/binary encoding/hex encoding/json encoding/pem encoding/xml errors fmt hash hash/adler32 hash/crc32 hash/fnv hash/maphash
 		html html/template io iter maps math math/big math/bits math/rand math/rand/v2 mime net/netip net/url path
 		path/filepath reflect regexp runtime runtime/debug slices sort strconv strings sync sync/atomic text/tabwriter
 		text/template time unicode unicode/utf16 unicode/utf8 unique unsafe weak
@@ -52,8 +52,10 @@ func init() {
 		github.com/klauspost/compress/zstd golang.org/x/sys/unix`) {
 		packageRows[p] = waits
 	}
-	// A command line is run by main.
-	packageRows["github.com/spf13/cobra"] = external{waits: true, calls: &classBlock}
+	// A command line is run by main, a terminal by who sits at it.
+	for _, p := range []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"} {
+		packageRows[p] = external{waits: true, calls: &classBlock}
+	}
 }
 
 // functionRows are functions that differ from their package, by the name that
