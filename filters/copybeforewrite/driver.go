@@ -67,10 +67,7 @@ func (f *Filter) Close(ctx context.Context) error {
 // known by needing nothing and sharing all, so a job's root over the filter
 // needs PermConsistentRead.
 func (f *Filter) ChildPerms(e *blockgraph.Edge, _ bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
-	return childPerms(e.Role(), perm, shared)
-}
-
-func childPerms(role blockgraph.Role, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
+	role := e.Role()
 	if role&blockgraph.RoleFiltered == 0 {
 		return blockgraph.PermWrite, blockgraph.PermAll &^ blockgraph.PermResize
 	}
@@ -80,6 +77,9 @@ func childPerms(role blockgraph.Role, perm, shared blockgraph.Perm) (blockgraph.
 	}
 	if perm&blockgraph.PermWrite != 0 {
 		np |= blockgraph.PermConsistentRead
+	}
+	if f.discardSource {
+		np |= blockgraph.PermWrite
 	}
 	return np, ns &^ (blockgraph.PermWrite | blockgraph.PermResize)
 }

@@ -35,6 +35,8 @@ type Filter struct {
 	flags    blockgraph.Flags
 	top      *blockgraph.Node // nil: all of the source
 
+	discardSource bool // of what the job has copied
+
 	scratch     *scratch.Scratch // nil: none
 	breakIfFull bool
 
@@ -77,6 +79,12 @@ func (f *Filter) SetScratch(s *scratch.Scratch, breakIfFull bool) {
 	f.scratch, f.breakIfFull = s, breakIfFull
 }
 
+// SetDiscardSource has the job's own steps discard in the source what they have
+// copied, which the node's permissions then allow for. What a guest is about to
+// change is not discarded: it would be gone if the change failed. Before the
+// filter is in the graph.
+func (f *Filter) SetDiscardSource() { f.discardSource = true }
+
 // SnapshotError is the first failed copy under on-cbw-error=break-snapshot,
 // ErrAbandoned after Abandon, or nil. From then on guests' writes are no
 // longer held up, and the target is no point in time. Any goroutine.
@@ -95,12 +103,13 @@ func (f *Filter) Broken() <-chan struct{} { return f.brokenSig }
 // it. It ends with SnapshotError when the snapshot breaks.
 func (f *Filter) Work(root *blockgraph.Root) copy.Work {
 	return copy.NewClusterWork(f.clusters, copy.ClusterOptions{
-		Enter:      f.Enter(root),
-		Top:        f.top,
-		WriteFlags: f.flags,
-		ZeroFlags:  f.zeroFlags(),
-		Check:      f.SnapshotError,
-		Scratch:    f.scratch,
+		Enter:         f.Enter(root),
+		Top:           f.top,
+		WriteFlags:    f.flags,
+		ZeroFlags:     f.zeroFlags(),
+		DiscardSource: f.discardSource,
+		Check:         f.SnapshotError,
+		Scratch:       f.scratch,
 	})
 }
 

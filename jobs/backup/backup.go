@@ -50,9 +50,6 @@ func Prepare(tx *blockgraph.Tx, r Request) (*jobs.Job, error) {
 	if err := check(a, func(name string) *blockgraph.DirtyBitmap { return tx.Bitmap(r.Source, name) }); err != nil {
 		return nil, err
 	}
-	if a.DiscardSource != nil && *a.DiscardSource {
-		return nil, qapi.Errorf("Parameter 'discard-source' is not supported by this backup job")
-	}
 	p := defaults(a)
 	if err := p.allowed(tx, r); err != nil {
 		return nil, err
@@ -147,6 +144,9 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 		b.filter.SetTop()
 	}
 	b.filter.SetCompressed(b.compress)
+	if qapi.Or(r.Args.DiscardSource, false) {
+		b.filter.SetDiscardSource()
+	}
 	b.clusters = b.filter.Clusters()
 	if b.marked {
 		b.filter.Restrict(tx.Bitmap(b.source, b.bitmap).Bits)

@@ -19,6 +19,9 @@ type ClusterOptions struct {
 	// WriteFlags go with every write of data; ZeroFlags with every write of
 	// zeroes (blockgraph.MayUnmap).
 	WriteFlags, ZeroFlags blockgraph.Flags
+	// DiscardSource: what a step has copied is discarded in the source before
+	// its claim ends, so that nothing newer is. The source's edge needs PermWrite.
+	DiscardSource bool
 	// Recheck: the source changes under the copy (mirror), so what a range is
 	// is asked after it was claimed, not only when it was planned. A
 	// copy-before-write filter needs none: what is dirty has not changed.
@@ -185,7 +188,7 @@ func (w *clusterWork) copyClaim(ctx context.Context, ends Ends, cl *Claim, kind 
 			err = &Fault{Op: Read, Off: whole.Off, N: whole.N, Err: err}
 		}
 	}
-	if err == nil && kind != Skip && w.o.Scratch != nil {
+	if err == nil && kind != Skip && w.o.Scratch != nil && !w.o.DiscardSource {
 		if err = w.check(); err == nil {
 			return w.writeReleased(ctx, ends, cl, kind, buf, whole)
 		}
@@ -197,6 +200,10 @@ func (w *clusterWork) copyClaim(ctx context.Context, ends Ends, cl *Claim, kind 
 	}
 	if err == nil {
 		err = w.check()
+	}
+	if err == nil && kind != Skip && w.o.DiscardSource {
+		// A discard is advice; whether it worked does not matter to the copy.
+		_ = ends.Source.Discard(ctx, off, n)
 	}
 	switch {
 	case err != nil:
