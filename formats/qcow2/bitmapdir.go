@@ -119,6 +119,9 @@ func (d *Driver) readBitmapDir(ctx context.Context) ([]*storedBitmap, error) {
 	if x.size == 0 {
 		return nil, errHeader("Requested bitmap directory size is zero")
 	}
+	if int64(x.offset) > d.file().Size()-int64(x.size) {
+		return nil, errHeader("bitmaps_ext: the bitmap directory (offset %#x, %d bytes) lies past the end of the file", x.offset, x.size)
+	}
 	buf := ioengine.Bounce(int(x.size))
 	defer buf.Release()
 	if err := readAt(ctx, d.file(), int64(x.offset), buf.Bytes()); err != nil {
@@ -178,12 +181,18 @@ func (d *Driver) readBitmap(ctx context.Context, e *storedBitmap, to *bitmaps.Bi
 		return blockgraph.Errorf(blockgraph.Errno(err), format+": %s", e.name, blockgraph.Strerror(err))
 	}
 	const badTable, badData = "Could not read bitmap_table table from image for bitmap '%s'", "Could not read bitmap '%s' from image"
+	inUse := e.flags&bitmapInUse != 0
+	if e.tableOffset > f.Size()-e.tableSize*8 {
+		if inUse {
+			return nil // it has nothing that could be given up
+		}
+		return fail(badTable, syscall.EINVAL)
+	}
 	raw := ioengine.Bounce(int(e.tableSize * 8))
 	defer raw.Release()
 	if err := readAt(ctx, f, e.tableOffset, raw.Bytes()); err != nil {
 		return fail(badTable, err)
 	}
-	inUse := e.flags&bitmapInUse != 0
 	if !inUse && e.tableSize != d.h.tableEntries(d.size.Load(), e.granularityBits) {
 		return fail(badData, syscall.EINVAL)
 	}

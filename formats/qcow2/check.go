@@ -27,7 +27,8 @@ type checker struct {
 	ext      *extensions
 	res      checkResult
 	counts   map[int64]*countPage
-	limit    int64 // first cluster that is out of bounds
+	tables   map[int64]uint32 // how many L1 entries name an L2 table
+	limit    int64            // first cluster that is out of bounds
 	table    []uint64
 	l1       []uint64
 	stored   map[int64][]byte // refcount blocks as on disk, by index
@@ -43,7 +44,7 @@ func check(ctx context.Context, f storage) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{ctx: ctx, f: f, h: h, ext: ext, counts: map[int64]*countPage{}, stored: map[int64][]byte{}}
+	c := &checker{ctx: ctx, f: f, h: h, ext: ext, counts: map[int64]*countPage{}, tables: map[int64]uint32{}, stored: map[int64][]byte{}}
 	c.limit = h.clusters(f.Size()) + 1
 	return c, c.run()
 }
@@ -57,9 +58,7 @@ func (c *checker) run() error {
 	}
 	c.l1 = l1
 	c.ref(int64(h.l1Offset), int64(h.l1Size)*l1EntrySize, "active L1 table")
-	if err := c.walkL1(l1); err != nil {
-		return err
-	}
+	c.walkL1(l1)
 	list, tableSize, err := readSnapshots(c.ctx, c.f, h)
 	if err != nil {
 		return err
@@ -70,12 +69,18 @@ func (c *checker) run() error {
 			c.corruption("snapshot '%s' has an L1 table out of bounds", s.name)
 			continue
 		}
+		c.ref(int64(s.l1Offset), int64(s.l1Size)*l1EntrySize, "snapshot L1 table")
+		if c.count(int64(s.l1Offset)>>h.clusterBits) > 1 {
+			continue // it is used for something else, too, which the comparison tells
+		}
 		words, err := c.words(int64(s.l1Offset), int64(s.l1Size))
 		if err != nil {
 			return err
 		}
-		c.ref(int64(s.l1Offset), int64(s.l1Size)*l1EntrySize, "snapshot L1 table")
-		if err := c.walkL1(words); err != nil {
+		c.walkL1(words)
+	}
+	for off, times := range c.tables {
+		if err := c.walkL2(off, times); err != nil {
 			return err
 		}
 	}
@@ -104,7 +109,10 @@ func (c *checker) leak(format string, args ...any) {
 }
 
 // ref counts a reference to all clusters of bytes [off, off+n).
-func (c *checker) ref(off, n int64, what string) {
+func (c *checker) ref(off, n int64, what string) { c.refs(off, n, 1, what) }
+
+// refs counts several of them.
+func (c *checker) refs(off, n int64, times uint32, what string) {
 	if n <= 0 {
 		return
 	}
@@ -119,7 +127,7 @@ func (c *checker) ref(off, n int64, what string) {
 			page = new(countPage)
 			c.counts[cl/4096] = page
 		}
-		page[cl%4096]++
+		page[cl%4096] += times
 	}
 }
 
@@ -130,24 +138,21 @@ func (c *checker) count(cluster int64) uint64 {
 	return 0
 }
 
-// words reads n big-endian words.
+// words reads n big-endian words, as far as they lie within the file.
 func (c *checker) words(off, n int64) ([]uint64, error) {
-	if n == 0 {
-		return nil, nil
-	}
-	b := ioengine.Bounce(int(n * 8))
-	defer b.Release()
-	if err := readAt(c.ctx, c.f, off, b.Bytes()); err != nil {
+	b, err := tableAt(c.ctx, c.f, off, n*8)
+	if err != nil {
 		return nil, err
 	}
-	w := make([]uint64, n)
+	w := make([]uint64, len(b)/8)
 	for i := range w {
-		w[i] = binary.BigEndian.Uint64(b.Bytes()[i*8:])
+		w[i] = binary.BigEndian.Uint64(b[i*8:])
 	}
 	return w, nil
 }
 
-func (c *checker) walkL1(l1 []uint64) error {
+// walkL1 counts the L2 tables of an L1 table.
+func (c *checker) walkL1(l1 []uint64) {
 	for i, e := range l1 {
 		off := int64(e & l1OffsetMask)
 		if off == 0 {
@@ -158,28 +163,34 @@ func (c *checker) walkL1(l1 []uint64) error {
 			c.corruption("L2 table at %#x is not aligned (L1 index %d)", off, i)
 			continue
 		}
-		if off>>c.h.clusterBits >= c.limit {
-			continue
+		if off>>c.h.clusterBits < c.limit {
+			c.tables[off]++
 		}
-		l2, err := c.words(off, 1<<c.h.l2Bits)
-		if err != nil {
-			return err
-		}
-		for j, e := range l2 {
-			switch c.h.kindOf(l2Entry{word: e}, 0) {
-			case compressed:
-				off, n := c.h.compressedExtent(e)
-				if e&flagCopied != 0 {
-					c.corruption("compressed cluster at %#x has the copied flag", off)
-				}
-				c.ref(off, n, "compressed cluster")
-			case zeroAlloc, data:
-				off := int64(e & l2OffsetMask)
-				if off&(c.h.clusterSize-1) != 0 {
-					c.corruption("data cluster at %#x is not aligned (L2 index %d)", off, j)
-				}
-				c.ref(off, c.h.clusterSize, "data cluster")
+	}
+}
+
+// walkL2 counts what an L2 table refers to, which is in use several times when
+// snapshots share it. Each table is read once, however many entries of a
+// hostile image name it.
+func (c *checker) walkL2(off int64, times uint32) error {
+	l2, err := c.words(off, 1<<c.h.l2Bits)
+	if err != nil {
+		return err
+	}
+	for j, e := range l2 {
+		switch c.h.kindOf(l2Entry{word: e}, 0) {
+		case compressed:
+			off, n := c.h.compressedExtent(e)
+			if e&flagCopied != 0 {
+				c.corruption("compressed cluster at %#x has the copied flag", off)
 			}
+			c.refs(off, n, times, "compressed cluster")
+		case zeroAlloc, data:
+			off := int64(e & l2OffsetMask)
+			if off&(c.h.clusterSize-1) != 0 {
+				c.corruption("data cluster at %#x is not aligned (L2 index %d)", off, j)
+			}
+			c.refs(off, c.h.clusterSize, times, "data cluster")
 		}
 	}
 	return nil
@@ -210,6 +221,9 @@ func (c *checker) walkBitmaps() error {
 		}
 		p = p[size:]
 		c.ref(table, n*8, "bitmap table")
+		if c.count(table>>c.h.clusterBits) > 1 {
+			continue // the same, for tables of bitmaps; the count is wrong already
+		}
 		words, err := c.words(table, n)
 		if err != nil {
 			return err
@@ -248,6 +262,9 @@ func (c *checker) walkRefcounts() error {
 		if c.count(off>>h.clusterBits) != 1 {
 			c.corruption("refcount block %d at %#x is used for something else, too", i, off)
 			c.brokenRC = true
+			if c.count(off>>h.clusterBits) > 1 {
+				continue // each block is read once, however often a hostile table names it
+			}
 		}
 		b := make([]byte, h.clusterSize)
 		if err := readAt(c.ctx, c.f, off, b); err != nil {
@@ -313,6 +330,7 @@ func (c *checker) wrongFlags(f func(table, entry int64, old uint64), count func(
 	wrong := func(e uint64) bool {
 		return (count(int64(e&l2OffsetMask)>>cb) == 1) != (e&flagCopied != 0)
 	}
+	seen := make(map[int64]bool, len(c.tables))
 	for i, e := range c.l1 {
 		off := int64(e & l1OffsetMask)
 		if off == 0 || off&(c.h.clusterSize-1) != 0 || off>>cb >= c.limit {
@@ -321,6 +339,10 @@ func (c *checker) wrongFlags(f func(table, entry int64, old uint64), count func(
 		if wrong(e) {
 			f(int64(i), -1, e)
 		}
+		if seen[off] {
+			continue
+		}
+		seen[off] = true
 		l2, err := c.words(off, 1<<c.h.l2Bits)
 		if err != nil {
 			return err

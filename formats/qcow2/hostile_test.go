@@ -75,69 +75,6 @@ func TestCacheOptionErrors(t *testing.T) {
 	}
 }
 
-// FuzzImage opens, reads, writes and checks images that somebody has tampered
-// with. Nothing may crash, hang or take memory out of proportion.
-func FuzzImage(f *testing.F) {
-	seed := func(opts ...imageOption) []byte {
-		img := newImage(f, 64<<10, opts...)
-		d := openImage(f, img, nil)
-		put(f, d, 0, fill(1, 2000))
-		if err := d.WriteV(ctxb, 8192, blockgraph.MakeIOVec(make([]byte, 512)), blockgraph.Compressed); err != nil {
-			f.Fatal(err)
-		}
-		closeImage(f, d)
-		return img.b
-	}
-	f.Add(seed(clusterSize(512)))
-	f.Add(seed(clusterSize(512), v2))
-	f.Add(seed(clusterSize(512), refcountBits(1)))
-	f.Add(bitmapImage(f).b)
-	f.Fuzz(func(_ *testing.T, b []byte) { fuzzOne(b) })
-}
-
-// fuzzOne uses an image in every way.
-func fuzzOne(b []byte) {
-
-	img := &memFile{b: append([]byte(nil), b...)}
-	if d, err := open(ctxb, testChildren{img, nil}, &qapi.BlockdevOptions{}, true); err == nil {
-		size := min(d.size.Load(), 1<<20)
-		if size > 0 {
-			_ = d.ReadV(ctxb, 0, blockgraph.MakeIOVec(make([]byte, size)), 0)
-			_, _ = d.BlockStatus(ctxb, 0, size, blockgraph.StatusPrecise)
-		}
-		_ = d.Close(ctxb)
-	}
-	if len(img.b) >= 112 && binary.BigEndian.Uint32(img.b[36:]) < 1<<12 {
-		_, _ = check(ctxb, img)
-	}
-	img.fault = func(op string, off, n int64) error {
-		if op == "write" && off+n > 64<<20 {
-			return blockgraph.ErrNotSupported
-		}
-		return nil
-	}
-	d, err := open(ctxb, testChildren{img, nil}, &qapi.BlockdevOptions{}, false)
-	if err != nil {
-		return
-	}
-	if size := min(d.size.Load(), 1<<20); size > 0 {
-		_ = d.BeforeChange(ctxb, 0, size)
-		if bitmaps.Check(d.size.Load(), 1<<20) == nil {
-			more := &blockgraph.DirtyBitmap{Name: "more", Persistent: true, Bits: bitmaps.New(d.size.Load(), 1<<20)}
-			_ = d.StoreBitmaps(ctxb, append(d.bitmaps.want[:len(d.bitmaps.want)/2:len(d.bitmaps.want)/2], more))
-		}
-	}
-	if size := min(d.size.Load(), 1<<20); size >= 4096 {
-		_ = d.WriteV(ctxb, size/2, blockgraph.MakeIOVec(make([]byte, 3000)), 0)
-		if d.h.clusterSize <= size {
-			_ = d.WriteZeroes(ctxb, 0, d.h.clusterSize, 0)
-		}
-		_ = d.Discard(ctxb, 0, min(d.h.clusterSize, d.size.Load()))
-		_ = d.Flush(ctxb)
-	}
-	_ = d.Close(ctxb)
-}
-
 // bitmapImage is an image with two bitmaps, of which one is in use.
 func bitmapImage(t testing.TB) *memFile {
 	img := newImage(t, 64<<10, clusterSize(512))
@@ -219,5 +156,96 @@ func TestATableOfOnesIsAllDirty(t *testing.T) {
 	d = openImage(t, img, nil)
 	if n := d.bitmaps.want[0].Bits.Count(); n != 64<<10 {
 		t.Errorf("%d bytes dirty", n)
+	}
+}
+
+// readsOf counts the reads of a file while f runs.
+func readsOf(f *memFile, do func()) (n int) {
+	f.setFault(func(op string, _, _ int64) error {
+		if op == "read" {
+			n++
+		}
+		return nil
+	})
+	do()
+	f.setFault(nil)
+	return n
+}
+
+// A table that many entries name is read once: otherwise a small image keeps a
+// check, and the repair of a dirty one when it is opened, busy for hours.
+func TestCheckReadsTablesThatAreNamedOftenOnce(t *testing.T) {
+	img := newImage(t, 64<<20, clusterSize(512), refcountBits(64))
+	d := openImage(t, img, nil)
+	put(t, d, 0, fill(1, 512))
+	closeImage(t, d)
+	p := partsOf(t, img)
+	l1 := p.l1()
+	for i := 8; i < len(l1); i += 8 {
+		copy(l1[i:], l1[:8])
+	}
+	table := at(img.b, int64(p.h.refTableOffset), 512)
+	for i := 8; i < len(table); i += 8 {
+		copy(table[i:], table[:8])
+	}
+	if len(l1) < 8*1000 {
+		t.Fatalf("the L1 table has %d bytes", len(l1))
+	}
+	reads := readsOf(img, func() {
+		c, err := check(ctxb, img)
+		if err != nil || c.res.corruptions == 0 {
+			t.Fatal(err)
+		}
+	})
+	if reads > 20 {
+		t.Errorf("%d reads", reads)
+	}
+}
+
+// Tables as long as the format allows cost neither reads nor memory where the
+// file has nothing of them.
+func TestTablesPastTheEndOfTheFileAreNotRead(t *testing.T) {
+	img := newImage(t, 1<<20)
+	be := binary.BigEndian
+	be.PutUint32(img.b[fieldL1Size:], maxL1Size/8)
+	be.PutUint64(img.b[fieldL1Offset:], 1<<40)
+	img.setFault(func(op string, off, n int64) error {
+		if op == "read" && off+n > int64(len(img.b)) {
+			t.Errorf("read of %d bytes at %#x", n, off)
+		}
+		return nil
+	})
+	d, err := open(ctxb, testChildren{f: img}, &qapi.BlockdevOptions{}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, d, 0, 1<<20); !bytes.Equal(got, make([]byte, 1<<20)) {
+		t.Error("content")
+	}
+	closeImage(t, d)
+	if c, err := check(ctxb, img); err != nil || c.res.corruptions == 0 {
+		t.Error(err)
+	}
+}
+
+func TestSnapshotsPastTheEndOfTheFileAreRefused(t *testing.T) {
+	img := newImage(t, 1<<20)
+	end := len(img.b)
+	binary.BigEndian.PutUint32(img.b[60:], 1000)
+	binary.BigEndian.PutUint64(img.b[64:], uint64(end))
+	for name, c := range map[string]struct {
+		more []byte
+		want string
+	}{
+		"nothing there": {nil, "Snapshot table entry 0 (at 0x40000) lies past the end of the file"},
+		"half an entry": {make([]byte, 20), "Snapshot table entry 0 (at 0x40000) lies past the end of the file"},
+		"long names":    {append(make([]byte, 12), append(fill(0xff, 4), make([]byte, 24)...)...), "Snapshot table entry 0 (at 0x40000) lies past the end of the file"},
+		"one entry":     {make([]byte, 40), "Snapshot table entry 1 (at 0x40028) lies past the end of the file"},
+	} {
+		f := &memFile{b: append(bytes.Clone(img.b), c.more...)}
+		_, err := open(ctxb, testChildren{f: f}, &qapi.BlockdevOptions{}, true)
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -151,13 +151,11 @@ func (d *Driver) readBackingName() error {
 func (d *Driver) readTables(ctx context.Context, f storage) error {
 	h := d.h
 	l1 := newL1Table(int64(h.l1Offset), int64(h.l1Size))
-	raw := make([]byte, int64(h.l1Size)*l1EntrySize)
-	if len(raw) > 0 {
-		if err := readAt(ctx, f, l1.offset, raw); err != nil {
-			return blockgraph.Errorf(blockgraph.Errno(err), "Could not read L1 table: %s", blockgraph.Strerror(err))
-		}
+	raw, err := tableAt(ctx, f, l1.offset, int64(h.l1Size)*l1EntrySize)
+	if err != nil {
+		return blockgraph.Errorf(blockgraph.Errno(err), "Could not read L1 table: %s", blockgraph.Strerror(err))
 	}
-	for i := range l1.entries {
+	for i := range len(raw) / l1EntrySize {
 		e := binary.BigEndian.Uint64(raw[i*l1EntrySize:])
 		l1.entries[i].Store(e)
 		if off := e & l1OffsetMask; off != 0 {
@@ -167,12 +165,13 @@ func (d *Driver) readTables(ctx context.Context, f storage) error {
 	d.l1.Store(l1)
 
 	f.DebugEvent("reftable_load")
-	raw = make([]byte, int64(h.refTableClusters)<<h.clusterBits)
-	if err := readAt(ctx, f, d.refs.tableOffset, raw); err != nil {
+	tableLen := int64(h.refTableClusters) << h.clusterBits
+	raw, err = tableAt(ctx, f, d.refs.tableOffset, tableLen)
+	if err != nil {
 		return blockgraph.Errorf(blockgraph.Errno(err), "Could not initialize refcount handling: %s", blockgraph.Strerror(err))
 	}
-	d.refs.table = make([]uint64, len(raw)/8)
-	for i := range d.refs.table {
+	d.refs.table = make([]uint64, tableLen/8)
+	for i := range len(raw) / 8 {
 		e := binary.BigEndian.Uint64(raw[i*8:]) & refTableMask
 		d.refs.table[i] = e
 		if e != 0 && e < maxHostOffset {
@@ -188,7 +187,7 @@ func (d *Driver) readTables(ctx context.Context, f storage) error {
 	d.snapshotTable = place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable}
 	d.meta.setPlaces(kindHeader, place{0, h.clusterSize, kindHeader})
 	d.meta.setPlaces(kindActiveL1, place{l1.offset, l1.offset + int64(h.l1Size)*l1EntrySize, kindActiveL1})
-	d.meta.setPlaces(kindRefTable, place{d.refs.tableOffset, d.refs.tableOffset + int64(len(raw)), kindRefTable})
+	d.meta.setPlaces(kindRefTable, place{d.refs.tableOffset, d.refs.tableOffset + tableLen, kindRefTable})
 	d.meta.setPlaces(kindSnapshotTable, place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable})
 	d.meta.setPlaces(kindInactiveL1, l1Places(list)...)
 	if b := d.ext.bitmaps; b.present {

@@ -43,6 +43,10 @@ func readSnapshots(ctx context.Context, f storage, h *header) (list []snapshot, 
 	fixed := make([]byte, snapshotHeader)
 	for i := range h.snapshots {
 		off = (off + 7) &^ 7
+		past := func(n int64) bool { return off > f.Size()-n }
+		if past(snapshotHeader) {
+			return nil, 0, blockgraph.Errorf(syscall.EINVAL, "Snapshot table entry %d (at %#x) lies past the end of the file", i, off)
+		}
 		if err := readAt(ctx, f, off, fixed); err != nil {
 			return fail(err)
 		}
@@ -58,8 +62,11 @@ func readSnapshots(ctx context.Context, f storage, h *header) (list []snapshot, 
 		if extra > maxSnapshotExtra {
 			return nil, 0, blockgraph.Errorf(syscall.EFBIG, "Too much extra metadata in snapshot table entry %d", i)
 		}
+		if past(extra + idLen + nameLen) {
+			return nil, 0, blockgraph.Errorf(syscall.EINVAL, "Snapshot table entry %d (at %#x) lies past the end of the file", i, off-snapshotHeader)
+		}
 		rest := make([]byte, extra+idLen+nameLen)
-		if err := readAt(ctx, f, off, rest); err != nil && len(rest) > 0 {
+		if err := readAt(ctx, f, off, rest); err != nil {
 			return fail(err)
 		}
 		off += int64(len(rest))

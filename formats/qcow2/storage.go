@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"context"
+	"syscall"
 
 	"blockd/blockgraph"
 	"blockd/qapi"
@@ -73,11 +74,30 @@ func (c nodeChildren) backing() storage {
 	return nil
 }
 
-// readAt reads all of p.
+// readAt reads all of p. What lies past the end of the file is zeroes, and is
+// not asked for.
 func readAt(ctx context.Context, s storage, off int64, p []byte) error {
+	if off < 0 {
+		return syscall.EINVAL
+	}
+	inside := min(max(s.Size()-off, 0), int64(len(p)))
+	clear(p[inside:])
+	if p = p[:inside]; inside == 0 {
+		return nil
+	}
 	var v blockgraph.IOVec
 	v.SetBytes(p)
 	return s.ReadV(ctx, off, &v, 0)
+}
+
+// tableAt reads a table of n bytes as far as it lies within the file: what the
+// header says of its length is no reason to take memory.
+func tableAt(ctx context.Context, s storage, off, n int64) ([]byte, error) {
+	p := make([]byte, min(n, max(s.Size()-off+7, 0)&^7))
+	if len(p) == 0 {
+		return nil, nil
+	}
+	return p, readAt(ctx, s, off, p)
 }
 
 // writeAt writes all of p.
