@@ -20,20 +20,23 @@ type Tx struct {
 	ctx   context.Context
 	cause Cause
 
-	states    map[*Node]*NodeState // staged
-	added     map[*Node][]*Edge    // staged parents of a node
-	removed   map[*Edge]struct{}
-	perms     map[*Edge][2]Perm   // staged permissions of published edges
-	owned     map[*Node]bool      // staged monitor references
-	inherits  map[*Node]*Node     // staged Node.inherits
-	rested    map[*Root]*[2]Perm  // staged Root.rested
-	iothreads map[*Node]*Iothread // staged Node.iothread
-	threads   []*Iothread         // that this change gives or takes users
-	blockers  map[*Node][]*Blocker
-	touched   []*Node // whose users changed
-	drained   map[*Root]struct{}
-	quiesced  []Quiescer
-	locked    map[*Node]struct{} // whose drivers were told of staged permissions
+	states   map[*Node]*NodeState // staged
+	added    map[*Node][]*Edge    // staged parents of a node
+	removed  map[*Edge]struct{}
+	perms    map[*Edge][2]Perm  // staged permissions of published edges
+	owned    map[*Node]bool     // staged monitor references
+	inherits map[*Node]*Node    // staged Node.inherits
+	rested   map[*Root]*[2]Perm // staged Root.rested
+	// anticipated are read-only nodes whose published state lets them be written
+	// to already.
+	anticipated map[*Node]struct{}
+	iothreads   map[*Node]*Iothread // staged Node.iothread
+	threads     []*Iothread         // that this change gives or takes users
+	blockers    map[*Node][]*Blocker
+	touched     []*Node // whose users changed
+	drained     map[*Root]struct{}
+	quiesced    []Quiescer
+	locked      map[*Node]struct{} // whose drivers were told of staged permissions
 
 	published bool // the commit has begun
 	// orphans is closed when nodes that did not close in time have; nil: all did.
@@ -61,7 +64,7 @@ func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
 		g: g, ctx: ctx, cause: cause,
 		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
-		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, anticipated: map[*Node]struct{}{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
 		locked: map[*Node]struct{}{},
 	}
 }
