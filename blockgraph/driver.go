@@ -117,6 +117,9 @@ type OpenRequest struct {
 	Probed bool
 	// Bitmap is the dirty bitmap that the options name; see DriverType.Bitmap.
 	Bitmap *DirtyBitmap
+
+	tx  *Tx
+	way opening
 }
 
 // DriverType describes a driver, for the registry.

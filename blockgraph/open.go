@@ -108,7 +108,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	if err != nil {
 		return nil, err
 	}
-	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed, Bitmap: marked})
+	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed, Bitmap: marked, tx: tx, way: w})
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +129,35 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 		tx.Stage(n).ReadOnly = n.state.Load().ReadOnly
 	}
 	return n, tx.refresh([]*Node{n})
+}
+
+// OpenFile opens a file that the image's own header names, and attaches it to
+// the node that is being opened. The name is a path and nothing else, relative
+// to the working directory as in the field: an image chooses no protocol. Only
+// within DriverType.Open.
+//
+//blockd:blocking
+func (r *OpenRequest) OpenFile(child string, role Role, name string) error {
+	tx := r.tx
+	o := plainFile(name)
+	n, err := tx.open(o, opening{parent: r.Options, role: role, depth: r.way.depth + 1, fromHeader: true, files: r.way.files})
+	if err != nil {
+		return err
+	}
+	if err := tx.SetChild(r.Node, child, role, n); err != nil {
+		return err
+	}
+	tx.setInherits(n, r.Node)
+	return tx.refresh([]*Node{r.Node})
+}
+
+// plainFile returns the options of a file at a path.
+func plainFile(name string) *qapi.BlockdevOptions {
+	o := &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverFile, File: &qapi.BlockdevOptionsFile{Filename: name}}
+	if isBlockDevice(name) {
+		o.Driver = qapi.BlockdevDriverHostDevice
+	}
+	return o
 }
 
 // FallBackReadOnly is called by a driver's Open under AutoReadOnly when the
@@ -400,11 +429,7 @@ func (g *Graph) ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.B
 	} else if proto != "" {
 		return file, nil, qapi.Errorf("Unknown protocol '%s'", proto)
 	}
-	o := &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverFile, File: &qapi.BlockdevOptionsFile{Filename: name}}
-	if isBlockDevice(name) {
-		o.Driver = qapi.BlockdevDriverHostDevice
-	}
-	return qapi.BlockdevRef{Definition: o}, nil, nil
+	return qapi.BlockdevRef{Definition: plainFile(name)}, nil, nil
 }
 
 // protocolOf returns what stands before the first colon, unless a slash comes
