@@ -59,8 +59,8 @@ func newDrivers(d *Daemon, allowed []string, clk clock.Clock) drivers {
 		types:      types,
 		createFile: host.Create,
 		formats: map[string]monitor.FormatCreator{
-			"qcow2": func(ctx context.Context, f *blockgraph.Edge, o *qapi.BlockdevCreateOptions) error {
-				return qcow2.Create(ctx, f, o.Qcow2)
+			"qcow2": func(ctx context.Context, f monitor.ImageFiles, o *qapi.BlockdevCreateOptions) error {
+				return qcow2.Create(ctx, qcow2.Files{File: f.File, Data: f.Data, DataName: f.DataName}, o.Qcow2)
 			},
 		},
 	}

@@ -28,47 +28,85 @@ func (m *Monitor) creators() create.Creators {
 			return m.CreateFile(ctx, o.File)
 		},
 		qapi.BlockdevDriverQcow2: func(ctx context.Context, g *blockgraph.Graph, o *qapi.BlockdevCreateOptions) error {
-			return m.createFormat(ctx, g, &o.Qcow2.File, o, m.Formats["qcow2"])
+			return m.createFormat(ctx, g, &o.Qcow2.File, o.Qcow2.DataFile, o, m.Formats["qcow2"])
 		},
 	}
 }
 
-// FormatCreator writes a format's empty image into a file. It runs on a
-// worker; file is writable and resizable.
-type FormatCreator func(ctx context.Context, file *blockgraph.Edge, o *qapi.BlockdevCreateOptions) error
+// ImageFiles are what a format's image is written into, writable and resizable.
+type ImageFiles struct {
+	File *blockgraph.Edge
+	// Data is an external data file, or nil; DataName is its name.
+	Data     *blockgraph.Edge
+	DataName string
+}
+
+// FormatCreator writes a format's empty image into files. It runs on a worker.
+type FormatCreator func(ctx context.Context, f ImageFiles, o *qapi.BlockdevCreateOptions) error
 
 // FileCreator makes a file.
 type FileCreator func(ctx context.Context, o *qapi.BlockdevCreateOptionsFile) error
 
 const creating = blockgraph.PermWrite | blockgraph.PermResize
 
-// createFormat makes a format's image for blockdev-create. The graph token is
-// held while the file is opened and given up, not while it is written.
-func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref *qapi.BlockdevRef, o *qapi.BlockdevCreateOptions, create FormatCreator) error {
+// createFormat makes a format's image for blockdev-create; data is its external
+// data file, or nil. The graph token is held while the files are opened and
+// given up, not while they are written.
+func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, data *qapi.BlockdevRef, o *qapi.BlockdevCreateOptions, create FormatCreator) error {
 	cause := blockgraph.Cause{Command: "blockdev-create"}
-	var root *blockgraph.Root
+	var roots []*blockgraph.Root
+	var dataName string
 	err := g.Update(ctx, cause, func(tx *blockgraph.Tx) error {
-		n, err := tx.OpenRef(ref)
-		if err != nil {
-			return err
+		for _, ref := range []*qapi.BlockdevRef{ref, data} {
+			if ref == nil {
+				continue
+			}
+			n, err := tx.OpenRef(ref)
+			if err != nil {
+				return err
+			}
+			root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: creating, Shared: blockgraph.PermAll})
+			if err != nil {
+				return err
+			}
+			roots = append(roots, root)
+			if ref == data {
+				dataName = tx.Filename(n)
+			}
 		}
-		root, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: creating, Shared: blockgraph.PermAll})
-		return err
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	err = writeFormat(ctx, root, o, create)
-	return errors.Join(err, g.Update(context.WithoutCancel(ctx), cause, func(tx *blockgraph.Tx) error { return tx.CloseRoot(root) }))
+	err = writeFormat(ctx, roots, dataName, o, create)
+	return errors.Join(err, g.Update(context.WithoutCancel(ctx), cause, func(tx *blockgraph.Tx) error {
+		for _, root := range roots {
+			if err := tx.CloseRoot(root); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
 }
 
-func writeFormat(ctx context.Context, root *blockgraph.Root, o *qapi.BlockdevCreateOptions, create FormatCreator) error {
-	a, err := root.Enter(ctx)
-	if err != nil {
-		return err
+// writeFormat writes an image through the root of its file and, if there is
+// one, that of its data file.
+func writeFormat(ctx context.Context, roots []*blockgraph.Root, dataName string, o *qapi.BlockdevCreateOptions, create FormatCreator) error {
+	f := ImageFiles{DataName: dataName}
+	for i, root := range roots {
+		a, err := root.Enter(ctx)
+		if err != nil {
+			return err
+		}
+		defer a.Leave()
+		if i == 0 {
+			f.File = a.Edge()
+		} else {
+			f.Data = a.Edge()
+		}
 	}
-	defer a.Leave()
-	return create(ctx, a.Edge(), o)
+	return create(ctx, f, o)
 }
 
 // newImage describes an image to be made by a command that names a file.
@@ -149,7 +187,7 @@ func fillImage(tx *blockgraph.Tx, ref *qapi.BlockdevRef, img newImage, create Fo
 		format := qapi.BlockdevDriver(img.backingFormat)
 		o.Qcow2.BackingFile, o.Qcow2.BackingFmt = &img.backing, &format
 	}
-	if err := writeFormat(tx.Context(), root, o, create); err != nil {
+	if err := writeFormat(tx.Context(), []*blockgraph.Root{root}, "", o, create); err != nil {
 		return err
 	}
 	if err := tx.CloseRoot(root); err != nil {

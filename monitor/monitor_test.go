@@ -46,8 +46,8 @@ func newWorld(t *testing.T) *world {
 	})
 	w.Monitor = New(Config{Graph: g, Jobs: set, Exports: exports.New(exports.Options{Graph: g, Clock: clk}),
 		CreateFile: host.Create,
-		Formats: map[string]FormatCreator{"qcow2": func(ctx context.Context, f *blockgraph.Edge, o *qapi.BlockdevCreateOptions) error {
-			return qcow2.Create(ctx, f, o.Qcow2)
+		Formats: map[string]FormatCreator{"qcow2": func(ctx context.Context, f ImageFiles, o *qapi.BlockdevCreateOptions) error {
+			return qcow2.Create(ctx, qcow2.Files{File: f.File, Data: f.Data, DataName: f.DataName}, o.Qcow2)
 		}}})
 	t.Cleanup(func() {
 		if err := set.Shutdown(context.Background()); err != nil {

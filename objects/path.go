@@ -87,8 +87,7 @@ func (p *place) descend(parts []string) *place {
 	return p
 }
 
-// NotFound is the error for a path or an id that names nothing.
-func NotFound(path string) error {
+func notFound(path string) error {
 	return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", path)
 }
 
@@ -133,7 +132,7 @@ func (r *Registry) resolveToList(path string) (*place, error) {
 	case ambiguous:
 		return nil, qapi.Errorf("Path '%s' is ambiguous", path)
 	case p == nil:
-		return nil, NotFound(path)
+		return nil, notFound(path)
 	}
 	return p, nil
 }
@@ -165,7 +164,7 @@ func (r *Registry) Get(path, property string) (any, error) {
 	defer r.mu.Unlock()
 	p, _ := r.resolve(path)
 	if p == nil {
-		return nil, NotFound(path)
+		return nil, notFound(path)
 	}
 	v, ok := p.get(property)
 	if !ok {
@@ -181,7 +180,7 @@ func (r *Registry) Set(path, property string, value any) error {
 	defer r.mu.Unlock()
 	p, _ := r.resolve(path)
 	if p == nil {
-		return NotFound(path)
+		return notFound(path)
 	}
 	q := p.class.property(property)
 	switch {

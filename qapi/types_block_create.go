@@ -93,6 +93,13 @@ type BlockdevCreateOptionsFile struct {
 // node File.
 type BlockdevCreateOptionsQcow2 struct {
 	File BlockdevRef `qapi:"file"`
+	// Where guest clusters lie. Default: in File.
+	DataFile *BlockdevRef `qapi:"data-file"`
+	// DataFile alone is to be what the guest sees. Default false.
+	DataFileRaw *bool `qapi:"data-file-raw"`
+	// 32 subclusters for each cluster, in L2 entries of twice the size. Default
+	// false.
+	ExtendedL2 *bool `qapi:"extended-l2"`
 	// Virtual size in bytes.
 	Size uint64 `qapi:"size,size"`
 	// Default v3.

@@ -248,31 +248,6 @@ type BlockdevOptionsRaw struct {
 	Offset *int64 `qapi:"offset"`
 	// Bytes. Default: to the end of the file.
 	Size *int64 `qapi:"size"`
-	// Whether persistent dirty bitmaps are kept beside the image. Default off.
-	XBitmaps *RawBitmapPersistence `qapi:"x-bitmaps,features=unstable"`
-	// The file that has them. Default: the image's name with .bitmaps behind it.
-	XBitmapsFile *string `qapi:"x-bitmaps-file,features=unstable"`
-}
-
-// RawBitmapPersistence says whether a raw image has persistent dirty bitmaps.
-// Beyond the field.
-type RawBitmapPersistence string
-
-// Values of RawBitmapPersistence.
-const (
-	// RawBitmapPersistenceOff: it has none.
-	RawBitmapPersistenceOff RawBitmapPersistence = "off"
-	// RawBitmapPersistenceSidecar: they are in a file beside the image, and after
-	// an unclean end inconsistent.
-	RawBitmapPersistenceSidecar RawBitmapPersistence = "sidecar"
-	// RawBitmapPersistenceSidecarExclusive: nobody but blockd writes to the image,
-	// so that the bitmaps are valid after an unclean end, too.
-	RawBitmapPersistenceSidecarExclusive RawBitmapPersistence = "sidecar-exclusive"
-)
-
-// QAPIEnum lists the values that blockd accepts.
-func (RawBitmapPersistence) QAPIEnum() []string {
-	return []string{"off", "sidecar", "sidecar-exclusive"}
 }
 
 // BlockdevOptionsThrottle are the options of throttle.
@@ -310,6 +285,9 @@ type BlockdevOptionsQcow2 struct {
 	// Seconds after which unused cache entries are dropped; 0 is never. Default
 	// 600.
 	CacheCleanInterval *int64 `qapi:"cache-clean-interval"`
+	// Where guest clusters lie, when that is not in File. Default: the file that
+	// the header names.
+	DataFile *BlockdevRef `qapi:"data-file"`
 	// How persistent dirty bitmaps are stored. Default crash-safe.
 	XBitmaps *Qcow2BitmapPersistence `qapi:"x-bitmaps,features=unstable"`
 }

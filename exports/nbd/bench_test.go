@@ -31,7 +31,7 @@ func benchmark(b *testing.B, cmd nbdproto.Command) {
 			if cmd == nbdproto.CmdWrite {
 				one = append(one, make([]byte, block)...)
 			} else {
-				reply = nbdproto.ChunkHeaderSize + nbdproto.OffsetSize + block
+				reply = nbdproto.OffsetDataSize + block
 			}
 			var out []byte
 			for range depth {

@@ -27,6 +27,9 @@ func (d *Driver) ChangeBackingFile(ctx context.Context, name, format string) err
 	if len(name) > maxBackingName || len(format) > maxBackingFormat {
 		return syscall.EINVAL
 	}
+	if name != "" && d.h.raw {
+		return syscall.EINVAL // the data file alone would no longer do
+	}
 	if d.readOnly.Load() {
 		return syscall.EROFS
 	}

@@ -39,6 +39,7 @@ type sinkChildren struct{ s *sink }
 
 func (c sinkChildren) file() storage          { return c.s }
 func (c sinkChildren) backing() storage       { return nil }
+func (c sinkChildren) data() storage          { return nil }
 func (c sinkChildren) node() *blockgraph.Node { return nil }
 
 func benchImage(b *testing.B, size int64) *Driver {

@@ -49,9 +49,6 @@ type bitmapStore struct {
 	at     place // of the directory
 	// final: the image is given up; in_use is taken back.
 	final bool
-	// doubtful: the header was to refer to these clusters instead of dir's, and
-	// writing it failed. What the disk has is known when it succeeds again.
-	doubtful []extent
 
 	infos atomic.Pointer[[]qapi.Qcow2BitmapInfo]
 }
@@ -160,15 +157,12 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 	}
 	w := &bitmapWriter{d: d, size: size}
 	next, changed, err := w.plan(ctx)
-	if err == nil && !changed && edit == nil && s.doubtful == nil {
+	if err == nil && !changed && edit == nil {
 		s.setStored(true)
 		return nil
 	}
 	var dirAt, dirLen int64
-	same := !changed && edit == nil
-	if same {
-		dirAt, dirLen = s.at.from, s.at.to-s.at.from
-	} else if err == nil && len(next) > 0 {
+	if err == nil && len(next) > 0 {
 		dir := encodeDir(next)
 		dirLen = int64(len(dir))
 		dirAt, err = w.put(ctx, dir)
@@ -182,10 +176,7 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 		return err
 	}
 	s.setStored(false)
-	var old []extent
-	if !same {
-		old = d.bitmapExtents(next)
-	}
+	old := d.bitmapExtents(next)
 	err = d.switchHeader(ctx, func(ext *extensions) {
 		ext.setBitmaps(len(next), dirAt, dirLen)
 	}, func(b []byte) {
@@ -203,12 +194,10 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 	})
 	if err != nil {
 		// Nobody knows which of the two directories the disk has: neither's
-		// clusters can be used for anything else yet.
-		s.doubtful = append(s.doubtful, w.fresh...)
+		// clusters can be used for anything else.
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update bitmap extension: %s", blockgraph.Strerror(err))
 	}
-	w.giveUp(append(old, s.doubtful...))
-	s.doubtful = nil
+	w.giveUp(old)
 	s.setDir(next, place{dirAt, dirAt + dirLen, kindBitmapDir})
 	s.ahead.Forget()
 	d.meta.setPlaces(kindBitmapDir, s.at)
@@ -222,7 +211,7 @@ func (d *Driver) bitmapExtents(next []*storedBitmap) []extent {
 	cb := d.h.clusterBits
 	var list []extent
 	if at := d.bitmaps.at; at.to > at.from {
-		list = append(list, extent{at.from >> cb, d.h.clusters(at.to - at.from), discardOther})
+		list = append(list, extent{first: at.from >> cb, n: d.h.clusters(at.to - at.from), kind: discardOther})
 	}
 	kept := make(map[int64]struct{}, len(next))
 	for _, e := range next {
@@ -232,10 +221,10 @@ func (d *Driver) bitmapExtents(next []*storedBitmap) []extent {
 		if _, ok := kept[e.tableOffset]; ok {
 			continue
 		}
-		list = append(list, extent{e.tableOffset >> cb, d.h.clusters(e.tableSize * 8), discardOther})
+		list = append(list, extent{first: e.tableOffset >> cb, n: d.h.clusters(e.tableSize * 8), kind: discardOther})
 		for _, v := range e.table {
 			if off := int64(v & l2OffsetMask); off != 0 {
-				list = append(list, extent{off >> cb, 1, discardOther})
+				list = append(list, extent{first: off >> cb, n: 1, kind: discardOther})
 			}
 		}
 	}
@@ -338,7 +327,7 @@ func (w *bitmapWriter) put(ctx context.Context, b []byte) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	w.fresh = append(w.fresh, extent{off >> d.h.clusterBits, n, discardOther})
+	w.fresh = append(w.fresh, extent{first: off >> d.h.clusterBits, n: n, kind: discardOther})
 	if err := d.checkOverlap(off, n<<d.h.clusterBits, 0); err != nil {
 		return 0, err
 	}

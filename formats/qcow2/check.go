@@ -64,6 +64,9 @@ func (c *checker) run() error {
 		return err
 	}
 	c.ref(int64(h.snapshotsOffset), tableSize, "snapshot table")
+	if h.external && len(list) > 0 {
+		c.corruption("%d snapshots in image with data file", len(list))
+	}
 	for _, s := range list {
 		if h.checkTable(s.l1Offset, uint64(s.l1Size), l1EntrySize, maxL1Size, "") != nil || s.l1Offset >= maxHostOffset {
 			c.corruption("snapshot '%s' has an L1 table out of bounds", s.name)
@@ -173,27 +176,62 @@ func (c *checker) walkL1(l1 []uint64) {
 // snapshots share it. Each table is read once, however many entries of a
 // hostile image name it.
 func (c *checker) walkL2(off int64, times uint32) error {
-	l2, err := c.words(off, 1<<c.h.l2Bits)
+	l2, err := c.entries(off)
 	if err != nil {
 		return err
 	}
 	for j, e := range l2 {
-		switch c.h.kindOf(l2Entry{word: e}, 0) {
-		case compressed:
-			off, n := c.h.compressedExtent(e)
-			if e&flagCopied != 0 {
-				c.corruption("compressed cluster at %#x has the copied flag", off)
-			}
-			c.refs(off, n, times, "compressed cluster")
-		case zeroAlloc, data:
-			off := int64(e & l2OffsetMask)
-			if off&(c.h.clusterSize-1) != 0 {
-				c.corruption("data cluster at %#x is not aligned (L2 index %d)", off, j)
-			}
-			c.refs(off, c.h.clusterSize, times, "data cluster")
-		}
+		c.entry(e, j, times)
 	}
 	return nil
+}
+
+// entries reads an L2 table.
+func (c *checker) entries(off int64) ([]l2Entry, error) {
+	words, err := c.words(off, c.h.clusterSize/8)
+	step := 1 << (c.h.l2EntryBits - 3)
+	list := make([]l2Entry, 0, len(words)/step)
+	for len(words) >= step { // the file may end within an entry
+		e := l2Entry{word: words[0]}
+		if c.h.extended {
+			e.bitmap = words[1]
+		}
+		list = append(list, e)
+		words = words[step:]
+	}
+	return list, err
+}
+
+// entry judges the entry with an index in its L2 table, which is in use several
+// times.
+func (c *checker) entry(e l2Entry, index int, times uint32) {
+	h := c.h
+	if e.word&flagCompressed != 0 {
+		off, n := h.compressedExtent(e.word)
+		switch {
+		case e.word&flagCopied != 0:
+			c.corruption("compressed cluster at %#x has the copied flag", off)
+		case e.bitmap != 0:
+			c.corruption("compressed cluster at %#x has subclusters", off)
+		case h.external:
+			c.corruption("compressed cluster at %#x in an image with a data file", off)
+		}
+		c.refs(off, n, times, "compressed cluster")
+		return
+	}
+	off := int64(e.word & l2OffsetMask)
+	if h.kindOf(e, 0) == invalid {
+		c.corruption("cluster at %#x has an invalid bitmap %#x (L2 index %d)", off, e.bitmap, index)
+	}
+	if !h.hasPlace(e) {
+		return
+	}
+	if off&(h.clusterSize-1) != 0 {
+		c.corruption("data cluster at %#x is not aligned (L2 index %d)", off, index)
+	}
+	if !h.external {
+		c.refs(off, h.clusterSize, times, "data cluster")
+	}
 }
 
 // walkBitmaps counts what the bitmaps that are in force use.
@@ -330,6 +368,12 @@ func (c *checker) wrongFlags(f func(table, entry int64, old uint64), count func(
 	wrong := func(e uint64) bool {
 		return (count(int64(e&l2OffsetMask)>>cb) == 1) != (e&flagCopied != 0)
 	}
+	wrongEntry := func(e l2Entry) bool {
+		if c.h.external {
+			return e.word&flagCopied == 0 // only this image has the data file
+		}
+		return wrong(e.word)
+	}
 	seen := make(map[int64]bool, len(c.tables))
 	for i, e := range c.l1 {
 		off := int64(e & l1OffsetMask)
@@ -343,13 +387,13 @@ func (c *checker) wrongFlags(f func(table, entry int64, old uint64), count func(
 			continue
 		}
 		seen[off] = true
-		l2, err := c.words(off, 1<<c.h.l2Bits)
+		l2, err := c.entries(off)
 		if err != nil {
 			return err
 		}
 		for j, e := range l2 {
-			if k := c.h.kindOf(l2Entry{word: e}, 0); (k == data || k == zeroAlloc) && wrong(e) {
-				f(int64(i), int64(j), e)
+			if c.h.hasPlace(e) && wrongEntry(e) {
+				f(int64(i), int64(j), e.word)
 			}
 		}
 	}

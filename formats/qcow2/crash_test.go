@@ -51,9 +51,17 @@ func (r *crashRange) pick() (s, n int64) {
 
 // pickClusters draws a range of whole clusters, and may return none.
 func (r *crashRange) pickClusters(c *crashDisk) (s, n int64) {
-	cs := c.d.h.clusterSize / sector
+	return r.pickUnits(c.d.h.clusterSize / sector)
+}
+
+// pickSubclusters is pickClusters for what may be zeroed and discarded.
+func (r *crashRange) pickSubclusters(c *crashDisk) (s, n int64) {
+	return r.pickUnits(c.d.h.subclusterSize() / sector)
+}
+
+func (r *crashRange) pickUnits(u int64) (s, n int64) {
 	s, n = r.pick()
-	from, to := (s+cs-1)/cs*cs, (s+n)/cs*cs
+	from, to := (s+u-1)/u*u, (s+n)/u*u
 	return from, max(to-from, 0)
 }
 
@@ -70,22 +78,22 @@ var crashSteps = []crashStep{
 	{"write", 8, func(c *crashDisk, r *crashRange) { s, n := r.pick(); c.write(s, n) }},
 	{"flush", 4, func(c *crashDisk, _ *crashRange) { c.flush() }},
 	{"zero", 2, func(c *crashDisk, r *crashRange) {
-		if s, n := r.pickClusters(c); n > 0 && c.zeroes() {
+		if s, n := r.pickSubclusters(c); n > 0 && c.zeroes() {
 			c.zero(s, n, 0)
 		}
 	}},
 	{"unmap", 2, func(c *crashDisk, r *crashRange) {
-		if s, n := r.pickClusters(c); n > 0 && c.d.h.version >= 3 {
+		if s, n := r.pickSubclusters(c); n > 0 && c.d.h.version >= 3 {
 			c.zero(s, n, blockgraph.MayUnmap)
 		}
 	}},
 	{"discard", 2, func(c *crashDisk, r *crashRange) {
-		if s, n := r.pickClusters(c); n > 0 && c.zeroes() {
+		if s, n := r.pickSubclusters(c); n > 0 && c.zeroes() {
 			c.discard(s, n)
 		}
 	}},
 	{"compressed", 2, func(c *crashDisk, r *crashRange) {
-		if s, n := r.pickClusters(c); n > 0 {
+		if s, n := r.pickClusters(c); n > 0 && !c.d.h.external {
 			c.writeAs(s, n, blockgraph.Compressed)
 		}
 	}},
@@ -146,6 +154,8 @@ func crashCases() []crashCase {
 		crashCase{name: "resize", set: optionSet{cluster: 512}, size: 100 << 10, steps: 50, big: 40, more: resized},
 		crashCase{name: "resize-backing", set: optionSet{cluster: 1024, run: smallCache}, size: 100 << 10, backing: true, steps: 50, big: 40, more: resized},
 		crashCase{name: "resize-v2", set: optionSet{cluster: 512, v2: true}, size: 100 << 10, backing: true, steps: 50, big: 40, more: resized},
+		crashCase{name: "resize-data-file", set: optionSet{cluster: 1024, opts: []imageOption{external}}, size: 100 << 10, steps: 50, big: 40, more: resized},
+		crashCase{name: "concurrent-data-file", set: optionSet{cluster: 2048, opts: []imageOption{external}, run: smallCache}, size: 400 << 10, backing: true, steps: 20, workers: 4, big: 40},
 		crashCase{name: "shared", set: optionSet{cluster: 1024}, size: 200 << 10, shared: true, steps: 40, big: 40},
 		crashCase{name: "shared-v2", set: optionSet{cluster: 4096, v2: true}, size: 400 << 10, shared: true, steps: 40, big: 40},
 		crashCase{name: "bitmaps-512", set: optionSet{cluster: 512}, size: 120 << 10, steps: 40, big: 40, bitmaps: true},

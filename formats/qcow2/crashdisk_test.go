@@ -59,6 +59,16 @@ type crashFile struct {
 	qcow2 bool
 }
 
+// linkData makes copies of files each other's data files as the originals are.
+func linkData(files, copies []*crashFile) {
+	for i, x := range files {
+		k := slices.IndexFunc(files, func(y *crashFile) bool { return y.f == x.f.data })
+		if k >= 0 {
+			copies[i].f.data, copies[i].f.dataPath = copies[k].f, x.f.dataPath
+		}
+	}
+}
+
 // crashDisk is a disk of which every sector is filled with a number.
 type crashDisk struct {
 	t       *testing.T
@@ -174,6 +184,9 @@ func newCrashChain(t *testing.T, f *memFile, o *qapi.BlockdevOptionsQcow2, below
 func (c *crashDisk) start(below []*crashFile) {
 	t, f := c.t, c.f
 	c.files = append(c.files, &crashFile{name: "top", f: f, qcow2: true})
+	if f.data != nil {
+		c.files = append(c.files, &crashFile{name: "data", f: f.data})
+	}
 	c.files = append(c.files, below...)
 	c.tops = []crashTop{{0, 0}}
 	c.next.Store(1)
@@ -296,6 +309,9 @@ func (c *crashDisk) flush() {
 // is everything before. Nothing else runs.
 func (c *crashDisk) resize(sectors int64) {
 	start, from, old := c.clock.Add(1), c.now(), c.sizes[len(c.sizes)-1].size/sector
+	if sectors == old {
+		return // nothing happens, and nothing becomes durable
+	}
 	c.step(min(old, sectors), max(old, sectors)-min(old, sectors), func() {
 		c.fail("resize", c.d.Truncate(ctxb, sectors*sector, true, "", false))
 	}, func(int64) uint64 { return 0 })

@@ -138,6 +138,7 @@ func (w *crashWalk) state(how string, keep func(op int, sector int64) bool) *cra
 	for i, y := range w.c.files {
 		x.files = append(x.files, &crashFile{name: y.name, qcow2: y.qcow2, f: &memFile{b: bytes.Clone(w.durable[i])}})
 	}
+	linkData(w.c.files, x.files)
 	for _, i := range w.window {
 		op := &w.log[i]
 		f := x.files[op.file].f
@@ -280,6 +281,7 @@ func (c *crashDisk) oneCrash(w *crashWalk, x *crash, rnd *rand.Rand, count *cras
 		for _, y := range x.files {
 			used.files = append(used.files, &crashFile{name: y.name, qcow2: y.qcow2, f: &memFile{b: bytes.Clone(y.f.b)}})
 		}
+		linkData(c.files, used.files)
 	}
 	c.judge(x)
 	if used != nil {

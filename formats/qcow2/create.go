@@ -12,12 +12,25 @@ import (
 
 const defaultClusterSize = 64 << 10
 
-// Create writes a new image into file, which is empty or is overwritten from
+// Files are what a new image is written into.
+type Files struct {
+	File *blockgraph.Edge
+	// Data is the external data file, or nil, and DataName its name for the
+	// image's header.
+	Data     *blockgraph.Edge
+	DataName string
+}
+
+// Create writes a new image into a file, which is empty or is overwritten from
 // its beginning on. Errors are the field's texts. On a worker.
 //
 //blockd:blocking
-func Create(ctx context.Context, file *blockgraph.Edge, o *qapi.BlockdevCreateOptionsQcow2) error {
-	return create(ctx, edge{file}, o)
+func Create(ctx context.Context, files Files, o *qapi.BlockdevCreateOptionsQcow2) error {
+	l := loneFile{f: edge{files.File}, dataName: files.DataName}
+	if files.Data != nil {
+		l.external = edge{files.Data}
+	}
+	return l.create(ctx, o)
 }
 
 // creation is what create options come to.
@@ -28,6 +41,9 @@ type creation struct {
 	lazy        bool
 	compression uint8
 	prealloc    qapi.PreallocMode
+	external    bool
+	raw         bool
+	extended    bool
 }
 
 func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
@@ -45,14 +61,20 @@ func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
 	if o.ClusterSize != nil {
 		cluster = *o.ClusterSize
 	}
+	if c.extended = is(o.ExtendedL2, false); c.extended && c.version < 3 {
+		return bad("Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)")
+	}
 	if cluster < 1<<minClusterBits || cluster > 1<<maxClusterBits || !isPowerOfTwo(cluster) {
 		return bad("Cluster size must be a power of two between %d and %dk", 1<<minClusterBits, 1<<(maxClusterBits-10))
 	}
 	c.clusterBits = uint32(bits.TrailingZeros64(cluster))
+	if c.extended && c.clusterBits < minExtendedClusterBits {
+		return bad("Extended L2 entries are only supported with cluster sizes of at least %d bytes", 1<<minExtendedClusterBits)
+	}
 	if o.Preallocation != nil {
 		c.prealloc = *o.Preallocation
 	}
-	if o.BackingFile != nil && c.prealloc != qapi.PreallocModeOff {
+	if o.BackingFile != nil && c.prealloc != qapi.PreallocModeOff && !c.extended {
 		return bad("Backing file and preallocation can only be used at the same time if extended_l2 is on")
 	}
 	if o.BackingFmt != nil && o.BackingFile == nil {
@@ -67,9 +89,20 @@ func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
 			return bad("Refcount width must be a power of two and may not exceed 64 bits")
 		}
 		if c.version < 3 && n != 16 {
-			return bad("Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)")
+			return bad("Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)")
 		}
 		c.order = uint32(bits.TrailingZeros64(uint64(n)))
+	}
+	c.external, c.raw = o.DataFile != nil, is(o.DataFileRaw, false)
+	switch {
+	case c.raw && !c.external:
+		return bad("data-file-raw requires data-file")
+	case c.raw && o.BackingFile != nil:
+		return bad("Backing file and data-file-raw cannot be used at the same time")
+	case c.external && c.version < 3:
+		return bad("External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)")
+	case c.raw && c.prealloc == qapi.PreallocModeOff:
+		c.prealloc = qapi.PreallocModeMetadata // the mapping says what the data file does
 	}
 	if o.CompressionType != nil && *o.CompressionType == qapi.Qcow2CompressionTypeZstd {
 		if c.version < 3 {
@@ -80,8 +113,16 @@ func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
 	return c, nil
 }
 
+// create makes an image in one file.
+//
 //blockd:blocking
 func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) error {
+	return loneFile{f: f}.create(ctx, o)
+}
+
+//blockd:blocking
+func (l loneFile) create(ctx context.Context, o *qapi.BlockdevCreateOptionsQcow2) error {
+	f := l.f
 	c, err := checkCreate(o)
 	if err != nil {
 		return err
@@ -99,12 +140,16 @@ func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) 
 	if err != nil {
 		return err
 	}
-	ext := &extensions{features: ourFeatures()}
+	ext := &extensions{features: ourFeatures(), dataFile: l.dataName}
 	if c.version < 3 {
 		ext.features = nil
 	}
 	h.encode(head)
-	copy(head[h.length:], ext.encode(int64(h.length)+int64(len(ext.encode(true))) <= sector))
+	area := ext.encode(int64(h.length)+int64(len(ext.encode(true))) <= sector)
+	if int64(h.length)+int64(len(area)) > cs {
+		return headerError("Could not update qcow2 header", syscall.ENOSPC)
+	}
+	copy(head[h.length:], area)
 	if err := f.Flush(ctx); err != nil {
 		return headerError("Could not write refcount table", err)
 	}
@@ -114,10 +159,10 @@ func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) 
 	if err := f.Flush(ctx); err != nil {
 		return headerError("Could not write qcow2 header", err)
 	}
-	if o.BackingFile == nil && c.prealloc == qapi.PreallocModeOff {
+	if o.BackingFile == nil && c.prealloc == qapi.PreallocModeOff && !c.external {
 		return nil
 	}
-	d, err := open(ctx, loneFile{f}, &qapi.BlockdevOptions{}, false)
+	d, err := open(ctx, l, &qapi.BlockdevOptions{}, false)
 	if err != nil {
 		return err
 	}
@@ -134,13 +179,26 @@ func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) 
 			return headerError("Could not assign backing file '"+*o.BackingFile+"' with format '"+format+"'", err)
 		}
 	}
-	if c.prealloc != qapi.PreallocModeOff {
-		if err := d.preallocate(ctx, 0, int64(o.Size), c.prealloc); err != nil {
-			_ = d.Close(ctx)
-			return blockgraph.Errorf(blockgraph.Errno(err), "Could not resize image: %s", err)
-		}
+	if err := d.fillNew(ctx, int64(o.Size), c.prealloc); err != nil {
+		_ = d.Close(ctx)
+		return blockgraph.Errorf(blockgraph.Errno(err), "Could not resize image: %s", err)
 	}
 	return d.Close(ctx)
+}
+
+// fillNew gives a new image its data file's length and what is preallocated.
+func (d *Driver) fillNew(ctx context.Context, size int64, mode qapi.PreallocMode) error {
+	stale := int64(0)
+	if d.h.external {
+		stale = d.dataFile().Size()
+		if err := d.resizeData(ctx, size, false, mode == qapi.PreallocModeOff, mode); err != nil {
+			return err
+		}
+	}
+	if mode == qapi.PreallocModeOff {
+		return nil
+	}
+	return d.preallocate(ctx, 0, size, stale, mode)
 }
 
 func headerError(what string, err error) error {
@@ -148,11 +206,16 @@ func headerError(what string, err error) error {
 }
 
 // loneFile is an image without a graph around it.
-type loneFile struct{ f storage }
+type loneFile struct {
+	f        storage
+	external storage // data file, or nil
+	dataName string
+}
 
 func (l loneFile) file() storage          { return l.f }
 func (l loneFile) node() *blockgraph.Node { return nil }
 func (l loneFile) backing() storage       { return nil }
+func (l loneFile) data() storage          { return l.external }
 
 // layOut writes the refcount table, refcount blocks and L1 table of an empty
 // image: header, refcount table, refcount blocks, L1 table.
@@ -163,8 +226,13 @@ func (c *creation) layOut(ctx context.Context, f storage, size int64) (*header, 
 		if c.lazy {
 			h.compatible |= compatLazyRefcounts
 		}
-		if c.compression != compressionZlib {
-			h.incompatible |= incompatCompression
+		for bit, on := range map[uint64]bool{incompatCompression: c.compression != compressionZlib, incompatDataFile: c.external, incompatExtendedL2: c.extended} {
+			if on {
+				h.incompatible |= bit
+			}
+		}
+		if c.raw {
+			h.autoclear |= autoclearRaw
 		}
 	}
 	h.setGeometry()
@@ -232,6 +300,7 @@ func (h *header) encode(b []byte) {
 	}
 	be.PutUint64(b[fieldIncompatible:], h.incompatible)
 	be.PutUint64(b[80:], h.compatible)
+	be.PutUint64(b[fieldAutoclear:], h.autoclear)
 	be.PutUint32(b[96:], h.refcountOrder)
 	be.PutUint32(b[100:], h.length)
 	b[104] = h.compression

@@ -92,7 +92,7 @@ func (d *Driver) Size(context.Context) (int64, error) { return d.size.Load(), ni
 
 // Limits returns the request limits.
 func (d *Driver) Limits() blockgraph.Limits {
-	return blockgraph.Limits{ZeroAlignment: d.h.clusterSize, DiscardAlignment: d.h.clusterSize}
+	return blockgraph.Limits{ZeroAlignment: d.h.subclusterSize(), DiscardAlignment: d.h.subclusterSize()}
 }
 
 // Caps returns what the driver does itself.

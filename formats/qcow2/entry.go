@@ -97,14 +97,11 @@ func (h *header) blank(e l2Entry) bool {
 	return h.kindOf(e, 0) == unallocated && e.bitmap == 0
 }
 
-// holdsData tells whether any part of a cluster has stored data that the guest
-// sees.
-func (h *header) holdsData(e l2Entry) bool {
-	if h.extended && e.word&flagCompressed == 0 {
-		return uint32(e.bitmap) != 0
-	}
+// allUnallocated tells whether all of a cluster is unallocated; it may have a
+// place.
+func (h *header) allUnallocated(e l2Entry) bool {
 	k := h.kindOf(e, 0)
-	return k == data || k == compressed
+	return (k == unallocated || k == unallocatedAlloc) && e.bitmap == 0
 }
 
 // subcluster returns the index of the subcluster that holds byte off.

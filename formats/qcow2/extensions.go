@@ -35,6 +35,7 @@ type extension struct {
 
 type extensions struct {
 	backingFormat string
+	dataFile      string // name of the external data file
 	features      []byte // feature name table
 	others        []extension
 	bitmaps       bitmapsExt
@@ -91,6 +92,12 @@ func parseExtensions(h *header, b []byte, start, limit int64) (*extensions, erro
 				return nil, errHeader("ERROR: ext_backing_format: len=%d too large (>=%d)", n, maxBackingFormat+1)
 			}
 			e.backingFormat = strings.TrimRight(string(data), "\x00")
+		case extDataFile:
+			if h.incompatible&incompatDataFile == 0 {
+				e.keep(id, data)
+				break
+			}
+			e.dataFile = string(data)
 		case extFeatureNames:
 			e.features = append([]byte(nil), data...)
 		case extBitmaps:
@@ -172,6 +179,9 @@ func (e *extensions) encode(names bool) []byte {
 	}
 	if e.backingFormat != "" {
 		add(extBackingFormat, []byte(e.backingFormat))
+	}
+	if e.dataFile != "" {
+		add(extDataFile, []byte(e.dataFile))
 	}
 	if x := e.bitmaps; x.present {
 		// In the first sector, so that it changes with the rest of the header.

@@ -34,6 +34,7 @@ const (
 type extent struct {
 	first, n int64
 	kind     discardKind
+	external bool // clusters of the external data file, see datafile.go
 }
 
 type freeLists struct {
@@ -43,6 +44,10 @@ type freeLists struct {
 	dropping []extent // what the one who is busy has in hand
 	count    int64    // clusters in all lists
 	busy     bool     // somebody is dropping counts
+	// external is how many of them are clusters of the data file; retaken are
+	// those that have been mapped again since.
+	external int64
+	retaken  map[int64]struct{}
 }
 
 // maxPendingFrees is how many clusters may wait for a write-back before one is
@@ -57,14 +62,19 @@ func (d *Driver) free(first, n int64, kind discardKind) {
 	if at := d.packAt >> d.h.clusterBits; at >= first && at < first+n {
 		d.packAt = 0 // the cluster may be on its way to be punched
 	}
+	f.add(extent{first: first, n: n, kind: kind})
+}
+
+// add puts clusters on the first list.
+func (f *freeLists) add(x extent) {
 	if k := len(f.unmapped); k > 0 {
 		last := &f.unmapped[k-1]
-		if last.kind == kind && last.first+last.n == first {
-			last.n += n
+		if last.kind == x.kind && last.external == x.external && last.first+last.n == x.first {
+			last.n += x.n
 			return
 		}
 	}
-	f.unmapped = append(f.unmapped, extent{first, n, kind})
+	f.unmapped = append(f.unmapped, x)
 }
 
 // reclaim drops the counts of freed clusters that nobody uses any more. It
@@ -107,6 +117,11 @@ func (d *Driver) reclaim(ctx context.Context) error {
 func (d *Driver) dropExtents(ctx context.Context, list []extent) ([]extent, error) {
 	for len(list) > 0 {
 		x := &list[0]
+		if x.external {
+			d.dropExternal(ctx, x)
+			list = list[1:]
+			continue
+		}
 		n, punch, err := d.wholeRun(ctx, x)
 		if err != nil {
 			return list, err

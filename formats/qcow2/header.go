@@ -18,6 +18,8 @@ const (
 
 	minClusterBits = 9
 	maxClusterBits = 21
+	// minExtendedClusterBits: a subcluster is no less than a sector.
+	minExtendedClusterBits = minClusterBits + subclusterBits
 
 	v2HeaderLength = 72
 	v3HeaderLength = 104 // without the compression type
@@ -42,7 +44,7 @@ const (
 	incompatDataFile    = 1 << 2
 	incompatCompression = 1 << 3
 	incompatExtendedL2  = 1 << 4
-	incompatKnown       = incompatDirty | incompatCorrupt | incompatCompression
+	incompatKnown       = incompatDirty | incompatCorrupt | incompatCompression | incompatDataFile | incompatExtendedL2
 
 	compatLazyRefcounts = 1 << 0
 
@@ -92,7 +94,8 @@ type header struct {
 	clusterSize       int64
 	extended          bool   // L2 entries
 	external          bool   // data file
-	plain             bool   // neither of them
+	raw               bool   // data file
+	plain             bool   // neither extended nor external
 	l2EntryBits       uint32 // log2 of the size of an L2 entry in bytes
 	l2Bits            uint32 // log2 of the entries of an L2 table
 	subclusterShift   uint32 // log2 of the size of a subcluster in bytes
@@ -172,6 +175,9 @@ func (h *header) checkFeatures(ext *extensions) error {
 	if unknown := h.incompatible &^ incompatKnown; unknown != 0 {
 		return blockgraph.Errorf(syscall.ENOTSUP, "Unsupported qcow2 feature(s): %s", ext.featureNames(unknown))
 	}
+	if h.incompatible&incompatExtendedL2 != 0 && h.clusterBits < minExtendedClusterBits {
+		return errHeader("Extended L2 entries are only supported with cluster sizes of at least %d bytes", 1<<minExtendedClusterBits)
+	}
 	if h.refcountOrder > 6 {
 		return errHeader("Reference count entry width too large; may not exceed 64 bits")
 	}
@@ -214,6 +220,7 @@ func (h *header) setGeometry() {
 	if h.extended {
 		h.l2EntryBits, h.subclusterShift = 4, h.clusterBits-subclusterBits
 	}
+	h.raw = h.external && h.autoclear&autoclearRaw != 0
 	h.plain = !h.extended && !h.external
 	h.l2Bits = h.clusterBits - h.l2EntryBits
 	h.refBlockBits = h.clusterBits + 3 - h.refcountOrder

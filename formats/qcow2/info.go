@@ -33,9 +33,15 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 		ns := int64(total)
 		q.XBitmapWaits, q.XBitmapWaitNs = &n, &ns
 	}
+	if d.h.external {
+		if name := d.ext.dataFile; name != "" {
+			q.DataFile = &name
+		}
+		q.DataFileRaw = &d.h.raw
+	}
 	if d.h.version >= 3 {
 		q.Compat = "1.1"
-		lazy, corrupt, extended := compatible&compatLazyRefcounts != 0, incompatible&incompatCorrupt != 0 || d.broken.Load(), false
+		lazy, corrupt, extended := compatible&compatLazyRefcounts != 0, incompatible&incompatCorrupt != 0 || d.broken.Load(), d.h.extended
 		q.LazyRefcounts, q.Corrupt, q.ExtendedL2 = &lazy, &corrupt, &extended
 		if d.h.compression == compressionZstd {
 			q.CompressionType = qapi.Qcow2CompressionTypeZstd

@@ -120,7 +120,9 @@ func (c *inspection) besides(f func(first, n int64)) {
 	}
 	pending := func(list []extent) {
 		for _, x := range list {
-			f(x.first, x.n)
+			if !x.external {
+				f(x.first, x.n)
+			}
 		}
 	}
 	pending(d.frees.unmapped)

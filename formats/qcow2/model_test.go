@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -50,6 +51,17 @@ func modelCases() []modelCase {
 		run: qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), L2CacheEntrySize: ptr(int64(512)), RefcountCacheSize: ptr(int64(1))}})
 	cases = append(cases, modelCase{name: "tiny-clusters", size: 8 << 20, opts: []imageOption{clusterSize(512), refcountBits(64)},
 		run: qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), RefcountCacheSize: ptr(int64(1))}})
+	for _, s := range optionSets {
+		if s.cluster < 64<<10 && !strings.HasPrefix(s.name, "data-file") && !strings.HasPrefix(s.name, "extended") {
+			continue // like the above
+		}
+		size := s.cluster*200 + 1024
+		backing := size/2 + 512
+		if s.name == "preallocated" {
+			backing = 0
+		}
+		cases = append(cases, modelCase{name: s.name, size: min(size, 4<<20), backing: min(backing, 2<<20), opts: s.create(), run: s.run})
+	}
 	return cases
 }
 
@@ -146,7 +158,7 @@ func compareWithField(t *testing.T, f, backing *memFile, want []byte) {
 // modelWorker sends random requests to its region.
 func modelWorker(t *testing.T, d *Driver, r *modelRegion, rnd *rand.Rand, steps int) {
 	size := int64(len(r.bytes))
-	cs := d.h.clusterSize
+	cs, ss := d.h.clusterSize, d.h.subclusterSize()
 	for range steps {
 		off := rnd.Int64N(size)
 		n := min(1+rnd.Int64N(min(size, 4*cs)), size-off)
@@ -167,8 +179,8 @@ func modelWorker(t *testing.T, d *Driver, r *modelRegion, rnd *rand.Rand, steps 
 			}
 			copy(r.bytes[off:], p)
 		case 4, 5:
-			// Whole clusters inside the region.
-			from, to := (abs+cs-1)&^(cs-1), (abs+n)&^(cs-1)
+			// Whole subclusters inside the region.
+			from, to := (abs+ss-1)&^(ss-1), (abs+n)&^(ss-1)
 			if from >= to {
 				continue
 			}
@@ -187,7 +199,7 @@ func modelWorker(t *testing.T, d *Driver, r *modelRegion, rnd *rand.Rand, steps 
 			clear(r.bytes[from-r.from : to-r.from])
 		case 6:
 			// Part of a cluster.
-			if abs&^(cs-1) != (abs+n-1)&^(cs-1) {
+			if abs&^(ss-1) != (abs+n-1)&^(ss-1) {
 				continue
 			}
 			err := d.WriteZeroes(ctxb, abs, n, 0)
@@ -200,7 +212,7 @@ func modelWorker(t *testing.T, d *Driver, r *modelRegion, rnd *rand.Rand, steps 
 			}
 			clear(r.bytes[off : off+n])
 		case 7:
-			from, to := (abs+cs-1)&^(cs-1), (abs+n)&^(cs-1)
+			from, to := (abs+ss-1)&^(ss-1), (abs+n)&^(ss-1)
 			if from >= to {
 				continue
 			}

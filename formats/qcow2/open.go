@@ -16,10 +16,14 @@ var Type = &blockgraph.DriverType{
 	Name:  "qcow2",
 	Probe: probe,
 	Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
-		return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
+		list := []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
+		if o.Qcow2.DataFile != nil {
+			list = append(list, blockgraph.ChildSpec{Name: "data-file", Role: blockgraph.RoleData, Ref: *o.Qcow2.DataFile})
+		}
+		return list
 	},
 	Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-		ch := nodeChildren{r.Node}
+		ch := openingChildren{nodeChildren{r.Node}, r}
 		d, err := open(ctx, ch, r.Options, r.ReadOnly)
 		if err != nil && r.AutoReadOnly && !r.ReadOnly && errors.Is(err, syscall.EACCES) {
 			r.Node.FallBackReadOnly()
@@ -28,6 +32,7 @@ var Type = &blockgraph.DriverType{
 		if err != nil {
 			return nil, err
 		}
+		d.ch = ch.nodeChildren
 		return d, nil
 	},
 	WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
@@ -46,6 +51,8 @@ func probe(head []byte) int {
 }
 
 // open opens an image. Nothing is left open on an error.
+//
+//blockd:blocking
 func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bool) (*Driver, error) {
 	f := ch.file()
 	h, ext, head, err := readHeader(ctx, f)
@@ -54,6 +61,9 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 	}
 	if h.incompatible&incompatCorrupt != 0 && !readOnly {
 		return nil, blockgraph.Errorf(syscall.EACCES, "qcow2: Image is corrupt; cannot be opened read/write")
+	}
+	if err := attachData(h, ext, ch); err != nil {
+		return nil, err
 	}
 	opts, err := parseOptions(h, int64(h.size), o)
 	if err != nil {
@@ -207,6 +217,9 @@ func (d *Driver) startWriting(ctx context.Context) error {
 	keep := uint64(0)
 	if d.ext.bitmaps.present {
 		keep = autoclearBitmaps
+	}
+	if d.h.raw {
+		keep |= autoclearRaw
 	}
 	if be.Uint64(d.head[fieldAutoclear:])&^keep != 0 {
 		err := d.updateHeader(ctx, func(b []byte) { be.PutUint64(b[fieldAutoclear:], keep) })

@@ -50,5 +50,13 @@ var optionSets = []optionSet{
 	{name: "lazy", cluster: 4096, opts: []imageOption{lazy}},
 	{name: "zstd", cluster: 4096, opts: []imageOption{zstdType}},
 	{name: "discard-no-unref", cluster: 1024, run: qapi.BlockdevOptionsQcow2{DiscardNoUnref: ptr(true)}},
+	{name: "data-file", cluster: 1024, opts: []imageOption{external}},
+	{name: "data-file-small-cache", cluster: 4096, opts: []imageOption{external}, run: smallCache},
+	{name: "extended", cluster: 16 << 10, opts: []imageOption{extended}},
+	{name: "extended-small-cache", cluster: 16 << 10, opts: []imageOption{extended}, run: smallCache},
+	{name: "extended-64K", cluster: 64 << 10, opts: []imageOption{extended}},
+	{name: "extended-no-unref", cluster: 16 << 10, opts: []imageOption{extended}, run: qapi.BlockdevOptionsQcow2{DiscardNoUnref: ptr(true)}},
+	{name: "extended-preallocated", cluster: 16 << 10, opts: []imageOption{extended, prealloc(qapi.PreallocModeMetadata)}},
+	{name: "extended-data-file", cluster: 16 << 10, opts: []imageOption{extended, external}},
 	{name: "preallocated", cluster: 4096, opts: []imageOption{prealloc(qapi.PreallocModeMetadata)}},
 }

@@ -9,8 +9,9 @@ import (
 
 // preallocate maps all clusters of bytes [from, to), which read as zeroes, to
 // places at the end of the file (the field's modes metadata, falloc, full).
-// What is allocated already stays.
-func (d *Driver) preallocate(ctx context.Context, from, to int64, mode qapi.PreallocMode) error {
+// What is allocated already stays. An external data file has the right length
+// already, and up to byte stale it has another content.
+func (d *Driver) preallocate(ctx context.Context, from, to, stale int64, mode qapi.PreallocMode) error {
 	cb := d.h.clusterBits
 	first, end := from>>cb, d.h.clusters(to)
 	for first < end {
@@ -29,7 +30,11 @@ func (d *Driver) preallocate(ctx context.Context, from, to int64, mode qapi.Prea
 		if a == nil {
 			continue
 		}
-		err = d.extend(ctx, a, mode)
+		if d.h.external {
+			err = d.clearStale(ctx, a, stale)
+		} else {
+			err = d.extend(ctx, a, mode)
+		}
 		crowded := d.endAllocation(a, err)
 		if err != nil {
 			return blockgraph.Errorf(blockgraph.Errno(err), "Failed to resize underlying file: %s", blockgraph.Strerror(err))
@@ -63,9 +68,9 @@ func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 		a.n++
 	}
 	// With subclusters they stay what they are, and have a place for later.
-	a.reserve = d.h.extended
+	a.reserve = d.h.extended && !d.h.raw
 	r := &d.refs
-	if d.file().Grows() {
+	if d.file().Grows() && !d.h.external {
 		r.hint[1] = max(r.hint[1], r.untouched)
 		if a.n == 1 {
 			r.hint[0] = max(r.hint[0], r.untouched)
@@ -103,4 +108,16 @@ func (d *Driver) extend(ctx context.Context, a *allocation, mode qapi.PreallocMo
 		mode = qapi.PreallocModeOff
 	}
 	return f.Truncate(ctx, off+n, false, mode, false)
+}
+
+// clearStale makes what lies below byte stale of the data file, in the place of
+// an allocation, zeroes. A raw data file's content is right as it is, and that
+// of reserved places is nobody's.
+func (d *Driver) clearStale(ctx context.Context, a *allocation, stale int64) error {
+	off := a.host << d.h.clusterBits
+	n := min(off+a.n<<d.h.clusterBits, stale, d.dataFile().Size()) - off
+	if n <= 0 || d.h.raw || a.reserve {
+		return nil
+	}
+	return d.zeroGuest(ctx, off, off, n)
 }

@@ -99,32 +99,63 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry l2Ent
 			continue
 		}
 		d.setEntry(s, i, n)
-		if e.word&flagCompressed != 0 || n.word&l2OffsetMask != e.word&l2OffsetMask {
+		if e.word&flagCompressed != 0 || d.h.hasPlace(e) && !(d.h.hasPlace(n) && n.word&l2OffsetMask == e.word&l2OffsetMask) {
 			d.freeEntry(e, why)
 		}
 	}
 	return end, nil, nil
 }
 
+// remapBytes is remap for guest bytes [from, to). next also gets the bytes of
+// the cluster that are meant, as a mask of its subclusters.
+func (d *Driver) remapBytes(ctx context.Context, from, to int64, why discardKind, next func(e l2Entry, mask uint64) (l2Entry, error)) error {
+	h := d.h
+	for from < to {
+		// One cluster in part, or whole ones.
+		in, end := from&(h.clusterSize-1), to
+		switch {
+		case in != 0:
+			end = min(to, from-in+h.clusterSize)
+		case to-from > h.clusterSize:
+			end = to &^ (h.clusterSize - 1)
+		}
+		mask := h.subclusterMask(in, min(in+end-from, h.clusterSize))
+		if err := d.remap(ctx, from>>h.clusterBits, h.clusters(end), why, func(e l2Entry) (l2Entry, error) { return next(e, mask) }); err != nil {
+			return err
+		}
+		from = end
+	}
+	return nil
+}
+
 // WriteZeroes makes bytes [off, off+n) read as zeroes. Data plane.
 func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph.Flags) error {
-	cs := d.h.clusterSize
+	if d.h.raw {
+		return d.zeroRaw(ctx, off, n, flags)
+	}
+	ss := d.h.subclusterSize()
 	size := d.size.Load()
 	backed := d.ch.backing() != nil
 	if d.h.version < 3 && backed {
 		return blockgraph.ErrNotSupported
 	}
 	end := off + n
-	aligned := off&(cs-1) == 0 && (end&(cs-1) == 0 || end == size)
+	aligned := off&(ss-1) == 0 && (end&(ss-1) == 0 || end == size)
 	if !aligned && !d.restReadsZero(ctx, off, n) {
 		return blockgraph.ErrNotSupported
 	}
-	from, to := off>>d.h.clusterBits, d.h.clusters(end)
+	from, to := off&^(ss-1), (end+ss-1)&^(ss-1)
+	if end == size {
+		to = d.h.clusters(end) << d.h.clusterBits
+	}
 	flagged := l2Entry{word: flagZero}
 	if d.h.version < 3 {
 		flagged = l2Entry{}
 	}
-	return d.remap(ctx, from, to, discardRequest, func(e l2Entry) (l2Entry, error) {
+	return d.remapBytes(ctx, from, to, discardRequest, func(e l2Entry, mask uint64) (l2Entry, error) {
+		if d.h.extended {
+			return d.h.zeroExtended(e, mask, flags, !aligned)
+		}
 		k := d.h.kindOf(e, 0)
 		switch {
 		case flags&blockgraph.OnlyUnallocated != 0 && k != unallocated:
@@ -143,34 +174,43 @@ func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 }
 
 // restReadsZero tells whether the parts of the request's first and last
-// cluster that it leaves out read as zeroes as long as they are unallocated
+// subcluster that it leaves out read as zeroes as long as they are unallocated
 // here.
 func (d *Driver) restReadsZero(ctx context.Context, off, n int64) bool {
 	b := d.ch.backing()
 	if b == nil {
 		return true
 	}
-	cs := d.h.clusterSize
-	start := off &^ (cs - 1)
-	end := min((off+n+cs-1)&^(cs-1), d.size.Load())
+	ss := d.h.subclusterSize()
+	start := off &^ (ss - 1)
+	end := min((off+n+ss-1)&^(ss-1), d.size.Load())
 	return b.ReadsZero(ctx, start, off-start) && b.ReadsZero(ctx, off+n, end-(off+n))
 }
 
-// Discard gives up bytes [off, off+n): whole clusters, or up to the end of the
+// Discard gives up bytes [off, off+n): whole subclusters, or up to the end of the
 // disk. In version 3 they read as zeroes afterwards. Version 2 cannot keep the
 // backing file's old data from showing, and does nothing with one. Data plane.
 func (d *Driver) Discard(ctx context.Context, off, n int64) error {
+	if d.h.raw {
+		return d.discardRaw(ctx, off, n)
+	}
 	backed := d.ch.backing() != nil
 	if d.h.version < 3 && backed {
 		return blockgraph.ErrNotSupported
 	}
-	cs := d.h.clusterSize
+	ss := d.h.subclusterSize()
 	end := off + n
-	if off&(cs-1) != 0 || end&(cs-1) != 0 && end != d.size.Load() {
+	if off&(ss-1) != 0 || end&(ss-1) != 0 && end != d.size.Load() {
 		return blockgraph.ErrNotSupported
 	}
+	if end == d.size.Load() {
+		end = d.h.clusters(end) << d.h.clusterBits
+	}
 	keep := d.options().discardNoUnref
-	return d.remap(ctx, off>>d.h.clusterBits, d.h.clusters(end), discardRequest, func(e l2Entry) (l2Entry, error) {
+	return d.remapBytes(ctx, off, end, discardRequest, func(e l2Entry, mask uint64) (l2Entry, error) {
+		if d.h.extended {
+			return d.h.discardExtended(e, mask, keep, backed), nil
+		}
 		k := d.h.kindOf(e, 0)
 		switch {
 		case d.h.version < 3:

@@ -11,7 +11,7 @@ import (
 // Truncate changes the length of the disk. Growing is safe with requests in
 // flight; shrinking is called with none. A grown range reads as zeroes, even
 // where a backing file has data. Control plane, on a worker.
-func (d *Driver) Truncate(ctx context.Context, size int64, _ bool, prealloc qapi.PreallocMode, zeroed bool) error {
+func (d *Driver) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	old := d.size.Load()
 	if prealloc == "" {
 		prealloc = qapi.PreallocModeOff
@@ -29,24 +29,34 @@ func (d *Driver) Truncate(ctx context.Context, size int64, _ bool, prealloc qapi
 	case size < old && prealloc != qapi.PreallocModeOff:
 		return blockgraph.Errorf(syscall.EINVAL, "Preallocation can't be used for shrinking an image")
 	case size < old:
-		return d.shrink(ctx, size, old)
+		return d.shrink(ctx, size, old, exact)
 	case size > old:
-		return d.grow(ctx, size, old, prealloc, zeroed)
+		return d.grow(ctx, size, old, exact, prealloc, zeroed)
 	}
 	return nil
 }
 
 // grow makes what lies between the old end and the new one ready, and only
 // then changes the size.
-func (d *Driver) grow(ctx context.Context, size, old int64, prealloc qapi.PreallocMode, zeroed bool) error {
+func (d *Driver) grow(ctx context.Context, size, old int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	if err := d.growL1(ctx, int64(d.h.l1Entries(uint64(size)))); err != nil {
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to grow the L1 table: %s", blockgraph.Strerror(err))
+	}
+	stale := int64(0)
+	if d.h.external {
+		if d.h.raw && prealloc == qapi.PreallocModeOff {
+			prealloc = qapi.PreallocModeMetadata
+		}
+		stale = d.dataFile().Size()
+		if err := d.resizeData(ctx, size, exact, prealloc == qapi.PreallocModeOff, prealloc); err != nil {
+			return err
+		}
 	}
 	if err := d.clearBeyond(ctx, old, size, zeroed); err != nil {
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to zero out the new area: %s", blockgraph.Strerror(err))
 	}
 	if prealloc != qapi.PreallocModeOff {
-		if err := d.preallocate(ctx, old, size, prealloc); err != nil {
+		if err := d.preallocate(ctx, old, size, stale, prealloc); err != nil {
 			return err
 		}
 	}
@@ -137,25 +147,40 @@ func (d *Driver) clearBeyond(ctx context.Context, old, size int64, zeroed bool) 
 	cs := d.h.clusterSize
 	edge := min((old+cs-1)&^(cs-1), size)
 	backed := d.ch.backing() != nil
-	if old < edge {
-		m, err := d.lookup(ctx, old, edge-old, false)
+	if d.h.raw {
+		// What is there already comes to show, as whoever reads the file sees it.
+		if !zeroed {
+			return nil
+		}
+		if err := d.zeroGuest(ctx, old, old, size-old); err != nil {
+			return err
+		}
+	}
+	for at := old; at < edge && !d.h.raw; {
+		m, err := d.lookup(ctx, at, edge-at, false)
 		if err != nil {
 			return err
 		}
-		if m.kind == data || m.kind == compressed || m.kind == unallocated && backed && zeroed {
+		hole := m.kind == unallocated || m.kind == unallocatedAlloc
+		if m.kind == data || m.kind == compressed || hole && backed && zeroed {
 			var v blockgraph.IOVec
-			appendZeroes(&v, edge-old)
-			if err := d.WriteV(ctx, old, &v, 0); err != nil {
+			appendZeroes(&v, m.n)
+			if err := d.WriteV(ctx, at, &v, 0); err != nil {
 				return err
 			}
 		}
+		at += m.n
 	}
 	clear := l2Entry{}
-	if zeroed && backed {
-		if d.h.version < 3 {
+	if zeroed && backed && !d.h.raw {
+		switch {
+		case d.h.version < 3:
 			return d.zeroByWriting(ctx, edge, size)
+		case d.h.extended:
+			clear.bitmap = allZero
+		default:
+			clear.word = flagZero
 		}
-		clear.word = flagZero
 	}
 	return d.remap(ctx, edge>>d.h.clusterBits, d.h.clusters(size), discardAlways, func(l2Entry) (l2Entry, error) {
 		return clear, nil
@@ -179,7 +204,7 @@ func (d *Driver) zeroByWriting(ctx context.Context, from, to int64) error {
 
 // shrink changes the size first, so that at no time a mapping is gone whose
 // data the disk still has, and then frees what lies past the end.
-func (d *Driver) shrink(ctx context.Context, size, old int64) error {
+func (d *Driver) shrink(ctx context.Context, size, old int64, exact bool) error {
 	if err := d.setSize(ctx, size); err != nil {
 		return err
 	}
@@ -189,6 +214,9 @@ func (d *Driver) shrink(ctx context.Context, size, old int64) error {
 		d.file().DebugEvent("l1_shrink_free_l2_clusters")
 		d.dropTables(int64(d.h.l1Entries(uint64(size))))
 		err = d.settle(ctx)
+	}
+	if err == nil && d.h.external {
+		err = d.resizeData(ctx, size, exact, true, qapi.PreallocModeOff)
 	}
 	if err != nil {
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to discard cropped clusters: %s", blockgraph.Strerror(err))

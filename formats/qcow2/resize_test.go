@@ -220,7 +220,7 @@ func TestCreateErrors(t *testing.T) {
 		{opts{BackingFmt: ptr(qapi.BlockdevDriverRaw)}, "Backing format cannot be used without backing file"},
 		{opts{RefcountBits: ptr(int64(7))}, "Refcount width must be a power of two and may not exceed 64 bits"},
 		{opts{RefcountBits: ptr(int64(128))}, "Refcount width must be a power of two and may not exceed 64 bits"},
-		{opts{Version: ptr(qapi.BlockdevQcow2VersionV2), RefcountBits: ptr(int64(8))}, "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"},
+		{opts{Version: ptr(qapi.BlockdevQcow2VersionV2), RefcountBits: ptr(int64(8))}, "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)"},
 		{opts{Version: ptr(qapi.BlockdevQcow2VersionV2), LazyRefcounts: ptr(true)}, "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)"},
 		{opts{BackingFile: ptr("x"), Preallocation: ptr(qapi.PreallocModeFull)}, "Backing file and preallocation can only be used at the same time if extended_l2 is on"},
 		{opts{Size: 1 << 62}, "Could not resize image: Failed to grow the L1 table: File too large"},

@@ -53,7 +53,7 @@ func (d *Driver) statusOf(m mapping) blockgraph.Status {
 	}
 	if st.Flags&blockgraph.StatusOffsetValid != 0 {
 		st.Offset = m.host
-		st.File = d.file().Node()
+		st.File = d.dataFile().Node()
 	}
 	return st
 }

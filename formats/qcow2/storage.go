@@ -35,6 +35,8 @@ type children interface {
 	file() storage
 	// backing returns nil without a backing file.
 	backing() storage
+	// data is the external data file; nil without one.
+	data() storage
 	// node is the image's own node, or nil in tests.
 	node() *blockgraph.Node
 }
@@ -63,6 +65,13 @@ func (e edge) ReadsZero(ctx context.Context, off, n int64) bool {
 
 type nodeChildren struct{ n *blockgraph.Node }
 
+func (c nodeChildren) data() storage {
+	if e := c.n.Child("data-file"); e != nil {
+		return edge{e}
+	}
+	return nil
+}
+
 func (c nodeChildren) file() storage { return edge{c.n.File()} }
 
 func (c nodeChildren) node() *blockgraph.Node { return c.n }
@@ -72,6 +81,23 @@ func (c nodeChildren) backing() storage {
 		return edge{b}
 	}
 	return nil
+}
+
+// dataOpener are children that can come to have the data file that the header
+// names.
+//
+//blockd:blocking
+type dataOpener interface{ openData(name string) error }
+
+// openingChildren are those of a node that is being opened.
+type openingChildren struct {
+	nodeChildren
+	r *blockgraph.OpenRequest
+}
+
+//blockd:blocking
+func (c openingChildren) openData(name string) error {
+	return c.r.OpenFile("data-file", blockgraph.RoleData, name)
 }
 
 // readAt reads all of p. What lies past the end of the file is zeroes, and is

@@ -231,6 +231,8 @@ func (d *Driver) needsPlace(e l2Entry, onlyUnallocated bool) bool {
 		return d.h.blank(e)
 	case d.h.hasPlace(e):
 		return !d.h.owns(e) && e.word&l2OffsetMask&uint64(d.h.clusterSize-1) == 0
+	case d.h.external && e.word&flagCompressed != 0:
+		return false
 	default:
 		return d.h.kindOf(e, 0) != invalid && (e.word&flagZero == 0 || d.h.version >= 3 || e.word&flagCompressed != 0)
 	}
@@ -245,7 +247,13 @@ func (h *header) continues(e l2Entry, host int64) bool {
 
 // allocateGuest finds places for at most n guest clusters from first on. fresh:
 // they read as zeroes. Driver.mu is held.
+//
+// +checklocks:d.mu
 func (d *Driver) allocateGuest(first, n int64) (host, got int64, fresh bool, err error) {
+	if d.h.external {
+		d.retake(first, n)
+		return first, n, false, nil
+	}
 	untouched := d.refs.untouched
 	host, got, err = d.allocate(n, true)
 	return host, got, host >= untouched && d.freshReadsZero(), err
@@ -263,7 +271,7 @@ func (d *Driver) endAllocation(a *allocation, err error) (crowded bool) {
 				d.freeEntry(old, discardOther)
 			}
 		}
-	} else if !a.reuse {
+	} else if !a.reuse && !d.h.external {
 		d.release(a.host, a.n)
 	}
 	a.slice.pins--
@@ -292,6 +300,8 @@ func (d *Driver) pressed() bool {
 // +checklocks:d.mu
 func (d *Driver) freeEntry(entry l2Entry, why discardKind) {
 	switch {
+	case d.h.hasPlace(entry) && d.h.external:
+		d.freeData(int64(entry.word&l2OffsetMask)>>d.h.clusterBits, 1, why)
 	case d.h.hasPlace(entry):
 		host := int64(entry.word & l2OffsetMask)
 		if host&(d.h.clusterSize-1) == 0 {

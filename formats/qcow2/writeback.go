@@ -149,7 +149,7 @@ func (d *Driver) writeBackOnce(ctx context.Context) error {
 	f := d.file()
 	if c == nil {
 		f.DebugEvent("flush_to_disk")
-		return f.Flush(ctx)
+		return d.flushAll(ctx)
 	}
 	defer c.release()
 	if err := d.writeCounts(ctx, f, c); err != nil {
@@ -381,7 +381,7 @@ func (d *Driver) writeCounts(ctx context.Context, f storage, c *copied) error {
 	if len(c.late) == 0 {
 		f.DebugEvent("flush_to_disk") // all metadata is written
 	}
-	return f.Flush(ctx)
+	return d.flushAll(ctx)
 }
 
 // writeMappings does phases 4 to 6.
@@ -391,9 +391,13 @@ func (d *Driver) writeMappings(ctx context.Context, f storage, c *copied) error 
 			return err
 		}
 	}
-	if len(c.late) > 0 || len(c.early) == 0 && len(c.table) == 0 && !c.setHeader {
+	if once := len(c.early) == 0 && len(c.table) == 0 && !c.setHeader; len(c.late) > 0 || once {
 		f.DebugEvent("flush_to_disk")
-		if err := f.Flush(ctx); err != nil {
+		flush := f.Flush
+		if once && len(c.late) == 0 {
+			flush = d.flushAll // there was no phase 3
+		}
+		if err := flush(ctx); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,9 @@ const maxCompressing = 4
 
 // writeCompressed stores v, whole clusters of guest data, compressed.
 func (d *Driver) writeCompressed(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	if d.h.external {
+		return blockgraph.ErrNotSupported
+	}
 	cs := d.h.clusterSize
 	n := v.Len()
 	if off&(cs-1) != 0 || (off+n)&(cs-1) != 0 && off+n != d.size.Load() {
@@ -81,7 +84,8 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 			continue
 		}
 		if c == nil {
-			return nil // OnlyUnallocated, and it has data
+			// Some of it has data: the rest is left as it is.
+			return d.WriteV(ctx, off, v, flags&^blockgraph.Compressed)
 		}
 		err = d.writePacked(ctx, host, out.Bytes()[:n])
 		return d.endCompressed(ctx, s, c, cluster, host, int64(n), err)
@@ -101,7 +105,7 @@ func (d *Driver) beginCompressed(cluster, n int64, flags blockgraph.Flags) (*sli
 	if err != nil {
 		return nil, nil, 0, nil, err
 	}
-	if flags&blockgraph.OnlyUnallocated != 0 && !d.h.blank(s.load(p.entry)) {
+	if flags&blockgraph.OnlyUnallocated != 0 && !d.h.allUnallocated(s.load(p.entry)) {
 		return nil, nil, 0, nil, nil
 	}
 	host, err := d.allocateBytes(n)
