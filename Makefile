@@ -8,7 +8,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # another owner.
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
-.PHONY: all build build-test lint test test-all demo bench clean
+.PHONY: all build build-test adapter lint test test-all demo bench clean
 
 all: build
 
@@ -18,6 +18,10 @@ build:
 # The binary that the Python tests run: assertions on, and the race detector where a C compiler is.
 build-test:
 	@GO='$(GO)' sh tools/build-test.sh $(GOFLAGS_BUILD)
+
+# The program that lets QEMU's own test-suite run against blockd.
+adapter:
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -o bin/qemu-adapter ./iotests/adapter
 
 lint:
 	@GO='$(GO)' sh tools/lint.sh

@@ -158,7 +158,7 @@ func (tx *Tx) activate(n *Node) error {
 		}
 	}
 	var err error
-	if n.typ.Remembers {
+	if _, stores := n.drv.(BitmapStorer); stores || n.typ.Remembers {
 		err = tx.openDriverAgain(n)
 	} else {
 		err = tx.tellDriver(n, false)

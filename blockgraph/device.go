@@ -45,6 +45,14 @@ func (tx *Tx) LookUp(device, nodeName *string) (*Node, error) {
 	return nil, qapi.Errorf("Cannot find device='%s' nor node-name='%s'", d, name)
 }
 
+// FindNode is Find for commands that name a node only.
+func (tx *Tx) FindNode(name string) (*Node, error) {
+	if n := tx.Find(name); n != nil {
+		return n, nil
+	}
+	return nil, qapi.Errorf("Node '%s' not found", name)
+}
+
 // DeviceName returns the name of a device that the node is in, or "". Jobs
 // without an id of their own have this one.
 func (tx *Tx) DeviceName(n *Node) string {
@@ -54,6 +62,15 @@ func (tx *Tx) DeviceName(n *Node) string {
 		}
 	}
 	return ""
+}
+
+// deviceOrNode names a node in error texts: by its device, or else by its own
+// name.
+func (tx *Tx) deviceOrNode(n *Node) string {
+	if d := tx.DeviceName(n); d != "" {
+		return d
+	}
+	return n.name
 }
 
 // LookUp is Tx.LookUp in the published graph, by one name for both; nil: there

@@ -247,8 +247,10 @@ func (tx *Tx) storeBitmaps() error {
 	var done []stored
 	for n, s := range tx.states {
 		old := n.state.Load()
-		setReadOnly(s, old.ReadOnly)
-		rests, rested := s.ReadOnly || s.Inactive, old.ReadOnly || old.Inactive
+		_, wasReadOnly := tx.anticipated[n]
+		wasReadOnly = wasReadOnly || old.ReadOnly
+		setReadOnly(s, wasReadOnly)
+		rests, rested := s.ReadOnly || s.Inactive, wasReadOnly || old.Inactive
 		if slices.Equal(s.Bitmaps, old.Bitmaps) && rests == rested {
 			continue
 		}

@@ -67,6 +67,15 @@ func (g *Graph) Loop() *Loop { return g.loop }
 // DriverType returns a driver by name, or nil.
 func (g *Graph) DriverType(name string) *DriverType { return g.types[name] }
 
+// DriverNames returns the names of all drivers, in the order of NewGraph.
+func (g *Graph) DriverNames() []string {
+	names := make([]string, len(g.ordered))
+	for i, t := range g.ordered {
+		names[i] = t.Name
+	}
+	return names
+}
+
 // Node returns the published node of that name, or nil. Control plane.
 //
 //blockd:global

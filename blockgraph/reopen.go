@@ -290,6 +290,7 @@ func (tx *Tx) anticipate(n *Node) {
 		s := was.clone()
 		s.ReadOnly = false
 		n.state.Store(s)
+		tx.anticipated[n] = struct{}{}
 		tx.OnAbort(func() { n.state.Store(was) })
 	}
 	for _, e := range tx.State(n).Edges {

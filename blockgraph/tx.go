@@ -20,20 +20,23 @@ type Tx struct {
 	ctx   context.Context
 	cause Cause
 
-	states    map[*Node]*NodeState // staged
-	added     map[*Node][]*Edge    // staged parents of a node
-	removed   map[*Edge]struct{}
-	perms     map[*Edge][2]Perm   // staged permissions of published edges
-	owned     map[*Node]bool      // staged monitor references
-	inherits  map[*Node]*Node     // staged Node.inherits
-	rested    map[*Root]*[2]Perm  // staged Root.rested
-	iothreads map[*Node]*Iothread // staged Node.iothread
-	threads   []*Iothread         // that this change gives or takes users
-	blockers  map[*Node][]*Blocker
-	touched   []*Node // whose users changed
-	drained   map[*Root]struct{}
-	quiesced  []Quiescer
-	locked    map[*Node]struct{} // whose drivers were told of staged permissions
+	states   map[*Node]*NodeState // staged
+	added    map[*Node][]*Edge    // staged parents of a node
+	removed  map[*Edge]struct{}
+	perms    map[*Edge][2]Perm  // staged permissions of published edges
+	owned    map[*Node]bool     // staged monitor references
+	inherits map[*Node]*Node    // staged Node.inherits
+	rested   map[*Root]*[2]Perm // staged Root.rested
+	// anticipated are read-only nodes whose published state lets them be written
+	// to already.
+	anticipated map[*Node]struct{}
+	iothreads   map[*Node]*Iothread // staged Node.iothread
+	threads     []*Iothread         // that this change gives or takes users
+	blockers    map[*Node][]*Blocker
+	touched     []*Node // whose users changed
+	drained     map[*Root]struct{}
+	quiesced    []Quiescer
+	locked      map[*Node]struct{} // whose drivers were told of staged permissions
 
 	published bool // the commit has begun
 	// orphans is closed when nodes that did not close in time have; nil: all did.
@@ -61,7 +64,7 @@ func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
 		g: g, ctx: ctx, cause: cause,
 		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
-		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, anticipated: map[*Node]struct{}{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
 		locked: map[*Node]struct{}{},
 	}
 }
@@ -364,6 +367,8 @@ type RootOptions struct {
 	// Desc describes the user in error texts; "an unnamed block device" if
 	// empty.
 	Desc string
+	// Guest is the id or path of the guest's device that the root belongs to, or "".
+	Guest string
 	// Device is the name by which commands find the device that the root belongs
 	// to, or "".
 	Device string
@@ -391,6 +396,8 @@ func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	case r.desc != "":
 	case r.device != "":
 		r.desc = "block device '" + r.device + "'"
+	case o.Guest != "":
+		r.desc = "block device '" + o.Guest + "'"
 	default:
 		r.desc = "an unnamed block device"
 	}
@@ -461,6 +468,14 @@ func (tx *Tx) SetRootPerms(r *Root, perm, shared Perm) error {
 	return nil
 }
 
+// RootPerms returns what a root uses and shares as of this change.
+func (tx *Tx) RootPerms(r *Root) (perm, shared Perm) {
+	if p := tx.restedPerms(r); p != nil {
+		return p[0], p[1]
+	}
+	return tx.Perms(tx.rootEdge(r))
+}
+
 // CloseRoot takes a root away. Requests in flight end first.
 func (tx *Tx) CloseRoot(r *Root) error {
 	if err := tx.drainRoots([]*Root{r}); err != nil {
@@ -504,7 +519,7 @@ func (tx *Tx) blockersOf(n *Node) []*Blocker {
 func (tx *Tx) CheckBlocked(n *Node, op Operation) error {
 	for _, b := range slices.Backward(tx.blockersOf(n)) {
 		if !b.Except[op] {
-			return qapi.Errorf("Node '%s' is busy: %s", n.name, b.Reason)
+			return qapi.Errorf("Node '%s' is busy: %s", tx.deviceOrNode(n), b.Reason)
 		}
 	}
 	if backingAllows[op] {
@@ -512,7 +527,7 @@ func (tx *Tx) CheckBlocked(n *Node, op Operation) error {
 	}
 	for _, e := range tx.Parents(n) {
 		if e.role&RoleCOW != 0 {
-			return qapi.Errorf("Node '%s' is busy: node is used as backing hd of '%s'", n.name, e.node.name)
+			return qapi.Errorf("Node '%s' is busy: node is used as backing hd of '%s'", tx.deviceOrNode(n), tx.deviceOrNode(e.node))
 		}
 	}
 	return nil

@@ -124,13 +124,13 @@ func New(c Config) *Daemon {
 	d.Exports = exports.New(exports.Options{
 		Graph: d.Graph, Clock: real, Ready: d.ready,
 		Deleted:  func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
-		Iothread: d.useIothread,
+		Iothread: d.UseIothread,
 		TakeFD:   takeSocket,
 		TLS:      d.Objects.TLSServer,
 	})
 	d.Monitor = monitor.New(monitor.Config{
 		Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: c.Scratch,
-		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.useIothread,
+		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.UseIothread,
 		Devices: devicesOf(c),
 	})
 	qmp.RegisterCommands(d.Registry)
@@ -168,8 +168,8 @@ func takeSocket(ctx context.Context, name string) (int, error) {
 	return chardev.SocketFD(name, nil)
 }
 
-// useIothread finds an iothread, which cannot be deleted until release.
-func (d *Daemon) useIothread(id string) (release func(), ok bool) {
+// UseIothread finds an iothread, which cannot be deleted until release.
+func (d *Daemon) UseIothread(id string) (release func(), ok bool) {
 	_, release, ok = objects.Acquire[*objects.IOThread](d.Objects, id)
 	return release, ok
 }

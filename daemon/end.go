@@ -16,6 +16,9 @@ func endContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(qapi.WithOrigin(context.Background(), qapi.Origin{Shutdown: true}), closeTime)
 }
 
+// End ends exports and jobs as the command quit does; Quit is closed then.
+func (d *Daemon) End() { d.endWork() }
+
 // endWork ends exports and jobs, once; whoever comes second waits for the
 // first. Then the daemon ends.
 func (d *Daemon) endWork() {

@@ -45,9 +45,9 @@ func (m *Monitor) blockdevChange(c *qmp.Context, a *qapi.XBlockdevChangeArg) (st
 }
 
 func addChild(tx *blockgraph.Tx, parent *blockgraph.Node, name string) error {
-	n := tx.Find(name)
-	if n == nil {
-		return qapi.Errorf("Node '%s' not found", name)
+	n, err := tx.FindNode(name)
+	if err != nil {
+		return err
 	}
 	d, ok := parent.Driver().(blockgraph.ChildChanger)
 	if !ok {

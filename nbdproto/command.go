@@ -68,11 +68,15 @@ func (c Command) String() string { return c.info().name }
 func (c Command) Known() bool { return int(c) < len(commands) }
 
 // Legal returns the flags that may come with the command. FlagDF is legal
-// with structured replies only.
-func (c Command) Legal(structured bool) CmdFlags {
+// with structured replies only, FlagPayloadLen with extended headers and on what
+// can have a payload.
+func (c Command) Legal(structured bool, framing Framing) CmdFlags {
 	f := c.info().flags | FlagFUA
 	if !structured {
 		f &^= FlagDF
+	}
+	if framing == Extended && (c == CmdWrite || c == CmdBlockStatus) {
+		f |= FlagPayloadLen
 	}
 	return f
 }

@@ -52,11 +52,14 @@ func FuzzRequest(f *testing.F) {
 // FuzzReply walks through what a server may send to a client.
 func FuzzReply(f *testing.F) {
 	f.Add(AppendSimpleReply(nil, 1, EIO))
-	f.Add(AppendError(nil, 1, EIO, "no"))
-	f.Add(AppendErrorOffset(nil, 1, EIO, "no", 5))
-	f.Add(AppendOffsetHole(nil, 1, true, 5, 6))
-	f.Add(AppendExtent(AppendBlockStatus(nil, 1, true, 0, 1), 512, 3))
-	f.Add(append(AppendOffsetData(nil, 1, true, 5, 2), 1, 2))
+	f.Add(Reply{Cookie: 1}.AppendError(nil, EIO, "no"))
+	f.Add(Reply{Cookie: 1}.AppendErrorOffset(nil, EIO, "no", 5))
+	f.Add(Reply{Cookie: 1}.AppendOffsetHole(nil, true, 5, 6))
+	f.Add(Compact.AppendExtent(Reply{Cookie: 1}.AppendBlockStatus(nil, true, 0, 1), 512, 3))
+	x := Reply{Framing: Extended, Cookie: 1, Offset: 5}
+	f.Add(x.AppendNone(nil))
+	f.Add(Extended.AppendExtent(x.AppendBlockStatus(nil, true, 0, 1), 1<<40, 3))
+	f.Add(append(Reply{Cookie: 1}.AppendOffsetData(nil, true, 5, 2), 1, 2))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n, err := ReplySize(b)
 		if err != nil || len(b) < n {
@@ -77,14 +80,18 @@ func FuzzReply(f *testing.F) {
 			}
 		case h.Type == ChunkOffsetHole:
 			_, _ = ParseHole(p)
-		case h.Type == ChunkBlockStatus:
+		case h.Type == ChunkBlockStatus, h.Type == ChunkBlockStatusExt:
+			framing, head := Compact, 4
+			if h.Type == ChunkBlockStatusExt {
+				framing, head = Extended, 8
+			}
 			count := 0
-			if _, err := ParseExtents(p, func(l, _ uint32) {
+			if _, err := ParseExtents(p, framing, func(l, _ uint64) {
 				if l == 0 {
 					t.Error("an empty extent")
 				}
 				count++
-			}); err == nil && count*ExtentSize+4 != len(p) {
+			}); err == nil && count*framing.ExtentSize()+head != len(p) {
 				t.Errorf("%d extents in %d bytes", count, len(p))
 			}
 		}
@@ -129,6 +136,17 @@ func FuzzOptionReply(f *testing.F) {
 			}
 			_, _ = ParseExportInfo(rest)
 			_, _ = ParseBlockSizes(rest)
+		}
+	})
+}
+
+// FuzzStatusPayload reads what a client may ask of a block status.
+func FuzzStatusPayload(f *testing.F) {
+	f.Add((&StatusPayload{Length: 512, Contexts: []uint32{0, 7}}).Append(nil))
+	f.Add([]byte{1, 2, 3})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if p, err := ParseStatusPayload(b); err == nil && !bytes.Equal(p.Append(nil), b) {
+			t.Errorf("%q became %+v", b, p)
 		}
 	})
 }

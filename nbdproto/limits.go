@@ -16,6 +16,9 @@ const (
 	// refused with RepErrTooBig. A GO with every possible information request
 	// fits.
 	MaxOptionKept = 256 << 10
+	// MaxContexts is the most context ids in the payload of a block status
+	// request.
+	MaxContexts = 1 << 16
 	// MaxExtents is the most extents in one block status chunk, 1 MiB.
 	MaxExtents = 1 << 20 / 8
 )

@@ -38,7 +38,7 @@ func TestRequestOnTheWireIsTheDocuments(t *testing.T) {
 	if got := string(AppendSimpleReply(nil, 7, EIO)); got != "\x67\x44\x66\x98\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x07" {
 		t.Errorf("%q", got)
 	}
-	if got := string(AppendOffsetHole(nil, 7, true, 512, 9)); got != "\x66\x8e\x33\xef\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x09" {
+	if got := string(Reply{Cookie: 7}.AppendOffsetHole(nil, true, 512, 9)); got != "\x66\x8e\x33\xef\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x09" {
 		t.Errorf("%q", got)
 	}
 	if got := string(AppendGreeting(nil, FixedNewstyle|NoZeroes)); got != "NBDMAGICIHAVEOPT\x00\x03" {
@@ -68,12 +68,15 @@ func TestLegalFlags(t *testing.T) {
 		CmdRead: FlagFUA | FlagDF, CmdWrite: FlagFUA, CmdFlush: FlagFUA, CmdTrim: FlagFUA, CmdCache: FlagFUA,
 		CmdWriteZeroes: FlagFUA | FlagNoHole | FlagFastZero, CmdBlockStatus: FlagFUA | FlagReqOne, 1000: FlagFUA,
 	} {
-		if got := c.Legal(true); got != want {
+		if got := c.Legal(true, Compact); got != want {
 			t.Errorf("%s: %#x", c, got)
 		}
-		if got := c.Legal(false); got != want&^FlagDF {
+		if got := c.Legal(false, Compact); got != want&^FlagDF {
 			t.Errorf("%s without structured replies: %#x", c, got)
 		}
+	}
+	if CmdWrite.Legal(true, Extended) != FlagFUA|FlagPayloadLen || CmdRead.Legal(true, Extended)&FlagPayloadLen != 0 {
+		t.Error("payloads with extended headers")
 	}
 	if CmdResize.Known() || Command(65535).Known() || !CmdBlockStatus.Known() {
 		t.Error("known commands")
@@ -97,7 +100,7 @@ func TestErrnosMapAsTheFieldsDo(t *testing.T) {
 
 func TestChunksSurviveTheWire(t *testing.T) {
 	var h ReplyHeader
-	b := AppendErrorOffset(nil, 3, EIO, "no", 512)
+	b := Reply{Cookie: 3}.AppendErrorOffset(nil, EIO, "no", 512)
 	if err := h.Parse(b); err != nil || h.Type != ChunkErrorOffset || !h.Done || int(h.Length) != len(b)-ChunkHeaderSize {
 		t.Fatalf("%+v %v", h, err)
 	}
@@ -105,17 +108,17 @@ func TestChunksSurviveTheWire(t *testing.T) {
 	if err != nil || e != (ErrorChunk{EIO, "no", 512}) {
 		t.Errorf("%+v %v", e, err)
 	}
-	b = AppendBlockStatus(nil, 3, false, 9, 2)
-	b = AppendExtent(AppendExtent(b, 512, 3), 1024, 0)
+	b = Reply{Cookie: 3}.AppendBlockStatus(nil, false, 9, 2)
+	b = Compact.AppendExtent(Compact.AppendExtent(b, 512, 3), 1024, 0)
 	if err := h.Parse(b); err != nil || h.Done || int(h.Length) != len(b)-ChunkHeaderSize {
 		t.Fatalf("%+v %v", h, err)
 	}
-	var got [][2]uint32
-	id, err := ParseExtents(b[ChunkHeaderSize:], func(l, f uint32) { got = append(got, [2]uint32{l, f}) })
-	if err != nil || id != 9 || !slices.Equal(got, [][2]uint32{{512, 3}, {1024, 0}}) {
+	var got [][2]uint64
+	id, err := ParseExtents(b[ChunkHeaderSize:], Compact, func(l, f uint64) { got = append(got, [2]uint64{l, f}) })
+	if err != nil || id != 9 || !slices.Equal(got, [][2]uint64{{512, 3}, {1024, 0}}) {
 		t.Errorf("%d %v %v", id, got, err)
 	}
-	long := AppendError(nil, 3, EIO, strings.Repeat("x", MaxString+1))
+	long := Reply{Cookie: 3}.AppendError(nil, EIO, strings.Repeat("x", MaxString+1))
 	if e, err := ParseErrorChunk(ChunkError, long[ChunkHeaderSize:]); err != nil || len(e.Message) != MaxString {
 		t.Errorf("long message: %d %v", len(e.Message), err)
 	}
@@ -144,13 +147,13 @@ func TestPayloadsAreCheckedBeforeTheyAreBelieved(t *testing.T) {
 		{"entry, long description", second(ParseServerEntry([]byte(name + strings.Repeat("d", MaxString+1)))), ErrTooLong},
 		{"context, long", second(ParseMetaContext([]byte(strings.Repeat("d", MaxString+5)))), ErrTooLong},
 		{"hole, short", second(ParseHole(make([]byte, 11))), ErrShort},
-		{"extents, odd", second(ParseExtents(make([]byte, 11), func(uint32, uint32) {})), ErrTrailing},
-		{"extents, none", second(ParseExtents(make([]byte, 4), func(uint32, uint32) {})), ErrTrailing},
-		{"extents, empty one", second(ParseExtents(make([]byte, 12), func(uint32, uint32) {})), ErrShort},
+		{"extents, odd", second(ParseExtents(make([]byte, 11), Compact, func(uint64, uint64) {})), ErrTrailing},
+		{"extents, none", second(ParseExtents(make([]byte, 4), Compact, func(uint64, uint64) {})), ErrTrailing},
+		{"extents, empty one", second(ParseExtents(make([]byte, 12), Compact, func(uint64, uint64) {})), ErrShort},
 		{"greeting", second(ParseGreeting([]byte("NBDMAGICIHAVEOPU\x00\x03"))), ErrMagic},
 		{"option, long", second(ParseOptionHeader(OptionHeader{OptGo, MaxOptionLength + 1}.Append(nil))), ErrTooLong},
 		{"reply, long", second(ParseOptionReplyHeader(OptionReplyHeader{OptGo, RepInfo, MaxPayload + 1}.Append(nil))), ErrTooLong},
-		{"chunk, long", new(ReplyHeader).Parse(appendChunk(nil, 0, ChunkOffsetData, true, MaxChunkPayload+1)), ErrTooLong},
+		{"chunk, long", new(ReplyHeader).Parse(Reply{}.append(nil, ChunkOffsetData, true, MaxChunkPayload+1)), ErrTooLong},
 	} {
 		if !errors.Is(x.err, x.want) {
 			t.Errorf("%s: %v, want %v", x.what, x.err, x.want)
@@ -185,5 +188,43 @@ func TestOptionPayloadsSurviveTheWire(t *testing.T) {
 	sizes := BlockSizes{1, 4096, MaxPayload}
 	if got, err := ParseBlockSizes(sizes.Append(nil)); err != nil || got != sizes {
 		t.Errorf("%+v %v", got, err)
+	}
+}
+
+// TestExtendedMessagesOnTheWire has the bytes of the protocol document, branch
+// extension-ext-header ("Request message", "Extended reply chunk message",
+// NBD_REPLY_TYPE_BLOCK_STATUS_EXT, NBD_CMD_BLOCK_STATUS).
+func TestExtendedMessagesOnTheWire(t *testing.T) {
+	r := Request{Type: CmdWriteZeroes, Flags: FlagNoHole, Cookie: 7, Offset: 512, Length: 1 << 40}
+	x := Reply{Framing: Extended, Cookie: 7, Offset: 512}
+	for name, c := range map[string]struct{ got, want string }{
+		"option":  {string(OptionHeader{Option: OptExtendedHeaders}.Append(nil)), "IHAVEOPT\x00\x00\x00\x0b\x00\x00\x00\x00"},
+		"request": {string(r.Append(nil, Extended)), "\x21\xe4\x1c\x71\x00\x02\x00\x06\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x01\x00\x00\x00\x00\x00"},
+		"none":    {string(x.AppendNone(nil)), "\x6e\x8a\x27\x8c\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00"},
+		"data":    {string(x.AppendOffsetData(nil, false, 1024, 9)), "\x6e\x8a\x27\x8c\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00\x04\x00"},
+		"hole":    {string(x.AppendOffsetHole(nil, true, 512, 9)), "\x6e\x8a\x27\x8c\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x09"},
+		"status": {string(Extended.AppendExtent(x.AppendBlockStatus(nil, true, 3, 1), 1<<40, 2)),
+			"\x6e\x8a\x27\x8c\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x18" +
+				"\x00\x00\x00\x03\x00\x00\x00\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02"},
+		"error":   {string(x.AppendError(nil, EINVAL, "no")), "\x6e\x8a\x27\x8c\x00\x01\x80\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x16\x00\x02no"},
+		"payload": {string((&StatusPayload{Length: 1 << 40, Contexts: []uint32{1, 2}}).Append(nil)), "\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x02"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: % x, not % x", name, c.got, c.want)
+		}
+	}
+	var h ReplyHeader
+	b := x.AppendOffsetData(nil, true, 1024, 9)
+	if err := h.Parse(b); err != nil || h != (ReplyHeader{Cookie: 7, Structured: true, Extended: true, Type: ChunkOffsetData, Done: true, Offset: 512, Length: 17}) {
+		t.Errorf("%+v %v", h, err)
+	}
+	b[24] = 1 // a length beyond 32 bits
+	if err := h.Parse(b); err != ErrTooLong {
+		t.Error(err)
+	}
+	for _, b := range []string{"", "\x00\x00\x00\x03", "\x00\x00\x00\x03\x00\x00\x00\x00", "\x00\x00\x00\x03\x00\x00\x00\x02" + strings.Repeat("\x01", 16), "\x00\x00\x00\x03\x00\x00\x00\x01" + strings.Repeat("\x00", 16)} {
+		if _, err := ParseExtents([]byte(b), Extended, func(_, _ uint64) {}); err == nil {
+			t.Errorf("% x was read", b)
+		}
 	}
 }

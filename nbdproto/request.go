@@ -87,10 +87,51 @@ func (r *Request) Parse(b []byte, f Framing) error {
 	return nil
 }
 
+// HasPayload tells whether Length is that of a payload. A write has one whether it
+// says so or not, as in the field.
+func (r *Request) HasPayload(f Framing) bool {
+	return r.Type == CmdWrite || f == Extended && r.Flags&FlagPayloadLen != 0
+}
+
 // PayloadLen returns how many bytes follow the header.
 func (r *Request) PayloadLen(f Framing) uint64 {
-	if r.Type == CmdWrite || f == Extended && r.Flags&FlagPayloadLen != 0 {
+	if r.HasPayload(f) {
 		return r.Length
 	}
 	return 0
+}
+
+// StatusPayload is the payload of a block status request with FlagPayloadLen.
+type StatusPayload struct {
+	Length   uint64   // of the range, bytes
+	Contexts []uint32 // their ids
+}
+
+// MaxStatusPayload is the longest such payload that is read, in bytes: with more
+// contexts than an export can have.
+const MaxStatusPayload = 8 + 4*MaxContexts
+
+// Append appends the payload.
+func (p *StatusPayload) Append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, p.Length)
+	for _, id := range p.Contexts {
+		b = binary.BigEndian.AppendUint32(b, id)
+	}
+	return b
+}
+
+// ParseStatusPayload reads the payload. It fails with ErrShort or ErrTrailing.
+func ParseStatusPayload(b []byte) (*StatusPayload, error) {
+	f := fields{b: b}
+	p := &StatusPayload{Length: f.u64()}
+	if f.err != nil {
+		return nil, f.err
+	}
+	if len(f.b)%4 != 0 {
+		return nil, ErrTrailing
+	}
+	for len(f.b) > 0 {
+		p.Contexts = append(p.Contexts, f.u32())
+	}
+	return p, nil
 }

@@ -87,7 +87,8 @@ func (p *place) descend(parts []string) *place {
 	return p
 }
 
-func notFound(path string) error {
+// NotFound is the error for a path or an id that names nothing.
+func NotFound(path string) error {
 	return qapi.ClassErrorf(qapi.DeviceNotFound, "Device '%s' not found", path)
 }
 
@@ -132,7 +133,7 @@ func (r *Registry) resolveToList(path string) (*place, error) {
 	case ambiguous:
 		return nil, qapi.Errorf("Path '%s' is ambiguous", path)
 	case p == nil:
-		return nil, notFound(path)
+		return nil, NotFound(path)
 	}
 	return p, nil
 }
@@ -164,7 +165,7 @@ func (r *Registry) Get(path, property string) (any, error) {
 	defer r.mu.Unlock()
 	p, _ := r.resolve(path)
 	if p == nil {
-		return nil, notFound(path)
+		return nil, NotFound(path)
 	}
 	v, ok := p.get(property)
 	if !ok {
@@ -180,7 +181,7 @@ func (r *Registry) Set(path, property string, value any) error {
 	defer r.mu.Unlock()
 	p, _ := r.resolve(path)
 	if p == nil {
-		return notFound(path)
+		return NotFound(path)
 	}
 	q := p.class.property(property)
 	switch {

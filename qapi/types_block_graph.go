@@ -248,6 +248,31 @@ type BlockdevOptionsRaw struct {
 	Offset *int64 `qapi:"offset"`
 	// Bytes. Default: to the end of the file.
 	Size *int64 `qapi:"size"`
+	// Whether persistent dirty bitmaps are kept beside the image. Default off.
+	XBitmaps *RawBitmapPersistence `qapi:"x-bitmaps,features=unstable"`
+	// The file that has them. Default: the image's name with .bitmaps behind it.
+	XBitmapsFile *string `qapi:"x-bitmaps-file,features=unstable"`
+}
+
+// RawBitmapPersistence says whether a raw image has persistent dirty bitmaps.
+// Beyond the field.
+type RawBitmapPersistence string
+
+// Values of RawBitmapPersistence.
+const (
+	// RawBitmapPersistenceOff: it has none.
+	RawBitmapPersistenceOff RawBitmapPersistence = "off"
+	// RawBitmapPersistenceSidecar: they are in a file beside the image, and after
+	// an unclean end inconsistent.
+	RawBitmapPersistenceSidecar RawBitmapPersistence = "sidecar"
+	// RawBitmapPersistenceSidecarExclusive: nobody but blockd writes to the image,
+	// so that the bitmaps are valid after an unclean end, too.
+	RawBitmapPersistenceSidecarExclusive RawBitmapPersistence = "sidecar-exclusive"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (RawBitmapPersistence) QAPIEnum() []string {
+	return []string{"off", "sidecar", "sidecar-exclusive"}
 }
 
 // BlockdevOptionsThrottle are the options of throttle.

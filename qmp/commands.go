@@ -50,7 +50,7 @@ func registerFDCommands(r *Registry) {
 		if err != nil {
 			return qapi.AddfdInfo{}, err
 		}
-		return c.Server().fdsets.add(f, a.FdsetID, a.Opaque)
+		return c.Server().fdsets.Add(f, a.FdsetID, a.Opaque)
 	})
 	Register(r, "remove-fd", o, func(c *Context, a *qapi.RemoveFdArg) (qapi.Empty, error) {
 		return qapi.Empty{}, c.Server().fdsets.remove(a.FdsetID, a.FD)

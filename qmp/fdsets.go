@@ -66,8 +66,8 @@ func refuseFD(f *os.File, reason string) (qapi.AddfdInfo, error) {
 	return qapi.AddfdInfo{}, qapi.Errorf("%s", reason)
 }
 
-// add is the command add-fd. It owns f.
-func (s *FdSets) add(f *os.File, id *int64, opaque *string) (qapi.AddfdInfo, error) {
+// Add is the command add-fd. It owns f; id nil: a new set, or the first free one.
+func (s *FdSets) Add(f *os.File, id *int64, opaque *string) (qapi.AddfdInfo, error) {
 	if id != nil && *id < 0 {
 		return refuseFD(f, "Parameter 'fdset-id' expects a non-negative value")
 	}

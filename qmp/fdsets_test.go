@@ -30,7 +30,7 @@ func TestFdsetOpenPicksTheAccessMode(t *testing.T) {
 	ro, rw := openFDs(t, filepath.Join(t.TempDir(), "f"))
 	id := int64(7)
 	for _, f := range []*os.File{ro, rw} {
-		if _, err := s.add(f, &id, nil); err != nil {
+		if _, err := s.Add(f, &id, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -70,7 +70,7 @@ func TestFdsetOpenPicksTheAccessMode(t *testing.T) {
 func TestFdsetLastsWhileACopyIsOpen(t *testing.T) {
 	s := NewFdSets()
 	_, rw := openFDs(t, filepath.Join(t.TempDir(), "f"))
-	info, err := s.add(rw, nil, nil)
+	info, err := s.Add(rw, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestFdsetInUseIsClosedAfterTheLastClientAndTheLastCopy(t *testing.T) {
 	s := NewFdSets()
 	_, rw := openFDs(t, filepath.Join(t.TempDir(), "f"))
 	s.clientArrives()
-	if _, err := s.add(rw, nil, nil); err != nil {
+	if _, err := s.Add(rw, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	f, release, err := s.Open("/dev/fdset/0", os.O_RDWR)
@@ -131,7 +131,7 @@ func TestFdsetOpenTruncates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	ro, rw := openFDs(t, path)
 	ro.Close()
-	s.add(rw, nil, nil)
+	s.Add(rw, nil, nil)
 	f, release, err := s.Open("/dev/fdset/0", os.O_RDWR|os.O_TRUNC)
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +147,7 @@ func TestFdsetCountIsBounded(t *testing.T) {
 	s := NewFdSets()
 	s.total = maxSetFDs
 	_, rw := openFDs(t, filepath.Join(t.TempDir(), "f"))
-	if _, err := s.add(rw, nil, nil); err == nil {
+	if _, err := s.Add(rw, nil, nil); err == nil {
 		t.Fatal("one too many")
 	}
 	if _, err := rw.Stat(); !errors.Is(err, os.ErrClosed) {

@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"context"
 	"reflect"
 	"slices"
 
@@ -87,6 +88,38 @@ func Register[A, R any](r *Registry, name string, o CommandOptions, h func(c *Co
 	r.commands = append(r.commands, c)
 }
 
+// Extend has a registered command go through h, which may leave it to next, what
+// the command did so far. A and R are those of Register. It panics when there is
+// no such command.
+func Extend[A, R any](r *Registry, name string, h func(c *Context, a *A, next func() (R, error)) (R, error)) {
+	old := r.byName[name]
+	c := *old
+	noReturn := c.ret == nil
+	c.run = func(ctx *Context, args *qapi.Object) (any, error) {
+		a := new(A)
+		if args == nil {
+			args = emptyObject
+		}
+		if err := qapi.Decode(args, a); err != nil {
+			return nil, err
+		}
+		ret, err := h(ctx, a, func() (R, error) {
+			v, err := old.run(ctx, args)
+			ret, _ := v.(R)
+			return ret, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if noReturn {
+			return emptyObject, nil
+		}
+		return ret, nil
+	}
+	r.byName[name] = &c
+	r.commands[slices.Index(r.commands, old)] = &c
+}
+
 // RegisterEvent announces an event in the schema. D is the type of its data,
 // struct{} for none. It panics like Register.
 func RegisterEvent[D any](r *Registry, name string) {
@@ -114,4 +147,12 @@ func (r *Registry) Commands() []qapi.CommandInfo {
 		list = append(list, qapi.CommandInfo{Name: c.name})
 	}
 	return list
+}
+
+// Call runs a registered command for the program itself, as if a client had sent
+// it. It panics when there is no such command.
+func Call[A, R any](ctx context.Context, r *Registry, name string, a *A) (R, error) {
+	ret, err := r.byName[name].run(&Context{Context: ctx}, qapi.ToObject(a))
+	v, _ := ret.(R)
+	return v, err
 }

@@ -31,7 +31,7 @@ func benchmark(b *testing.B, cmd nbdproto.Command) {
 			if cmd == nbdproto.CmdWrite {
 				one = append(one, make([]byte, block)...)
 			} else {
-				reply = nbdproto.OffsetDataSize + block
+				reply = nbdproto.ChunkHeaderSize + nbdproto.OffsetSize + block
 			}
 			var out []byte
 			for range depth {

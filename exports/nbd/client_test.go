@@ -53,6 +53,7 @@ type client struct {
 	sizes    nbdproto.BlockSizes
 	desc     string
 	asked    string
+	framing  nbdproto.Framing
 }
 
 // patience is how long a test waits for what must come.
@@ -198,7 +199,7 @@ func connect(t testing.TB, path string, structured bool) *client {
 
 func (c *client) send(r nbdproto.Request, data ...byte) {
 	c.t.Helper()
-	c.write(append(r.Append(nil, nbdproto.Compact), data...))
+	c.write(append(r.Append(nil, c.framing), data...))
 }
 
 type chunk struct {
@@ -218,6 +219,9 @@ func (c *client) chunk(n int) chunk {
 	var k chunk
 	if err := k.Parse(b); err != nil {
 		c.t.Fatal(err)
+	}
+	if k.Extended != (c.framing == nbdproto.Extended) {
+		c.t.Fatalf("%+v of another framing", k.ReplyHeader)
 	}
 	if k.Structured {
 		k.payload = c.read(int(k.Length))
@@ -282,7 +286,7 @@ func (c *client) readData(off uint64, n int, flags nbdproto.CmdFlags) ([]byte, [
 	}
 }
 
-type extent struct{ length, flags uint32 }
+type extent struct{ length, flags uint64 }
 
 // status returns the extents by context name.
 func (c *client) status(off, n uint64, flags nbdproto.CmdFlags) map[string][]extent {
@@ -295,7 +299,7 @@ func (c *client) status(off, n uint64, flags nbdproto.CmdFlags) map[string][]ext
 			c.t.Fatalf("status: %d %s", k.Error, k.payload)
 		}
 		var list []extent
-		id, err := nbdproto.ParseExtents(k.payload, func(l, f uint32) { list = append(list, extent{l, f}) })
+		id, err := nbdproto.ParseExtents(k.payload, c.framing, func(l, f uint64) { list = append(list, extent{l, f}) })
 		if err != nil {
 			c.t.Fatal(err)
 		}

@@ -166,11 +166,15 @@ func (e *Export) detach(c *conn) {
 	}
 }
 
-// info is what a client is told when it chooses the export.
-func (e *Export) info(structured bool) nbdproto.ExportInfo {
+// info is what a client is told when it chooses the export. payload: it may ask
+// for some of its metadata contexts.
+func (e *Export) info(structured, payload bool) nbdproto.ExportInfo {
 	f := e.flags
 	if structured {
 		f |= nbdproto.SendDF
+	}
+	if payload {
+		f |= nbdproto.BlockStatusPay
 	}
 	return nbdproto.ExportInfo{Size: uint64(e.size), Flags: f}
 }

@@ -84,6 +84,23 @@ func FuzzServer(f *testing.F) {
 		}
 	}
 	f.Add(burst, true)
+	wide := append(bytes.Clone(hello), option(nbdproto.OptExtendedHeaders, nil)...)
+	wide = append(wide, option(nbdproto.OptSetMetaContext, (&nbdproto.MetaRequest{Name: "n", Queries: []string{"base:allocation"}}).Append(nil))...)
+	wide = append(wide, option(nbdproto.OptGo, goN)...)
+	ask := (&nbdproto.StatusPayload{Length: 1024, Contexts: []uint32{0}}).Append(nil)
+	for _, r := range []nbdproto.Request{
+		{Type: nbdproto.CmdRead, Length: 512},
+		{Type: nbdproto.CmdBlockStatus, Flags: nbdproto.FlagPayloadLen, Length: uint64(len(ask))},
+		{Type: nbdproto.CmdWriteZeroes, Length: 1 << 20},
+		{Type: nbdproto.CmdTrim, Flags: nbdproto.FlagPayloadLen, Length: 12},
+		{Type: nbdproto.CmdDisc},
+	} {
+		wide = r.Append(wide, nbdproto.Extended)
+		if r.Flags != 0 {
+			wide = append(wide, ask...)
+		}
+	}
+	f.Add(wide, false)
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	l := newPipeListener()
 	s := NewServer(Config{Clock: clock.Real(), Log: quiet, HandshakeMax: 5 * time.Second}, l)

@@ -114,7 +114,7 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 	case nbdproto.OptListMetaContext, nbdproto.OptSetMetaContext:
 		n.metaContext(p)
 		return false, nil
-	case nbdproto.OptList, nbdproto.OptAbort, nbdproto.OptStartTLS, nbdproto.OptStructuredReply:
+	case nbdproto.OptList, nbdproto.OptAbort, nbdproto.OptStartTLS, nbdproto.OptStructuredReply, nbdproto.OptExtendedHeaders:
 		if len(p) > 0 && h.Option != nbdproto.OptAbort {
 			n.refuseLength()
 			return false, nil
@@ -133,11 +133,22 @@ func (n *negotiation) handle(h nbdproto.OptionHeader) (done bool, err error) {
 		}
 		n.refuse(nbdproto.RepErrPolicy, "TLS not configured")
 	case nbdproto.OptStructuredReply:
+		if n.framing == nbdproto.Extended {
+			n.refuse(nbdproto.RepErrExtHeaderReqd, "extended headers already negotiated")
+			break
+		}
 		if n.structured {
 			n.refuse(nbdproto.RepErrInvalid, "structured reply already negotiated")
 			break
 		}
 		n.structured = true
+		n.ack()
+	case nbdproto.OptExtendedHeaders:
+		if n.framing == nbdproto.Extended {
+			n.refuse(nbdproto.RepErrInvalid, "extended headers already negotiated")
+			break
+		}
+		n.structured, n.framing = true, nbdproto.Extended
 		n.ack()
 	default:
 		n.refuse(nbdproto.RepErrUnsup, "Unsupported option %d (%s)", uint32(h.Option), h.Option)
@@ -254,12 +265,15 @@ func (n *negotiation) exportName(p []byte) error {
 	if err != nil {
 		return err
 	}
+	if n.framing == nbdproto.Extended {
+		return errors.New("nbd: export name from a client with extended headers")
+	}
 	e := n.server.find(name)
 	if e == nil || !e.attach(n.conn) {
 		return errors.New("nbd: export not found")
 	}
 	n.adopt(e)
-	b := e.info(n.structured).Append(nil)
+	b := e.info(n.structured, false).Append(nil)
 	if !n.noZeroes {
 		b = append(b, make([]byte, nbdproto.ExportNamePadding)...)
 	}
@@ -272,6 +286,11 @@ func (n *negotiation) adopt(e *Export) {
 	if n.metaExport == e {
 		n.contexts = n.meta
 	}
+}
+
+// filters tells whether the client may ask for some of its contexts in e.
+func (n *negotiation) filters(e *Export) bool {
+	return n.framing == nbdproto.Extended && n.metaExport == e && len(n.meta) > 0
 }
 
 func (n *negotiation) info(p []byte) (done bool, err error) {
@@ -299,7 +318,7 @@ func (n *negotiation) info(p []byte) (done bool, err error) {
 		sizes.Minimum = 1
 	}
 	n.answer(nbdproto.RepInfo, sizes.Append(nbdproto.AppendInfo(nil, nbdproto.InfoBlockSize)))
-	n.answer(nbdproto.RepInfo, e.info(n.structured).Append(nbdproto.AppendInfo(nil, nbdproto.InfoExport)))
+	n.answer(nbdproto.RepInfo, e.info(n.structured, n.filters(e)).Append(nbdproto.AppendInfo(nil, nbdproto.InfoExport)))
 	if n.option == nbdproto.OptInfo {
 		if !asked && e.sizes.Minimum > 1 {
 			n.refuse(nbdproto.RepErrBlockSizeReqd, "request NBD_INFO_BLOCK_SIZE to use this export")

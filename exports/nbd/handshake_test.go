@@ -117,7 +117,6 @@ func TestRefusedOptionsKeepTheConnection(t *testing.T) {
 	}{
 		{"unknown", 99, []byte("xyz"), nbdproto.RepErrUnsup},
 		{"peek export", nbdproto.OptPeekExport, nil, nbdproto.RepErrUnsup},
-		{"extended headers", nbdproto.OptExtendedHeaders, nil, nbdproto.RepErrUnsup},
 		{"starttls", nbdproto.OptStartTLS, nil, nbdproto.RepErrPolicy},
 		{"starttls with payload", nbdproto.OptStartTLS, []byte("x"), nbdproto.RepErrInvalid},
 		{"list with payload", nbdproto.OptList, []byte("x"), nbdproto.RepErrInvalid},

@@ -37,7 +37,7 @@ func (c *conn) executeRead(r *request) {
 	n := int64(r.Length)
 	switch {
 	case n == 0 && c.structured:
-		r.reply(nbdproto.AppendNone(r.begin(), r.Cookie), nil)
+		r.reply(r.form().AppendNone(r.begin()), nil)
 		return
 	case n == 0:
 		r.succeed()
@@ -59,7 +59,7 @@ func (c *conn) executeRead(r *request) {
 	}
 	data := r.buf.Bytes()
 	if c.structured {
-		r.reply(nbdproto.AppendOffsetData(r.begin(), r.Cookie, true, r.Offset, len(data)), data)
+		r.reply(r.form().AppendOffsetData(r.begin(), true, r.Offset, len(data)), data)
 	} else {
 		r.reply(nbdproto.AppendSimpleReply(r.begin(), r.Cookie, nbdproto.OK), data)
 	}
@@ -116,14 +116,15 @@ func mergeSmallHoles(runs []run) []run {
 // readRuns reads the data between holes and replies in chunks. Everything is
 // read before the first chunk is sent, so a failed read is one error.
 func (c *conn) readRuns(r *request, runs []run) {
-	heads := make([]byte, 0, len(runs)*max(nbdproto.OffsetDataSize, nbdproto.OffsetHoleSize))
+	form := r.form()
+	heads := make([]byte, 0, len(runs)*(form.Framing.HeaderSize()+max(nbdproto.OffsetSize, nbdproto.HoleSize)))
 	segs := make([][]byte, 0, 2*len(runs))
 	var size int64
 	for i, x := range runs {
 		last := i == len(runs)-1
 		from := len(heads)
 		if x.hole {
-			heads = nbdproto.AppendOffsetHole(heads, r.Cookie, last, uint64(x.off), uint32(x.n))
+			heads = form.AppendOffsetHole(heads, last, uint64(x.off), uint32(x.n))
 			segs = append(segs, heads[from:])
 			continue
 		}
@@ -132,7 +133,7 @@ func (c *conn) readRuns(r *request, runs []run) {
 			r.fail(err, "reading from file failed")
 			return
 		}
-		heads = nbdproto.AppendOffsetData(heads, r.Cookie, last, uint64(x.off), int(x.n))
+		heads = form.AppendOffsetData(heads, last, uint64(x.off), int(x.n))
 		segs = append(segs, heads[from:], r.buf.Bytes()[part:part+x.n])
 		size += x.n
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -121,6 +122,12 @@ func (c *conn) receive() (*request, error) {
 	if refuse == nil {
 		return c.admitted(&h)
 	}
+	return c.refused(&h, refuse)
+}
+
+// refused passes over a request's payload and returns it, to be answered with an
+// error.
+func (c *conn) refused(h *nbdproto.Request, refuse error) (*request, error) {
 	if n := h.PayloadLen(c.framing); n > 0 {
 		if uint64(c.t.Buffered()) < n {
 			c.flushBurst()
@@ -133,7 +140,7 @@ func (c *conn) receive() (*request, error) {
 	if r == nil {
 		return nil, net.ErrClosed
 	}
-	r.Request, r.refuse = h, refuse
+	r.Request, r.refuse = *h, refuse
 	return r, nil
 }
 
@@ -141,17 +148,19 @@ func (c *conn) receive() (*request, error) {
 // that the stream cannot be followed any further.
 func (c *conn) check(h *nbdproto.Request, parse error) (refuse error, lost bool) {
 	e := c.export
+	byPayload := h.Type == nbdproto.CmdBlockStatus && h.HasPayload(c.framing)
 	switch {
 	case parse != nil:
 		return refusal("invalid magic"), true
+	case h.PayloadLen(c.framing) > nbdproto.MaxPayload:
+		return refusal(fmt.Sprintf("len (%d) is larger than max len (%d)", h.Length, nbdproto.MaxPayload)), true
 	case h.Type.MovesData() && h.Length > nbdproto.MaxPayload:
-		return refusal(fmt.Sprintf("len (%d) is larger than max len (%d)", h.Length, nbdproto.MaxPayload)),
-			h.PayloadLen(c.framing) > 0
+		return refusal(fmt.Sprintf("len (%d) is larger than max len (%d)", h.Length, nbdproto.MaxPayload)), false
 	case e.flags&nbdproto.ReadOnly != 0 && h.Type.Writes():
 		return refusal("Export is read-only"), false
-	case h.Offset > uint64(e.size) || h.Length > uint64(e.size)-h.Offset:
+	case !byPayload && (h.Offset > uint64(e.size) || h.Length > uint64(e.size)-h.Offset):
 		return refusal(fmt.Sprintf("operation past EOF; From: %d, Len: %d, Size: %d", h.Offset, h.Length, e.size)), false
-	case h.Flags&^h.Type.Legal(c.structured) != 0:
+	case h.Flags&^h.Type.Legal(c.structured, c.framing) != 0:
 		return refusal(fmt.Sprintf("unsupported flags for command %s (got 0x%x)", h.Type, uint16(h.Flags))), false
 	case !h.Type.Known():
 		return refusal(fmt.Sprintf("invalid request type (%d) received", uint16(h.Type))), false
@@ -159,6 +168,8 @@ func (c *conn) check(h *nbdproto.Request, parse error) (refuse error, lost bool)
 		return refusal("need non-zero length"), false
 	case h.Type == nbdproto.CmdBlockStatus && len(c.contexts) == 0:
 		return refusal("CMD_BLOCK_STATUS not negotiated"), false
+	case byPayload && h.Length > nbdproto.MaxStatusPayload:
+		return refusal("CMD_BLOCK_STATUS payload is too long"), false
 	}
 	return nil, false
 }
@@ -177,7 +188,7 @@ func (c *conn) sayLost(h *nbdproto.Request, why error) error {
 // admitted waits for what the request needs, and reads its data.
 func (c *conn) admitted(h *nbdproto.Request) (*request, error) {
 	var n int64
-	if h.Type == nbdproto.CmdRead || h.Type == nbdproto.CmdWrite {
+	if h.Type == nbdproto.CmdRead || h.PayloadLen(c.framing) > 0 {
 		n = int64(h.Length)
 	}
 	r := c.admit(charge(n))
@@ -193,7 +204,7 @@ func (c *conn) admitted(h *nbdproto.Request) (*request, error) {
 		return nil, err
 	}
 	r.vec.SetBytes(r.buf.Bytes())
-	if h.Type == nbdproto.CmdWrite {
+	if h.Type != nbdproto.CmdRead {
 		if int64(c.t.Buffered()) < n {
 			c.flushBurst()
 		}
@@ -202,7 +213,30 @@ func (c *conn) admitted(h *nbdproto.Request) (*request, error) {
 			return nil, err
 		}
 	}
+	if h.Type == nbdproto.CmdBlockStatus {
+		r.refuse = c.readStatusPayload(r)
+	}
 	return r, nil
+}
+
+// readStatusPayload has a block status report what its payload asks for: a range
+// and some of the contexts.
+func (c *conn) readStatusPayload(r *request) error {
+	p, err := nbdproto.ParseStatusPayload(r.buf.Bytes())
+	if err != nil {
+		return refusal("CMD_BLOCK_STATUS payload has unexpected length")
+	}
+	r.asked = make([]statusContext, 0, min(len(p.Contexts), len(c.contexts)))
+	for _, id := range p.Contexts {
+		i := slices.IndexFunc(c.contexts, func(x statusContext) bool { return x.id == id })
+		if i < 0 || slices.ContainsFunc(r.asked, func(x statusContext) bool { return x.id == id }) {
+			return refusal(fmt.Sprintf("unknown or repeated context id %d in CMD_BLOCK_STATUS payload", id))
+		}
+		r.asked = append(r.asked, c.contexts[i])
+	}
+	r.Length, r.Flags = p.Length, r.Flags&^nbdproto.FlagPayloadLen
+	refuse, _ := c.check(&r.Request, nil)
+	return refuse
 }
 
 // start has an admitted request executed. It returns false when that took so

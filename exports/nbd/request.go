@@ -24,6 +24,8 @@ type request struct {
 	size   int64
 	more   []*ioengine.Buffer // other memory that segs refer to
 	refuse error              // an error found before execution; replaces it
+	// asked are the contexts that a block status is to report; nil: all.
+	asked []statusContext
 
 	next *request // in the list that has it: ready or free
 
@@ -31,8 +33,9 @@ type request struct {
 	segStore  [2][]byte
 }
 
-// headSize has room for the header of a reply without an error message.
-const headSize = 32
+// headSize has room for the header of a reply without an error message, and for
+// what precedes its data or extents.
+const headSize = nbdproto.ExtendedChunkHeaderSize + nbdproto.MaxStatusHead
 
 func (r *request) reset() {
 	if r.buf != nil {
@@ -45,7 +48,7 @@ func (r *request) reset() {
 	clear(r.more)
 	r.more = r.more[:0]
 	r.vec.SetBytes(nil)
-	r.head, r.segs, r.size, r.refuse = nil, nil, 0, nil
+	r.head, r.segs, r.size, r.refuse, r.asked = nil, nil, 0, nil, nil
 	r.segStore = [2][]byte{}
 	r.bytes, r.memory, r.own = 0, 0, 0
 }
@@ -64,8 +67,17 @@ func (r *request) reply(head, data []byte) {
 	}
 }
 
+// form is the form of the reply's chunks.
+func (r *request) form() nbdproto.Reply {
+	return nbdproto.Reply{Framing: r.c.framing, Cookie: r.Cookie, Offset: r.Offset}
+}
+
 // succeed sets the reply of a command that returns no data.
 func (r *request) succeed() {
+	if r.c.framing == nbdproto.Extended {
+		r.reply(r.form().AppendNone(r.begin()), nil)
+		return
+	}
 	r.reply(nbdproto.AppendSimpleReply(r.begin(), r.Cookie, nbdproto.OK), nil)
 }
 
@@ -73,7 +85,7 @@ func (r *request) succeed() {
 func (r *request) fail(err error, msg string) {
 	code := nbdproto.ToWire(blockgraph.Errno(err))
 	if r.c.structured {
-		r.reply(nbdproto.AppendError(r.begin(), r.Cookie, code, msg), nil)
+		r.reply(r.form().AppendError(r.begin(), code, msg), nil)
 		return
 	}
 	r.reply(nbdproto.AppendSimpleReply(r.begin(), r.Cookie, code), nil)

@@ -20,24 +20,33 @@ func (c *conn) executeStatus(r *request) {
 	if r.Flags&nbdproto.FlagReqOne != 0 {
 		most = 1
 	}
-	var e extents
+	contexts := c.contexts
+	if r.asked != nil {
+		contexts = r.asked
+	}
+	if len(contexts) == 0 {
+		r.succeed()
+		return
+	}
+	form := r.form()
+	e := extents{framing: c.framing}
 	defer e.free()
 	var heads []byte
-	if len(c.contexts) == 1 {
+	if len(contexts) == 1 {
 		heads = r.begin()
 	} else {
-		heads = make([]byte, 0, len(c.contexts)*nbdproto.BlockStatusSize)
+		heads = make([]byte, 0, len(contexts)*headSize)
 	}
 	segs := r.segStore[:0]
 	var size int64
-	for i, ctx := range c.contexts {
+	for i, ctx := range contexts {
 		if err := c.collect(ctx, &e, int64(r.Offset), int64(r.Length), most); err != nil {
 			r.fail(err, "can't get block status")
 			return
 		}
 		from := len(heads)
-		last := i == len(c.contexts)-1
-		heads = nbdproto.AppendBlockStatus(heads, r.Cookie, last, ctx.id, e.count())
+		last := i == len(contexts)-1
+		heads = form.AppendBlockStatus(heads, last, ctx.id, e.count())
 		body := e.take(r)
 		segs = append(segs, heads[from:], body)
 		size += int64(len(heads)-from) + int64(len(body))
@@ -71,15 +80,21 @@ func (c *conn) collect(ctx statusContext, e *extents, off, n int64, most int) er
 
 // extents are the extents of one context in the making.
 type extents struct {
-	most   int
-	buf    *ioengine.Buffer
-	b      []byte
-	length int64 // of the last extent, not encoded yet; 0: none
-	flags  uint32
+	framing nbdproto.Framing
+	most    int
+	buf     *ioengine.Buffer
+	b       []byte
+	length  int64 // of the last extent, not encoded yet; 0: none
+	flags   uint32
 }
 
-// maxExtent is the longest extent that a compact header can tell.
+// maxExtent is the longest extent that a reply without extended headers can
+// tell.
 const maxExtent = 1<<32 - 1
+
+func (e *extents) canTell(length int64) bool {
+	return e.framing == nbdproto.Extended || length <= maxExtent
+}
 
 func (e *extents) begin(most int) {
 	e.free()
@@ -91,7 +106,7 @@ func (e *extents) begin(most int) {
 
 // add returns false when there is no room for the extent.
 func (e *extents) add(length int64, flags uint32) bool {
-	if e.length > 0 && flags == e.flags && e.length+length <= maxExtent {
+	if e.length > 0 && flags == e.flags && e.canTell(e.length+length) {
 		e.length += length
 		return true
 	}
@@ -108,18 +123,18 @@ func (e *extents) end() {
 	if e.length == 0 {
 		return
 	}
-	if len(e.b)+nbdproto.ExtentSize > cap(e.b) {
+	if len(e.b)+e.framing.ExtentSize() > cap(e.b) {
 		bigger := ioengine.Bounce(2 * cap(e.b))
 		e.b = append(bigger.Bytes()[:0], e.b...)
 		e.buf.Release()
 		e.buf = bigger
 	}
-	e.b = nbdproto.AppendExtent(e.b, uint32(e.length), e.flags)
+	e.b = e.framing.AppendExtent(e.b, uint64(e.length), e.flags)
 	e.length = 0
 }
 
 // count is the number of encoded extents.
-func (e *extents) count() int { return len(e.b) / nbdproto.ExtentSize }
+func (e *extents) count() int { return len(e.b) / e.framing.ExtentSize() }
 
 // take hands the memory over to the request.
 func (e *extents) take(r *request) []byte {

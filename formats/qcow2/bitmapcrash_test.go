@@ -312,3 +312,43 @@ func TestAWriteFailsWhenItsBitsCannotBeStored(t *testing.T) {
 	closeImage(t, d)
 	mustCheck(t, f, true)
 }
+
+// A change of the list whose last write fails may have reached the disk. The
+// list before it, which the caller stores again, must be the disk's then: bits
+// that are set later go to what the disk knows.
+func TestTheDiskFollowsWhenAStoreFailsAfterItReachedIt(t *testing.T) {
+	const size = 1 << 20
+	f := newImage(t, size, clusterSize(4096))
+	d := openImage(t, f, nil)
+	a := &blockgraph.DirtyBitmap{Name: "a", Persistent: true, Bits: bitmaps.New(size, 512)}
+	a.Bits.Set(0, 512)
+	list := []*blockgraph.DirtyBitmap{a}
+	if err := d.StoreBitmaps(ctxb, list); err != nil {
+		t.Fatal(err)
+	}
+	cleared := *a
+	cleared.Bits = bitmaps.New(size, 512)
+	f.setFault(func(op string, off, _ int64) error {
+		if op == "written" && off == 0 {
+			return syscall.EIO
+		}
+		return nil
+	})
+	if err := d.StoreBitmaps(ctxb, []*blockgraph.DirtyBitmap{&cleared}); blockgraph.Errno(err) != syscall.EIO {
+		t.Fatal(err)
+	}
+	f.setFault(nil)
+	if err := d.StoreBitmaps(ctxb, list); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.BeforeChange(ctxb, 8192, 512); err != nil {
+		t.Fatal(err)
+	}
+	crashed := openImage(t, &memFile{b: slices.Clone(f.b)}, nil)
+	if got := crashed.bitmaps.want[0].Bits; !got.Get(0) || !got.Get(8192) {
+		t.Errorf("bits at 0 %v, at 8192 %v", got.Get(0), got.Get(8192))
+	}
+	a.Bits.Set(8192, 512)
+	closeImage(t, d)
+	mustCheck(t, f, true) // nothing has leaked
+}

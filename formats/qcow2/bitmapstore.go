@@ -49,6 +49,9 @@ type bitmapStore struct {
 	at     place // of the directory
 	// final: the image is given up; in_use is taken back.
 	final bool
+	// doubtful: the header was to refer to these clusters instead of dir's, and
+	// writing it failed. What the disk has is known when it succeeds again.
+	doubtful []extent
 
 	infos atomic.Pointer[[]qapi.Qcow2BitmapInfo]
 }
@@ -157,12 +160,15 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 	}
 	w := &bitmapWriter{d: d, size: size}
 	next, changed, err := w.plan(ctx)
-	if err == nil && !changed && edit == nil {
+	if err == nil && !changed && edit == nil && s.doubtful == nil {
 		s.setStored(true)
 		return nil
 	}
 	var dirAt, dirLen int64
-	if err == nil && len(next) > 0 {
+	same := !changed && edit == nil
+	if same {
+		dirAt, dirLen = s.at.from, s.at.to-s.at.from
+	} else if err == nil && len(next) > 0 {
 		dir := encodeDir(next)
 		dirLen = int64(len(dir))
 		dirAt, err = w.put(ctx, dir)
@@ -176,7 +182,10 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 		return err
 	}
 	s.setStored(false)
-	old := d.bitmapExtents(next)
+	var old []extent
+	if !same {
+		old = d.bitmapExtents(next)
+	}
 	err = d.switchHeader(ctx, func(ext *extensions) {
 		ext.setBitmaps(len(next), dirAt, dirLen)
 	}, func(b []byte) {
@@ -194,10 +203,12 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 	})
 	if err != nil {
 		// Nobody knows which of the two directories the disk has: neither's
-		// clusters can be used for anything else.
+		// clusters can be used for anything else yet.
+		s.doubtful = append(s.doubtful, w.fresh...)
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update bitmap extension: %s", blockgraph.Strerror(err))
 	}
-	w.giveUp(old)
+	w.giveUp(append(old, s.doubtful...))
+	s.doubtful = nil
 	s.setDir(next, place{dirAt, dirAt + dirLen, kindBitmapDir})
 	s.ahead.Forget()
 	d.meta.setPlaces(kindBitmapDir, s.at)

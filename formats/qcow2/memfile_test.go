@@ -28,7 +28,8 @@ type memFile struct {
 	seq    *atomic.Int64
 	passed []string // fault points since the last entry of the log
 	// fault, if set, is asked before each operation ("read", "write",
-	// "flush", "discard", "truncate"); it may block.
+	// "flush", "discard", "truncate"), and after a write has reached the file
+	// ("written"); it may block.
 	fault   func(op string, off, n int64) error
 	flushes int
 	writes  int
@@ -99,7 +100,10 @@ func (f *memFile) WriteV(_ context.Context, off int64, v *blockgraph.IOVec, _ bl
 	if err := f.check("write", off, v.Len()); err != nil {
 		return err
 	}
-	return f.change(off, v, false)
+	if err := f.change(off, v, false); err != nil {
+		return err
+	}
+	return f.check("written", off, v.Len())
 }
 
 func (f *memFile) change(off int64, v *blockgraph.IOVec, discard bool) error {

@@ -6,9 +6,13 @@
 // the image look like another format, whose header could then name any file of
 // the host at the next start.
 //
+// With the option x-bitmaps the node has persistent dirty bitmaps, in a file beside
+// the image (sidecar.go).
+//
 // Data plane: I/O may be called from any goroutine and blocks as the child
 // does. The part in use changes on a worker with the graph's token held and no
-// request in flight. The package has no locks.
+// request in flight. The package has no locks but the turn of those who write the
+// bitmaps, which is held over their I/O.
 //
 //blockd:io
 package raw
@@ -110,7 +114,11 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, cfg Config) (blockgrap
 		return nil, err
 	}
 	d.now.Store(p)
-	return d, nil
+	side, err := newSidecar(ctx, d, r)
+	if err != nil || side == nil {
+		return d, err
+	}
+	return &storing{driver: d, side: side}, nil
 }
 
 // newPart checks the options against the file's present size.

@@ -1,6 +1,7 @@
 // Package nbd is the protocol driver `nbd`: a node whose content an NBD server
 // holds. It follows the protocol document of the NBD project (doc/proto.md):
-// fixed newstyle negotiation, structured replies, block status.
+// fixed newstyle negotiation, structured replies, extended headers (its branch
+// extension-ext-header), block status.
 //
 // A link is one connection after its handshake: callers send requests, each in
 // a slot of the link, and one goroutine receives all replies, reading data

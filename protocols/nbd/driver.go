@@ -115,10 +115,15 @@ func (i *exportInfo) maxTransfer() int64 {
 // Limits returns the server's block sizes.
 func (d *Driver) Limits() blockgraph.Limits {
 	align, most := d.info.alignment(), d.info.maxTransfer()
-	return blockgraph.Limits{
+	l := blockgraph.Limits{
 		RequestAlignment: align, MaxTransfer: most, OptTransfer: d.info.optBlock,
 		MaxZero: most, MaxDiscard: math.MaxInt32 / align * align,
 	}
+	if d.info.framing == nbdproto.Extended {
+		// Requests without data may be of any length.
+		l.MaxZero, l.MaxDiscard = 0, 0
+	}
+	return l
 }
 
 const sector = 512
@@ -221,7 +226,11 @@ func (d *Driver) BlockStatus(ctx context.Context, off, n int64, _ blockgraph.Sta
 	}
 	align := d.info.alignment()
 	rest := n
-	if n = min(d.inside(off, n), math.MaxInt32/align*align); n == 0 {
+	n = d.inside(off, n)
+	if d.info.framing != nbdproto.Extended {
+		n = min(n, math.MaxInt32/align*align)
+	}
+	if n == 0 {
 		return blockgraph.Status{Flags: blockgraph.StatusZero | blockgraph.StatusAllocated, N: rest}, nil
 	}
 	r := nbdproto.Request{Type: nbdproto.CmdBlockStatus, Flags: nbdproto.FlagReqOne, Offset: uint64(off), Length: uint64(n)}

@@ -27,6 +27,7 @@ type exportInfo struct {
 	// Bytes; 0 where the server did not say.
 	minBlock, optBlock, maxBlock int64
 	structured                   bool
+	framing                      nbdproto.Framing // extended ones imply structured replies
 	// The server answers block status in the context that was asked for.
 	status  bool
 	context uint32
@@ -58,7 +59,7 @@ func negotiate(ctx context.Context, c net.Conn, export, meta string, secure *tls
 		h.t.ReleaseBuffer()
 		return nil, h.info, err
 	}
-	return newLink(h.t, c, h.info.structured, h.info.context), h.info, nil
+	return newLink(h.t, c, &h.info), h.info, nil
 }
 
 func (h *handshake) run(export, meta string, secure *tls.Config) error {
@@ -79,7 +80,12 @@ func (h *handshake) run(export, meta string, secure *tls.Config) error {
 			return err
 		}
 	}
-	if h.info.structured, err = h.simple(nbdproto.OptStructuredReply, false); err != nil {
+	if h.info.structured, err = h.simple(nbdproto.OptExtendedHeaders, false); err != nil {
+		return err
+	}
+	if h.info.structured {
+		h.info.framing = nbdproto.Extended
+	} else if h.info.structured, err = h.simple(nbdproto.OptStructuredReply, false); err != nil {
 		return err
 	}
 	if h.info.structured {
@@ -90,6 +96,9 @@ func (h *handshake) run(export, meta string, secure *tls.Config) error {
 	done, err := h.goExport(export)
 	if err != nil || done {
 		return err
+	}
+	if h.info.framing == nbdproto.Extended {
+		return qapi.Errorf("Server has extended headers and no option %d (%s)", nbdproto.OptGo, nbdproto.OptGo)
 	}
 	// A server without GO closes the connection on a name that it does not have;
 	// its list makes a better message.

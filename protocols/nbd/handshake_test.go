@@ -65,7 +65,8 @@ func join(parts ...[]byte) (b []byte) {
 
 var (
 	greeting     = nbdproto.AppendGreeting(nil, nbdproto.FixedNewstyle|nbdproto.NoZeroes)
-	noStructured = reply(nbdproto.OptStructuredReply, nbdproto.RepErrUnsup)
+	noExtended   = reply(nbdproto.OptExtendedHeaders, nbdproto.RepErrUnsup)
+	noStructured = join(noExtended, reply(nbdproto.OptStructuredReply, nbdproto.RepErrUnsup))
 	ack          = reply(nbdproto.OptGo, nbdproto.RepAck)
 )
 
@@ -82,7 +83,8 @@ func blocks(low, preferred, high uint32) []byte {
 }
 
 func TestHandshakeRefusals(t *testing.T) {
-	structured := reply(nbdproto.OptStructuredReply, nbdproto.RepAck)
+	structured := join(noExtended, reply(nbdproto.OptStructuredReply, nbdproto.RepAck))
+	extended := reply(nbdproto.OptExtendedHeaders, nbdproto.RepAck)
 	meta := func(name string) []byte {
 		return reply(nbdproto.OptSetMetaContext, nbdproto.RepMetaContext, nbdproto.MetaContext{ID: 1, Name: name}.Append(nil)...)
 	}
@@ -96,7 +98,7 @@ func TestHandshakeRefusals(t *testing.T) {
 		{"second magic", join(greeting[:8], []byte("nonsense")), "Bad server magic received: 0x6e6f6e73656e7365"},
 		{"cut", greeting[:17], "Failed to read server flags: Unexpected end-of-file before all data were read"},
 		{"reply magic", join(greeting, make([]byte, 20)), "Unexpected option reply magic"},
-		{"other option", join(greeting, ack), "Unexpected option type 7 (go), expected 8 (structured reply)"},
+		{"other option", join(greeting, ack), "Unexpected option type 7 (go), expected 11 (extended headers)"},
 		{"huge reply", join(greeting, noStructured, nbdproto.OptionReplyHeader{Option: nbdproto.OptGo, Type: nbdproto.RepInfo, Length: 1 << 31}.Append(nil)), "reply to option 7 (go) is too long"},
 		{"unknown export", join(greeting, noStructured, reply(nbdproto.OptGo, nbdproto.RepErrUnknown, 'x')), "Requested export not available"},
 		{"policy", join(greeting, noStructured, reply(nbdproto.OptGo, nbdproto.RepErrPolicy)), "Denied by server for option 7 (go)"},
@@ -116,6 +118,7 @@ func TestHandshakeRefusals(t *testing.T) {
 		{"other context", join(greeting, structured, meta("base:other")), "Failed to negotiate meta context 'base:allocation', server answered with different context 'base:other'"},
 		{"two contexts", join(greeting, structured, meta(baseAllocation), meta(baseAllocation)), "Server answered with more than one context"},
 		{"context of no length", join(greeting, structured, reply(nbdproto.OptSetMetaContext, nbdproto.RepMetaContext, 1)), "Failed to negotiate meta context, server answered with unexpected length 1"},
+		{"extended without go", join(greeting, extended, reply(nbdproto.OptSetMetaContext, nbdproto.RepErrUnsup), reply(nbdproto.OptGo, nbdproto.RepErrUnsup)), "Server has extended headers and no option 7 (go)"},
 		{"listed others", join(greeting, noStructured, reply(nbdproto.OptGo, nbdproto.RepErrUnsup),
 			reply(nbdproto.OptList, nbdproto.RepServer, nbdproto.ServerEntry{Name: "a"}.Append(nil)...), reply(nbdproto.OptList, nbdproto.RepAck)), "No export with name 'disk' available"},
 	} {
@@ -188,12 +191,21 @@ func FuzzHandshake(f *testing.F) {
 // FuzzReplies feeds a link whatever a server may say while requests are in
 // flight: each ends, and a read that succeeds has had every byte written.
 func FuzzReplies(f *testing.F) {
-	f.Add(data(&nbdproto.Request{Cookie: maxInFlight}, true, 0, 512))
-	f.Add(nbdproto.AppendOffsetHole(nil, maxInFlight, true, 0, 512))
-	f.Add(join(nbdproto.AppendExtent(nbdproto.AppendBlockStatus(nil, maxInFlight+1, true, fakeMeta, 1), 512, 3), nbdproto.AppendNone(nil, maxInFlight)))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Add(data(&nbdproto.Request{Cookie: maxInFlight}, true, 0, 512), false)
+	f.Add(nbdproto.Reply{Cookie: maxInFlight}.AppendOffsetHole(nil, true, 0, 512), false)
+	f.Add(join(nbdproto.Compact.AppendExtent(nbdproto.Reply{Cookie: maxInFlight + 1}.AppendBlockStatus(nil, true, fakeMeta, 1), 512, 3), nbdproto.Reply{Cookie: maxInFlight}.AppendNone(nil)), false)
+	x := nbdproto.Reply{Framing: nbdproto.Extended, Cookie: maxInFlight}
+	f.Add(append(x.AppendOffsetData(nil, true, 0, 512), make([]byte, 512)...), true)
+	x.Cookie++
+	f.Add(nbdproto.Extended.AppendExtent(x.AppendBlockStatus(nil, true, fakeMeta, 1), 1<<40, 3), true)
+	f.Add(x.AppendError(nil, nbdproto.EIO, "no"), true)
+	f.Fuzz(func(t *testing.T, b []byte, extended bool) {
 		client, server := net.Pipe()
-		l := newLink(sockets.NewStream(client), client, true, fakeMeta)
+		info := exportInfo{structured: true, context: fakeMeta}
+		if extended {
+			info.framing = nbdproto.Extended
+		}
+		l := newLink(sockets.NewStream(client), client, &info)
 		ended := make(chan struct{})
 		go func() { defer close(ended); _ = l.receive() }()
 		results := make(chan error, 2)
@@ -205,7 +217,7 @@ func FuzzReplies(f *testing.F) {
 		go func() {
 			results <- l.do(context.Background(), nbdproto.Request{Type: nbdproto.CmdBlockStatus, Length: 512}, nil, nil, &e)
 		}()
-		got := make([]byte, 2*nbdproto.CompactRequestSize)
+		got := make([]byte, 2*info.framing.RequestSize())
 		if _, err := io.ReadFull(server, got); err == nil {
 			go io.Copy(io.Discard, server)
 			_, _ = server.Write(b)

@@ -24,6 +24,7 @@ type link struct {
 	t          *sockets.Stream
 	socket     net.Conn // below TLS, whose own end may wait for the peer
 	structured bool
+	framing    nbdproto.Framing
 	context    uint32 // id of the metadata context, if negotiated
 
 	sendMu sync.Mutex
@@ -67,8 +68,8 @@ type extent struct {
 	flags uint32
 }
 
-func newLink(t *sockets.Stream, socket net.Conn, structured bool, context uint32) *link {
-	l := &link{t: t, socket: socket, structured: structured, context: context, free: make(chan int, maxInFlight), done: make(chan struct{})}
+func newLink(t *sockets.Stream, socket net.Conn, info *exportInfo) *link {
+	l := &link{t: t, socket: socket, structured: info.structured, framing: info.framing, context: info.context, free: make(chan int, maxInFlight), done: make(chan struct{})}
 	for i := range l.slots {
 		l.slots[i].answer = make(chan error, 1)
 		l.free <- i
@@ -145,7 +146,10 @@ func (l *link) release(i int) {
 func (l *link) send(r *nbdproto.Request, payload *blockgraph.IOVec) error {
 	l.sendMu.Lock()
 	defer l.sendMu.Unlock()
-	l.header = r.Append(l.header[:0], nbdproto.Compact)
+	if l.framing == nbdproto.Extended && r.Type == nbdproto.CmdWrite {
+		r.Flags |= nbdproto.FlagPayloadLen
+	}
+	l.header = r.Append(l.header[:0], l.framing)
 	l.segs = append(l.segs[:0], l.header)
 	if payload != nil {
 		l.segs = append(l.segs, payload.Segments()...)
@@ -219,8 +223,11 @@ func (l *link) reply() error {
 	if s == nil {
 		return errors.New("nbd: reply to no request")
 	}
-	if h.Structured != l.structured && (h.Structured || s.request.Type == nbdproto.CmdRead || s.request.Type == nbdproto.CmdBlockStatus) {
+	if h.Extended != (l.framing == nbdproto.Extended) || h.Structured != l.structured && (h.Structured || s.request.Type == nbdproto.CmdRead || s.request.Type == nbdproto.CmdBlockStatus) {
 		return errors.New("nbd: reply of the wrong kind")
+	}
+	if h.Extended && h.Offset != s.request.Offset {
+		return errors.New("nbd: reply with another offset")
 	}
 	if !h.Structured {
 		h.Done = true
@@ -333,10 +340,11 @@ func (l *link) chunk(s *slot, h *nbdproto.ReplyHeader, dropped bool) error {
 			s.data.Zero(off, int64(hole.Length))
 		}
 		return nil
-	case h.Type == nbdproto.ChunkBlockStatus && r.Type == nbdproto.CmdBlockStatus:
-		context, err := nbdproto.ParseExtents(b, func(n, flags uint32) {
+	case h.Type == l.framing.StatusChunk() && r.Type == nbdproto.CmdBlockStatus:
+		context, err := nbdproto.ParseExtents(b, l.framing, func(n, flags uint64) {
 			if s.extent.n == 0 {
-				s.extent = extent{int64(n), flags}
+				// No context that is asked for has more flags than 32.
+				s.extent = extent{int64(min(n, r.Length)), uint32(flags)}
 			}
 		})
 		if err == nil && context != l.context {

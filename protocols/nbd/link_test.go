@@ -22,7 +22,7 @@ func TestReadTakesChunksInAnyOrder(t *testing.T) {
 	go func() {
 		r, _ := c.request()
 		c.send(data(r, false, r.Offset+4096, 4096))
-		c.send(nbdproto.AppendOffsetHole(nil, r.Cookie, false, r.Offset+12288, 4096))
+		c.send(nbdproto.Reply{Cookie: r.Cookie}.AppendOffsetHole(nil, false, r.Offset+12288, 4096))
 		c.send(data(r, false, r.Offset+8192, 4096))
 		c.send(data(r, true, r.Offset, 4096))
 		c.serve()
@@ -45,28 +45,30 @@ func TestWrongRepliesEndTheLink(t *testing.T) {
 		reply func(r *nbdproto.Request) []byte
 	}{
 		{"gap", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset+512, int(r.Length)-512) }},
-		{"nothing", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, r.Cookie) }},
+		{"nothing", func(r *nbdproto.Request) []byte { return nbdproto.Reply{Cookie: r.Cookie}.AppendNone(nil) }},
 		{"overlap", func(r *nbdproto.Request) []byte {
 			return append(data(r, false, r.Offset, 1024), data(r, true, r.Offset+512, int(r.Length)-512)...)
 		}},
 		{"overlap apart", func(r *nbdproto.Request) []byte {
-			return append(data(r, false, r.Offset+1024, 1024), nbdproto.AppendOffsetHole(nil, r.Cookie, true, r.Offset+512, 1024)...)
+			return append(data(r, false, r.Offset+1024, 1024), nbdproto.Reply{Cookie: r.Cookie}.AppendOffsetHole(nil, true, r.Offset+512, 1024)...)
 		}},
 		{"before", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset-512, int(r.Length)) }},
 		{"behind", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset+512, int(r.Length)) }},
 		{"hole behind", func(r *nbdproto.Request) []byte {
-			return nbdproto.AppendOffsetHole(nil, r.Cookie, true, r.Offset, uint32(r.Length)+1)
+			return nbdproto.Reply{Cookie: r.Cookie}.AppendOffsetHole(nil, true, r.Offset, uint32(r.Length)+1)
 		}},
 		{"huge hole", func(r *nbdproto.Request) []byte {
-			return nbdproto.AppendOffsetHole(nil, r.Cookie, true, 1<<63, 1<<31)
+			return nbdproto.Reply{Cookie: r.Cookie}.AppendOffsetHole(nil, true, 1<<63, 1<<31)
 		}},
 		{"empty data", func(r *nbdproto.Request) []byte { return data(r, true, r.Offset, 0) }},
-		{"cookie", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, r.Cookie+1) }},
-		{"no cookie", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, 0) }},
-		{"old cookie", func(r *nbdproto.Request) []byte { return nbdproto.AppendNone(nil, r.Cookie-maxInFlight) }},
+		{"cookie", func(r *nbdproto.Request) []byte { return nbdproto.Reply{Cookie: r.Cookie + 1}.AppendNone(nil) }},
+		{"no cookie", func(r *nbdproto.Request) []byte { return nbdproto.Reply{Cookie: 0}.AppendNone(nil) }},
+		{"old cookie", func(r *nbdproto.Request) []byte {
+			return nbdproto.Reply{Cookie: r.Cookie - maxInFlight}.AppendNone(nil)
+		}},
 		{"simple", func(r *nbdproto.Request) []byte { return nbdproto.AppendSimpleReply(nil, r.Cookie, 0) }},
 		{"status", func(r *nbdproto.Request) []byte {
-			return nbdproto.AppendExtent(nbdproto.AppendBlockStatus(nil, r.Cookie, true, fakeMeta, 1), 512, 0)
+			return nbdproto.Compact.AppendExtent(nbdproto.Reply{Cookie: r.Cookie}.AppendBlockStatus(nil, true, fakeMeta, 1), 512, 0)
 		}},
 		{"error without error", func(r *nbdproto.Request) []byte {
 			return rawChunk(r.Cookie, nbdproto.ChunkError, true, 0, 0, 0, 0, 0, 0)
@@ -105,13 +107,13 @@ func TestServerErrorsBecomeErrnos(t *testing.T) {
 	d, c := openFake(t)
 	go func() {
 		r, _ := c.request()
-		c.send(nbdproto.AppendErrorOffset(nil, r.Cookie, nbdproto.ENOSPC, "full", r.Offset))
+		c.send(nbdproto.Reply{Cookie: r.Cookie}.AppendErrorOffset(nil, nbdproto.ENOSPC, "full", r.Offset))
 		r, _ = c.request()
 		c.send(nbdproto.AppendSimpleReply(nil, r.Cookie, nbdproto.EPERM))
 		// An error behind data counts for the whole read.
 		r, _ = c.request()
 		c.send(data(r, false, r.Offset, 512))
-		c.send(nbdproto.AppendError(nil, r.Cookie, nbdproto.EIO, ""))
+		c.send(nbdproto.Reply{Cookie: r.Cookie}.AppendError(nil, nbdproto.EIO, ""))
 		c.serve()
 	}()
 	if _, err := read(t.Context(), d, 0, 4096); !errors.Is(err, syscall.ENOSPC) {
@@ -173,7 +175,7 @@ func TestCancelledWriteWaitsForItsReply(t *testing.T) {
 		t.Fatal("given up while the server may still write:", err)
 	default:
 	}
-	c.send(nbdproto.AppendNone(nil, r.Cookie))
+	c.send(nbdproto.Reply{Cookie: r.Cookie}.AppendNone(nil))
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
@@ -251,7 +253,7 @@ func TestZeroFlagsOnTheWire(t *testing.T) {
 				return
 			}
 			got <- *r
-			c.send(nbdproto.AppendNone(nil, r.Cookie))
+			c.send(nbdproto.Reply{Cookie: r.Cookie}.AppendNone(nil))
 		}
 	}()
 	for _, tc := range []struct {
@@ -294,7 +296,7 @@ func TestRequestsDoNotAllocate(t *testing.T) {
 			if _, err := io.ReadFull(c, request); err != nil || r.Parse(request, nbdproto.Compact) != nil {
 				return
 			}
-			reply = nbdproto.AppendNone(reply[:0], r.Cookie)
+			reply = nbdproto.Reply{Cookie: r.Cookie}.AppendNone(reply[:0])
 			c.send(reply)
 		}
 	}()

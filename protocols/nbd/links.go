@@ -229,7 +229,7 @@ func (ls *links) agrees(info exportInfo) error {
 	switch {
 	case info.size != was.size:
 		return errors.New("nbd: the export's size has changed")
-	case needed&^info.flags != 0, info.flags&^was.flags&nbdproto.ReadOnly != 0:
+	case was.framing != info.framing && was.framing == nbdproto.Extended, needed&^info.flags != 0, info.flags&^was.flags&nbdproto.ReadOnly != 0:
 		return errors.New("nbd: the export can do less than before")
 	case info.minBlock > was.alignment(), was.status && !info.status, info.maxTransfer() < was.maxTransfer():
 		return errors.New("nbd: the server's limits have changed")

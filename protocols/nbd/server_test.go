@@ -19,6 +19,8 @@ type fake struct {
 	t    *testing.T
 	l    net.Listener
 	path string
+	// extended has it take the option, and framing is then that of requests.
+	extended bool
 }
 
 func listenFake(t *testing.T, path string) *fake {
@@ -65,6 +67,12 @@ func (f *fake) accept() *fakeConn {
 			fc.send(append(nbdproto.OptionReplyHeader{Option: h.Option, Type: t, Length: uint32(len(payload))}.Append(nil), payload...))
 		}
 		switch h.Option {
+		case nbdproto.OptExtendedHeaders:
+			if !f.extended {
+				reply(nbdproto.RepErrUnsup, nil)
+				continue
+			}
+			fc.framing = nbdproto.Extended
 		case nbdproto.OptSetMetaContext:
 			reply(nbdproto.RepMetaContext, nbdproto.MetaContext{ID: fakeMeta, Name: baseAllocation}.Append(nil))
 		case nbdproto.OptGo:
@@ -76,7 +84,10 @@ func (f *fake) accept() *fakeConn {
 	}
 }
 
-type fakeConn struct{ net.Conn }
+type fakeConn struct {
+	net.Conn
+	framing nbdproto.Framing
+}
 
 func (c *fakeConn) send(b []byte) { _, _ = c.Write(b) }
 
@@ -90,20 +101,24 @@ func (c *fakeConn) recv(n int) []byte {
 
 // request reads one request with its payload; nil at the end.
 func (c *fakeConn) request() (*nbdproto.Request, []byte) {
-	b := c.recv(nbdproto.CompactRequestSize)
+	b := c.recv(c.framing.RequestSize())
 	if b == nil {
 		return nil, nil
 	}
 	r := &nbdproto.Request{}
-	if r.Parse(b, nbdproto.Compact) != nil || r.Type == nbdproto.CmdDisc {
+	if r.Parse(b, c.framing) != nil || r.Type == nbdproto.CmdDisc {
 		return nil, nil
 	}
-	return r, c.recv(int(r.PayloadLen(nbdproto.Compact)))
+	return r, c.recv(int(r.PayloadLen(c.framing)))
 }
 
 // data is a chunk with the pattern of its offset.
 func data(r *nbdproto.Request, last bool, off uint64, n int) []byte {
-	b := nbdproto.AppendOffsetData(nil, r.Cookie, last, off, n)
+	return dataIn(nbdproto.Reply{Cookie: r.Cookie}, last, off, n)
+}
+
+func dataIn(form nbdproto.Reply, last bool, off uint64, n int) []byte {
+	b := form.AppendOffsetData(nil, last, off, n)
 	for i := range n {
 		b = append(b, pattern(off+uint64(i)))
 	}
@@ -124,14 +139,15 @@ func (c *fakeConn) serve() {
 }
 
 func (c *fakeConn) answer(r *nbdproto.Request) {
+	form := nbdproto.Reply{Framing: c.framing, Cookie: r.Cookie, Offset: r.Offset}
 	switch r.Type {
 	case nbdproto.CmdRead:
-		c.send(data(r, true, r.Offset, int(r.Length)))
+		c.send(dataIn(form, true, r.Offset, int(r.Length)))
 	case nbdproto.CmdBlockStatus:
-		b := nbdproto.AppendBlockStatus(nil, r.Cookie, true, fakeMeta, 1)
-		c.send(nbdproto.AppendExtent(b, uint32(r.Length), nbdproto.StateHole|nbdproto.StateZero))
+		b := form.AppendBlockStatus(nil, true, fakeMeta, 1)
+		c.send(c.framing.AppendExtent(b, r.Length, nbdproto.StateHole|nbdproto.StateZero))
 	default:
-		c.send(nbdproto.AppendNone(nil, r.Cookie))
+		c.send(form.AppendNone(nil))
 	}
 }
 
