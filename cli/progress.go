@@ -82,6 +82,11 @@ func bar(fraction float64, columns int) string {
 	return "[" + strings.Repeat("#", full) + strings.Repeat(".", columns-full) + "]"
 }
 
+// Bar draws how far something is, from 0 to 1, over the terminal's width.
+func (env *Environment) Bar(fraction float64) string {
+	return fmt.Sprintf("%s %5.1f %%", bar(fraction, min(60, max(8, env.Width()-10))), 100*fraction)
+}
+
 // bytesText is a count of bytes with three digits that matter.
 func bytesText(n float64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"blockd/cli"
+	"blockd/img"
 )
 
 var update = flag.Bool("update", false, "write the documents that are made from the program")
@@ -26,7 +27,12 @@ func TestSubcommandsAreDocumented(t *testing.T) {
 		"A monitor serves one client at a time: give the daemon one more for people.\n\n" +
 		"Exit codes: 0; 1 for an error; 2 when a job that was waited for failed, 3 when it was cancelled; 130 after an interrupt.\n")
 	for _, c := range cli.Commands(&cli.Environment{}) {
-		describe(&b, c)
+		describe(&b, "", c)
+	}
+	images := img.Command(&cli.Environment{}, nil)
+	fmt.Fprintf(&b, "\n## blockd img\n\n%s\n\n%s\n", images.Short+".", images.Long)
+	for _, c := range images.Commands() {
+		describe(&b, "img ", c)
 	}
 	const path = "subcommands.md"
 	if *update {
@@ -43,8 +49,11 @@ func TestSubcommandsAreDocumented(t *testing.T) {
 	}
 }
 
-func describe(b *strings.Builder, c *cobra.Command) {
-	fmt.Fprintf(b, "\n## blockd %s\n\n%s.\n\n    blockd %s\n\n%s\n", c.Name(), c.Short, c.UseLine(), indentCode(c.Long))
+func describe(b *strings.Builder, parent string, c *cobra.Command) {
+	fmt.Fprintf(b, "\n## blockd %s%s\n\n%s.\n\n    blockd %s%s\n", parent, c.Name(), c.Short, parent, c.Use)
+	if c.Long != "" {
+		fmt.Fprintf(b, "\n%s\n", indentCode(c.Long))
+	}
 	rows := ""
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		name := "`--" + f.Name + "`"
@@ -52,6 +61,9 @@ func describe(b *strings.Builder, c *cobra.Command) {
 			name = "`-" + f.Shorthand + "`, " + name
 		}
 		value := f.DefValue
+		if value == "[]" {
+			value = ""
+		}
 		if value != "" {
 			value = "`" + value + "`"
 		}

@@ -19,8 +19,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"blockd/blockgraph"
 	"blockd/cli"
 	"blockd/clock"
+	"blockd/daemon"
+	"blockd/img"
 )
 
 // version is set by the build.
@@ -59,6 +62,9 @@ func run(args []string) int {
 	if text := err.Error(); text != "" {
 		complain(text)
 	}
+	if hint := blockgraph.Hint(err); hint != "" {
+		os.Stderr.WriteString(hint + "\n")
+	}
 	if exit := (*cli.Exit)(nil); errors.As(err, &exit) {
 		return exit.Code
 	}
@@ -76,6 +82,7 @@ func commands(env *cli.Environment) *cobra.Command {
 	}
 	root.SetOut(env.Out)
 	root.AddCommand(cli.Commands(env)...)
+	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, nil, false) }))
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root

@@ -57,7 +57,7 @@ var rules = []rule{
 }
 
 // above are those that a rule for all packages does not concern.
-var above = map[string][]string{"monitor": {"daemon", "cmd", "iotests/adapter"}, "daemon": {"cmd", "iotests/adapter"}, "cmd": {"cmd"}}
+var above = map[string][]string{"monitor": {"daemon", "cmd", "img", "iotests/adapter"}, "daemon": {"cmd", "img", "iotests/adapter"}, "cmd": {"cmd"}}
 
 // imports are the direct imports within the module, by package; both without
 // the module's name.

@@ -1,0 +1,189 @@
+package img
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"blockd/blockgraph"
+	"blockd/ioengine"
+	"blockd/qapi"
+)
+
+// source says which image, and how it is to be read.
+type source struct {
+	name      string // a file name, or options
+	format    string // "": what it looks like
+	imageOpts bool   // name is options
+	share     bool   // -U
+	cache     string // -t or -T
+}
+
+// register adds the flags of an image that is opened.
+func (o *source) register(cmd *cobra.Command) {
+	o.registerFormat(cmd.Flags(), "format", "f")
+	cmd.Flags().BoolVar(&o.imageOpts, "image-opts", false, "file names are options, such as driver=qcow2,file.filename=PATH")
+}
+
+func (o *source) registerFormat(f *pflag.FlagSet, name, short string) {
+	f.StringVarP(&o.format, name, short, "", "the image's format (default: what it looks like)")
+}
+
+func (o *source) registerShare(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&o.share, "force-share", "U", false, "read even what somebody else writes")
+}
+
+// mode says what an image is opened for.
+type mode struct {
+	writable  bool
+	noBacking bool // without its backing file
+	discard   bool // what is given up is given back to the host
+}
+
+// openImage opens an image, and returns its node. Its error says which image.
+func (s *session) openImage(o source, m mode) (*blockgraph.Node, error) {
+	n, err := s.openNode(o, m)
+	if err != nil {
+		return nil, fmt.Errorf("Could not open '%s': %w", o.name, err)
+	}
+	return n, nil
+}
+
+// noBackingFiles is how a format without backing files refuses to go without
+// one.
+const noBackingFiles = "Parameter 'backing' is unexpected"
+
+func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
+	options := qapi.NewObject()
+	filename := o.name
+	if o.imageOpts {
+		parsed, err := qapi.ParseKeyval(o.name, "")
+		if err != nil {
+			return nil, err
+		}
+		options, filename = parsed, ""
+	}
+	if o.format != "" {
+		options.Set("driver", o.format)
+	}
+	if err := setCache(options, o.cache); err != nil {
+		return nil, err
+	}
+	name := nodeName(s.nodes)
+	s.nodes++
+	options.Set("node-name", name)
+	options.Set("read-only", !m.writable)
+	if o.share {
+		options.Set("force-share", true)
+	}
+	if m.discard {
+		options.Set("discard", "unmap")
+	}
+	if m.noBacking {
+		// The format is not known before the image is open.
+		options.Set("backing", nil)
+		if n, err := s.openOptions(filename, options); err == nil || err.Error() != noBackingFiles {
+			return n, err
+		}
+		options.Delete("backing")
+	}
+	return s.openOptions(filename, options)
+}
+
+func (s *session) openOptions(filename string, options *qapi.Object) (*blockgraph.Node, error) {
+	var n *blockgraph.Node
+	err := s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+		var err error
+		if n, err = tx.OpenDrive(filename, options); err == nil {
+			tx.SetMonitorOwned(n, true)
+		}
+		return err
+	})
+	return n, err
+}
+
+// setCache sets what a cache mode of qemu-img stands for.
+func setCache(o *qapi.Object, name string) error {
+	direct, noFlush := false, false
+	switch name {
+	case "", "writeback", "writethrough":
+	case "none", "directsync":
+		direct = true
+	case "unsafe":
+		noFlush = true
+	default:
+		return fmt.Errorf("Invalid cache option: %s", name)
+	}
+	if direct {
+		o.Set("cache.direct", true)
+	}
+	if noFlush {
+		o.Set("cache.no-flush", true)
+	}
+	return nil
+}
+
+// root opens a way to a node's content for this process, which ends with
+// closeRoot.
+func (s *session) root(n *blockgraph.Node, perm blockgraph.Perm) (*blockgraph.Root, error) {
+	var r *blockgraph.Root
+	err := s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+		var err error
+		r, err = tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll})
+		return err
+	})
+	return r, err
+}
+
+func (s *session) closeRoot(r *blockgraph.Root) error {
+	return s.d.Graph.Update(context.WithoutCancel(s.ctx), cause, func(tx *blockgraph.Tx) error { return tx.CloseRoot(r) })
+}
+
+// extent is a run of bytes of one kind, as the chain below a root decides it.
+type extent struct {
+	blockgraph.Status
+	depth int // of the image that decides, 0 for the uppermost
+}
+
+// data tells that the run has to be read to be known.
+func (e *extent) data() bool {
+	return e.Flags&blockgraph.StatusZero == 0 && e.Flags&blockgraph.StatusAllocated != 0
+}
+
+// extentAt describes the run at off, at most n bytes.
+func extentAt(ctx context.Context, r *blockgraph.Root, off, n int64) (extent, error) {
+	a, err := r.Enter(ctx)
+	if err != nil {
+		return extent{}, err
+	}
+	defer a.Leave()
+	node := r.Node()
+	st, depth, err := node.StatusAbove(ctx, nil, off, n, blockgraph.StatusPrecise)
+	if err != nil {
+		return extent{}, err
+	}
+	if depth == 0 { // nobody decides: the last of the chain reads as zeroes
+		depth = 1
+		for b := node.BackingChain(); b != nil; b = b.BackingChain() {
+			depth++
+		}
+		st.Flags |= blockgraph.StatusZero
+	}
+	return extent{Status: st, depth: depth - 1}, nil
+}
+
+// chunk is how much is read at once.
+const chunk = 2 << 20
+
+// buffer is memory for chunk bytes, from the process's budget.
+func (s *session) buffer() (*ioengine.Buffer, error) {
+	return ioengine.Process.Acquire(s.ctx, chunk)
+}
+
+// parseOptions reads -o options, which may be given several times.
+func parseOptions(list []string) (*qapi.Object, error) {
+	return qapi.ParseKeyval(strings.Join(list, ","), "")
+}

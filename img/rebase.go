@@ -1,0 +1,187 @@
+package img
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"blockd/blockgraph"
+	"blockd/jobs/chain"
+)
+
+func rebaseCommand(t *tool) *cobra.Command {
+	var o source
+	var r rebasing
+	cmd := t.command("rebase -b BACKING FILE", "Put an image over another backing file", cobra.ExactArgs(1), func(s *session, args []string) error {
+		if r.backing == "" && !r.unsafe && !r.alone {
+			return errors.New("Must specify backing file (-b) or use unsafe mode (-u)")
+		}
+		o.name = args[0]
+		r.s = s
+		return r.run(o)
+	})
+	o.register(cmd)
+	o.registerShare(cmd)
+	f := cmd.Flags()
+	f.StringVarP(&r.backing, "backing", "b", "", "the new backing file, \"\" for none")
+	f.StringVarP(&r.format, "backing-format", "F", "", "its format")
+	f.BoolVarP(&r.unsafe, "unsafe", "u", false, "only change the name: the content is the same, or shall change")
+	f.StringVarP(&o.cache, "cache", "t", "", "cache mode")
+	f.StringVarP(&r.sourceCache, "source-cache", "T", "", "cache mode of the backing files")
+	f.BoolVarP(&r.show, "progress", "p", false, "show progress")
+	cmd.PreRun = func(cmd *cobra.Command, _ []string) { r.alone = cmd.Flags().Changed("backing") && r.backing == "" }
+	return cmd
+}
+
+// rebasing puts an image over another backing file. What it reads from the old
+// one and would not read from the new one is written into it first.
+type rebasing struct {
+	s               *session
+	backing, format string
+	sourceCache     string
+	unsafe, show    bool
+	alone           bool             // without a backing file from now on
+	image, old, now *blockgraph.Root // now: the new one, nil for none
+}
+
+func (r *rebasing) run(o source) error {
+	n, err := r.s.openImage(o, mode{writable: true, noBacking: r.unsafe})
+	if err != nil {
+		return err
+	}
+	if !r.unsafe {
+		if err := r.keepContent(n, o); err != nil {
+			return err
+		}
+	}
+	err = r.s.d.Graph.Update(r.s.ctx, cause, func(tx *blockgraph.Tx) error {
+		return chain.WriteHeader(tx, n, r.backing, r.format)
+	})
+	if err != nil {
+		return fmt.Errorf("Could not change the backing file to '%s': %w", r.backing, err)
+	}
+	return nil
+}
+
+// keepContent writes what would change.
+func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
+	if r.backing != "" {
+		below := source{name: resolve(o.name, r.backing), format: r.format, share: o.share, cache: r.sourceCache}
+		node, err := r.s.openNode(below, mode{})
+		if err != nil {
+			return fmt.Errorf("Could not open new backing file '%s': %w", r.backing, err)
+		}
+		if r.format == "" {
+			r.format = node.Type().Name
+		}
+		if r.now, err = r.s.root(node, blockgraph.PermConsistentRead); err != nil {
+			return err
+		}
+		defer r.s.closeRoot(r.now)
+	}
+	backing := n.BackingChain()
+	if backing == nil {
+		return nil // it has all its content already
+	}
+	if r.old, err = r.s.root(backing, blockgraph.PermConsistentRead); err != nil {
+		return err
+	}
+	defer r.s.closeRoot(r.old)
+	if r.image, err = r.s.root(n, blockgraph.PermConsistentRead|blockgraph.PermWrite); err != nil {
+		return err
+	}
+	defer r.s.closeRoot(r.image)
+	p := progress{s: r.s, wanted: r.show, shown: -1}
+	defer func() { p.end(err) }()
+	for off, size := int64(0), n.Size(); off < size; {
+		k, err := r.step(n, off, size-off)
+		if err != nil {
+			return err
+		}
+		off += k
+		p.set(off, size)
+	}
+	return r.image.Flush(r.s.ctx)
+}
+
+// step settles some bytes at off, at most n, and returns how many.
+func (r *rebasing) step(node *blockgraph.Node, off, n int64) (int64, error) {
+	st, owned, err := r.own(node, off, n)
+	if err != nil || owned {
+		return st, err
+	}
+	n = min(st, chunk)
+	a, err := r.s.buffer()
+	if err != nil {
+		return 0, err
+	}
+	defer a.Release()
+	b, err := r.s.buffer()
+	if err != nil {
+		return 0, err
+	}
+	defer b.Release()
+	before, after := a.Bytes()[:n], b.Bytes()[:n]
+	if err := r.read(r.old, off, before); err != nil {
+		return 0, err
+	}
+	if err := r.read(r.now, off, after); err != nil {
+		return 0, err
+	}
+	return n, r.write(off, before, after)
+}
+
+// own tells for how long the image itself decides its content, or does not.
+func (r *rebasing) own(node *blockgraph.Node, off, n int64) (int64, bool, error) {
+	a, err := r.image.Enter(r.s.ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	defer a.Leave()
+	st, depth, err := node.StatusAbove(r.s.ctx, node.BackingChain(), off, n, blockgraph.StatusAllocation)
+	return st.N, depth != 0, err
+}
+
+// read reads from a backing file, beyond whose end there are zeroes; nil is
+// none.
+func (r *rebasing) read(root *blockgraph.Root, off int64, p []byte) error {
+	k := int64(0)
+	if root != nil {
+		k = max(0, min(int64(len(p)), root.Size()-off))
+	}
+	clear(p[k:])
+	if k == 0 {
+		return nil
+	}
+	if err := root.ReadV(r.s.ctx, off, blockgraph.MakeIOVec(p[:k]), 0); err != nil {
+		return fmt.Errorf("error while reading from backing file: %w", err)
+	}
+	return nil
+}
+
+// write writes the stretches that differ.
+func (r *rebasing) write(off int64, before, after []byte) error {
+	const unit = 4096
+	differs := func(i int) bool {
+		end := min(i+unit, len(before))
+		return !bytes.Equal(before[i:end], after[i:end])
+	}
+	for i := 0; i < len(before); {
+		if !differs(i) {
+			i += unit
+			continue
+		}
+		end := i
+		for end < len(before) && differs(end) {
+			end += unit
+		}
+		end = min(end, len(before))
+		if err := r.image.WriteV(r.s.ctx, off+int64(i), blockgraph.MakeIOVec(before[i:end]), 0); err != nil {
+			return fmt.Errorf("Error while writing to COW image: %w", err)
+		}
+		i = end
+	}
+	return nil
+}

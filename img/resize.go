@@ -1,0 +1,73 @@
+package img
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+func resizeCommand(t *tool) *cobra.Command {
+	var o source
+	var prealloc string
+	var shrink bool
+	cmd := t.command("resize FILE [+|-]SIZE", "Make an image longer or shorter", cobra.ExactArgs(2), func(s *session, args []string) error {
+		o.name = args[0]
+		n, err := s.openImage(o, mode{writable: true})
+		if err != nil {
+			return err
+		}
+		size, err := newSize(n.Size(), args[1])
+		if err != nil {
+			return err
+		}
+		if size < n.Size() {
+			if prealloc != "off" {
+				return errors.New("Preallocation can only be used for growing images")
+			}
+			if !shrink {
+				return blockgraph.WithHint(errors.New("Use the --shrink option to perform a shrink operation."),
+					"warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, make sure there is no important data there.")
+			}
+		}
+		err = s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+			return tx.Resize(n, size, false, qapi.PreallocMode(prealloc))
+		})
+		if err != nil {
+			return err
+		}
+		return s.say("Image resized.")
+	})
+	o.register(cmd)
+	cmd.Flags().StringVar(&prealloc, "preallocation", "off", "what is allocated of the new part: off, metadata, falloc, full")
+	cmd.Flags().BoolVar(&shrink, "shrink", false, "what is beyond the new end may be lost")
+	// A size that begins with a minus is no option.
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// newSize reads a size, which may be relative to the present one.
+func newSize(size int64, word string) (int64, error) {
+	sign := int64(0)
+	switch {
+	case strings.HasPrefix(word, "+"):
+		sign = 1
+	case strings.HasPrefix(word, "-"):
+		sign = -1
+	}
+	n, err := qapi.ParseSize(strings.TrimLeft(word, "+-"))
+	if err != nil || n > 1<<62 {
+		return 0, errSize
+	}
+	to := int64(n)
+	if sign != 0 {
+		to = size + sign*int64(n)
+	}
+	if to <= 0 {
+		return 0, errors.New("New image size must be positive")
+	}
+	return to, nil
+}
