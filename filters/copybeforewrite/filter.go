@@ -208,10 +208,10 @@ func (f *Filter) saveClaim(ctx context.Context, cl *copy.Claim) error {
 		}
 	}
 	if err == nil && kind != copy.Data {
-		_, err = copy.CopyRange(ctx, ends, cl.Off, n, kind, nil, 0, f.zeroFlags(), f.clusters.Size())
+		_, err = copy.CopyRange(ctx, ends, cl.Off, n, kind, nil, 0, f.zeroFlags())
 	} else if err == nil {
 		b := ioengine.Bounce(int(n))
-		_, err = copy.CopyRange(ctx, ends, cl.Off, n, kind, b.Bytes(), f.flags, 0, f.clusters.Size())
+		_, err = copy.CopyRange(ctx, ends, cl.Off, n, kind, b.Bytes(), f.flags, 0)
 		b.Release()
 	}
 	switch {

@@ -17,7 +17,8 @@ import (
 // maxCompressing is how many clusters of a request are compressed at a time.
 const maxCompressing = 4
 
-// writeCompressed stores v, whole clusters of guest data, compressed.
+// writeCompressed stores v, whole clusters of guest data, compressed. Clusters
+// that do not shrink are stored as they are, those side by side in one write.
 func (d *Driver) writeCompressed(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
 	if d.h.external {
 		return blockgraph.ErrNotSupported
@@ -27,40 +28,63 @@ func (d *Driver) writeCompressed(ctx context.Context, off int64, v *blockgraph.I
 	if off&(cs-1) != 0 || (off+n)&(cs-1) != 0 && off+n != d.size.Load() {
 		return syscall.EINVAL
 	}
+	if n <= cs {
+		err := d.compressCluster(ctx, off, v, flags)
+		if errors.Is(err, errIncompressible) {
+			err = d.WriteV(ctx, off, v, flags&^blockgraph.Compressed)
+		}
+		return err
+	}
 	var (
 		wg    sync.WaitGroup
 		slots = make(chan struct{}, maxCompressing)
-		mu    sync.Mutex
-		first error
+		errs  = make([]error, (n+cs-1)/cs)
 	)
-	for pos := int64(0); pos < n; pos += cs {
+	for i := range errs {
 		slots <- struct{}{}
 		wg.Go(func() {
-			err := d.compressCluster(ctx, off+pos, v.Slice(pos, min(cs, n-pos)), flags)
-			if err != nil {
-				mu.Lock()
-				if first == nil {
-					first = err
-				}
-				mu.Unlock()
-			}
+			pos := int64(i) * cs
+			errs[i] = d.compressCluster(ctx, off+pos, v.Slice(pos, min(cs, n-pos)), flags)
 			<-slots
 		})
 	}
 	wg.Wait()
-	return first
+	for i := 0; i < len(errs); {
+		first := i
+		for i < len(errs) && errors.Is(errs[i], errIncompressible) {
+			i++
+		}
+		if first < i {
+			pos := int64(first) * cs
+			if err := d.WriteV(ctx, off+pos, v.Slice(pos, min(int64(i)*cs, n)-pos), flags&^blockgraph.Compressed); err != nil {
+				return err
+			}
+			continue
+		}
+		if errs[i] != nil {
+			return errs[i]
+		}
+		i++
+	}
+	return nil
 }
 
+// compressCluster stores one cluster, unless that returns errIncompressible.
 func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
 	cs := int(d.h.clusterSize)
-	in, out := ioengine.Bounce(cs), ioengine.Bounce(2*cs)
-	defer in.Release()
+	out := ioengine.Bounce(2 * cs)
 	defer out.Release()
-	v.CopyOut(0, in.Bytes()[:v.Len()])
-	clear(in.Bytes()[v.Len():])
-	n, err := compress(d.h.compression, out.Bytes(), in.Bytes())
+	whole := v.Bytes()
+	if len(whole) < cs { // in pieces, or the disk ends in it
+		in := ioengine.Bounce(cs)
+		defer in.Release()
+		whole = in.Bytes()
+		v.CopyOut(0, whole[:v.Len()])
+		clear(whole[v.Len():])
+	}
+	n, err := compress(d.h.compression, out.Bytes(), whole)
 	if errors.Is(err, errIncompressible) {
-		return d.WriteV(ctx, off, v, flags&^blockgraph.Compressed)
+		return err
 	}
 	if err != nil {
 		return syscall.EIO

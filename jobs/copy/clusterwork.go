@@ -221,7 +221,7 @@ func (w *clusterWork) write(ctx context.Context, ends Ends, off, n int64, kind K
 	if kind == Zero {
 		return ends.Target.WriteZeroes(ctx, off, n, w.o.ZeroFlags)
 	}
-	return writeFrom(ctx, ends.Target, off, buf[:n], w.o.WriteFlags, w.c.size)
+	return writeFrom(ctx, ends.Target, off, buf[:n], w.o.WriteFlags)
 }
 
 func (w *clusterWork) check() error {
@@ -275,8 +275,8 @@ var vectors = sync.Pool{New: func() any { return &blockgraph.IOVec{} }}
 
 // CopyRange copies bytes [off, off+n) by way of buf, which is nil for zeroes,
 // and tells which side failed. It is called under an admission; it blocks on
-// I/O only. With Compressed, writes are of one cluster each.
-func CopyRange(ctx context.Context, e Ends, off, n int64, kind Kind, buf []byte, writeFlags, zeroFlags blockgraph.Flags, cluster int64) (Op, error) {
+// I/O only.
+func CopyRange(ctx context.Context, e Ends, off, n int64, kind Kind, buf []byte, writeFlags, zeroFlags blockgraph.Flags) (Op, error) {
 	switch kind {
 	case Skip:
 		return Read, nil
@@ -286,7 +286,7 @@ func CopyRange(ctx context.Context, e Ends, off, n int64, kind Kind, buf []byte,
 	if err := readInto(ctx, e.Source, off, buf[:n]); err != nil {
 		return Read, err
 	}
-	return Write, writeFrom(ctx, e.Target, off, buf[:n], writeFlags, cluster)
+	return Write, writeFrom(ctx, e.Target, off, buf[:n], writeFlags)
 }
 
 func readInto(ctx context.Context, e *blockgraph.Edge, off int64, b []byte) error {
@@ -297,23 +297,12 @@ func readInto(ctx context.Context, e *blockgraph.Edge, off int64, b []byte) erro
 	return err
 }
 
-// writeFrom writes b. With Compressed, writes are of one cluster each.
-func writeFrom(ctx context.Context, e *blockgraph.Edge, off int64, b []byte, flags blockgraph.Flags, cluster int64) error {
+func writeFrom(ctx context.Context, e *blockgraph.Edge, off int64, b []byte, flags blockgraph.Flags) error {
 	v := vectors.Get().(*blockgraph.IOVec)
-	defer putVector(v)
-	step := int64(len(b))
-	if flags&blockgraph.Compressed != 0 {
-		step = min(step, cluster)
-	}
-	for len(b) > 0 {
-		v.SetBytes(b[:min(step, int64(len(b)))])
-		if err := e.WriteV(ctx, off, v, flags); err != nil {
-			return err
-		}
-		off += v.Len()
-		b = b[v.Len():]
-	}
-	return nil
+	v.SetBytes(b)
+	err := e.WriteV(ctx, off, v, flags)
+	putVector(v)
+	return err
 }
 
 func putVector(v *blockgraph.IOVec) {

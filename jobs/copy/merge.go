@@ -69,7 +69,7 @@ func (w *merge) Do(ctx context.Context, p Piece, buf []byte) error {
 		return err
 	}
 	defer leave()
-	op, err := CopyRange(ctx, ends, p.Off, p.N, p.Kind, buf, 0, blockgraph.MayUnmap, w.unit)
+	op, err := CopyRange(ctx, ends, p.Off, p.N, p.Kind, buf, 0, blockgraph.MayUnmap)
 	if err != nil {
 		return &Fault{Op: op, Off: p.Off, N: p.N, Err: err}
 	}

@@ -46,7 +46,7 @@ func (m *mirror) copyRest(tx *blockgraph.Tx) error {
 				break
 			}
 			n = min(n, most)
-			if op, err := copy.CopyRange(tx.Context(), ends, start, n, copy.Data, b.Bytes(), 0, 0, 0); err != nil {
+			if op, err := copy.CopyRange(tx.Context(), ends, start, n, copy.Data, b.Bytes(), 0, 0); err != nil {
 				return m.unfinished(tx, op, err)
 			}
 			dirty.Clear(start, n)

@@ -135,7 +135,7 @@ func (w *work) copyRun(ctx context.Context, ends copy.Ends, r copy.Piece, buf []
 		f.Fill(r.Off, r.N)
 	}
 	if err == nil && (r.Kind == copy.Data || !f.Blank(r.Off, r.N)) {
-		op, err = copy.CopyRange(ctx, ends, r.Off, r.N, r.Kind, buf, 0, m.zeroFlags(), w.Unit())
+		op, err = copy.CopyRange(ctx, ends, r.Off, r.N, r.Kind, buf, 0, m.zeroFlags())
 	}
 	if err != nil {
 		f.Dirty().Set(r.Off, r.N)
