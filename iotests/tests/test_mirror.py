@@ -288,6 +288,25 @@ class Verbs(MirrorCase):
             "m", READY + ("waiting", "pending", "BLOCK_JOB_PENDING", "BLOCK_JOB_COMPLETED", "concluded", "null")
         )
 
+    def test_pending(self) -> None:
+        self.add_target()
+        self.mirror(auto_finalize=False)
+        self.wait_ready()
+        self.qmp.cmd("job-complete", id="m")
+        self.wait_status("m", "pending")
+        [job] = self.qmp.cmd("query-block-jobs")
+        self.assertEqual(
+            {key: job[key] for key in ("status", "paused", "busy", "ready", "io-status")},
+            {"status": "pending", "paused": True, "busy": False, "ready": False, "io-status": "ok"},
+        )
+        for verb, command in (("set-speed", "block-job-set-speed"), ("pause", "block-job-pause")):
+            speed = {"speed": MiB} if verb == "set-speed" else {}
+            self.assert_qmp_error(
+                f"Job 'm' in state 'pending' cannot accept command verb '{verb}'", command, device="m", **speed
+            )
+        self.qmp.cmd("job-finalize", id="m")
+        self.wait_status("m", "null")
+
     def test_quit_with_a_mirror(self) -> None:
         self.add_target()
         self.mirror(speed=64 * KiB, buf_size=64 * KiB)
@@ -365,6 +384,26 @@ class Replaces(MirrorCase):
         self.wait_ready()
         self.complete()
         self.assertEqual(self.node_at("f/file"), "t")
+
+    def test_is_blocked_once_the_job_completes(self) -> None:
+        self.qmp.cmd("blockdev-add", driver="compress", node_name="f", file="s")
+        self.add_target()
+        self.add_node("other", self.create_image("other", SIZE))
+        backup = {"job_id": "j", "device": "s", "target": "other", "sync": "full"}
+        self.mirror(device="f", replaces="s", auto_finalize=False)
+        self.wait_ready()
+        self.qmp.cmd("blockdev-backup", **backup)
+        self.wait_status("j", "null")
+        self.qmp.cmd("job-complete", id="m")
+        self.wait_status("m", "pending")
+        busy = "Node 's' is busy: block device is in use by block-job-complete"
+        self.assert_qmp_error(busy, "blockdev-backup", **backup)
+        self.assert_qmp_error(busy, "block-stream", job_id="j", device="s")
+        self.qmp.cmd("job-finalize", id="m")
+        self.wait_status("m", "null")
+        self.assertEqual(self.node_at("f/file"), "t")
+        self.qmp.cmd("blockdev-backup", **backup)
+        self.wait_status("j", "null")
 
     def test_child_of_a_quorum(self) -> None:
         for name in "abc":

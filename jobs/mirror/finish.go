@@ -97,6 +97,9 @@ func (m *mirror) leave(tx *blockgraph.Tx, success bool) error {
 	if err := m.nodes.Leave(tx); err != nil {
 		return err
 	}
+	if m.guard != nil {
+		tx.Unblock(m.toReplace, m.guard)
+	}
 	tx.RemoveMarker(m.source, m.filter)
 	if success {
 		if err := m.giveBacking(tx); err != nil {

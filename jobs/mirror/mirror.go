@@ -56,7 +56,10 @@ type mirror struct {
 	give       context.CancelFunc
 	pace       pace
 
-	toReplace *blockgraph.Node // control plane
+	// toReplace is set on the loop before completing is, and not again; guard by
+	// a commit of the body's.
+	toReplace *blockgraph.Node
+	guard     *blockgraph.Blocker
 
 	// Held by the graph's token; the body reads what it has set.
 	surveyed bool // what is dirty is known: writes may be synchronous
@@ -104,6 +107,9 @@ func (m *mirror) Orphans() int { return m.Body.Orphans() + m.filter.Writes() }
 
 // Complete implements jobs.Completer.
 func (m *mirror) Complete() error {
+	if m.completing.Load() {
+		return nil
+	}
 	if m.replaces != nil {
 		n := m.job.Set().Graph().Node(*m.replaces)
 		if n == nil {
@@ -153,8 +159,12 @@ func (m *mirror) JobInfo(info *qapi.JobInfo) {
 	}
 }
 
-// BlockJobInfo implements jobs.Informer.
+// BlockJobInfo implements jobs.Informer. Once it has done its work the field's
+// mirror is paused, as its nodes stay drained.
 func (m *mirror) BlockJobInfo(info *qapi.BlockJobInfo) {
+	if info.Status == qapi.JobStatusWaiting || info.Status == qapi.JobStatusPending {
+		info.Paused = true
+	}
 	if m.typ == qapi.JobTypeMirror {
 		info.Mirror = &qapi.BlockJobInfoMirror{ActivelySynced: m.filter.Synced()}
 	}

@@ -1,6 +1,8 @@
 package mirror
 
 import (
+	"context"
+
 	"blockd/blockgraph"
 	"blockd/jobs/chain"
 	"blockd/qapi"
@@ -57,6 +59,24 @@ func (m *mirror) checkReplaces(tx *blockgraph.Tx) error {
 		return qapi.Errorf("cannot replace image with a mirror image of different size")
 	}
 	return nil
+}
+
+// guardReplaced keeps others from reshaping the node whose place the target is
+// to take, from when the job was asked to complete until it leaves the graph.
+// The body.
+func (m *mirror) guardReplaced(ctx context.Context) error {
+	if !m.completing.Load() || m.toReplace == nil || m.guard != nil {
+		return nil
+	}
+	return m.job.Change(ctx, func(tx *blockgraph.Tx) error {
+		if m.nodes.Left() || tx.Find(m.toReplace.Name()) != m.toReplace {
+			return nil // the end will say so
+		}
+		b := &blockgraph.Blocker{Reason: "block device is in use by block-job-complete"}
+		tx.Block(m.toReplace, b)
+		tx.OnCommit(func() { m.guard = b })
+		return nil
+	})
 }
 
 // belowOverlay returns what is right below the image at or below n, a filter

@@ -132,6 +132,9 @@ func (m *mirror) settle(ctx context.Context, w *work) (more bool, err error) {
 				return false, err
 			}
 		case !m.final:
+			if err := m.guardReplaced(ctx); err != nil {
+				return false, err
+			}
 			if err := m.setMode(ctx, func() { m.final = true }); err != nil {
 				return false, err
 			}
