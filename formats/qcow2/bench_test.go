@@ -160,3 +160,52 @@ func BenchmarkFlushAfterOneAllocation(b *testing.B) {
 		off = (off + 65536) & (size - 1)
 	}
 }
+
+// BenchmarkMapping is what it costs to find where a cluster lies whose table is
+// in the cache.
+func BenchmarkMapping(b *testing.B) {
+	d := benchImage(b, 1<<30)
+	mapAll(b, d)
+	off := int64(0)
+	for b.Loop() {
+		p := d.epochs.pin()
+		m, err := d.lookup(ctxb, off, 4096, true)
+		p.unpin()
+		if err != nil || m.kind != data {
+			b.Fatal(m, err)
+		}
+		off = (off + 7*4096) & (1<<30 - 1)
+	}
+}
+
+// TestMappedRequestsTakeNoLockAndNoMemory: they go on while somebody has every
+// lock that the driver has.
+func TestMappedRequestsTakeNoLockAndNoMemory(t *testing.T) {
+	for _, opts := range [][]imageOption{nil, {extended}} {
+		f := newImage(t, 4<<20, opts...)
+		d := openImage(t, f, nil)
+		put(t, d, 0, fill(1, 4<<20))
+		flush(t, d)
+		d.mu.Lock()
+		d.flushMu.Lock()
+		d.headerTurn <- struct{}{}
+		v := blockgraph.MakeIOVec(make([]byte, 4096))
+		off := int64(0)
+		allocs := testing.AllocsPerRun(200, func() {
+			if err := d.ReadV(ctxb, off, v, 0); err != nil {
+				t.Error(err)
+			}
+			if err := d.WriteV(ctxb, off, v, 0); err != nil {
+				t.Error(err)
+			}
+			off = (off + 3*4096) & (4<<20 - 1)
+		})
+		<-d.headerTurn
+		d.flushMu.Unlock()
+		d.mu.Unlock()
+		closeImage(t, d)
+		if allocs > 0 {
+			t.Errorf("%v allocations", allocs)
+		}
+	}
+}

@@ -183,6 +183,7 @@ func fuzzTemplates(t testing.TB) []*memFile {
 		{clusterSize(1024), refcountBits(1)},
 		{clusterSize(4096), refcountBits(64), lazy},
 		{clusterSize(2048), zstdType},
+		{clusterSize(16 << 10), extended},
 	} {
 		img := newImage(t, 64<<10, opts...)
 		d := openImage(t, img, nil)

@@ -10,7 +10,7 @@ from pathlib import Path
 from iotests.harness import images
 from iotests.harness.case import QMPTestCase
 from iotests.harness.guest import Guest, nbd
-from iotests.harness.images import MiB
+from iotests.harness.images import KiB, MiB
 
 SIZE = 8 * MiB
 SECTOR = 512
@@ -18,7 +18,8 @@ SECTOR = 512
 # How often the daemon is killed: all of them in `make test-all`.
 ROUNDS = 100 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 3
 
-KINDS = (images.QCOW2_4K, images.QCOW2, images.QCOW2_512, images.QCOW2_V2, images.QCOW2_2M)
+EXTENDED = images.ImageOptions("extended", "qcow2", ("extended_l2=on", "cluster_size=16k"), 16 * KiB)
+KINDS = (images.QCOW2_4K, images.QCOW2, EXTENDED, images.QCOW2_512, images.QCOW2_V2, images.QCOW2_2M)
 
 
 class Disk:

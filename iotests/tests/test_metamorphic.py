@@ -23,7 +23,7 @@ from iotests.harness.markers import blockd_only
 SIZE = 2 * MiB + 3 * 512
 
 # How many requests: the long sample in `make test-all`.
-REQUESTS = 1200 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 80
+REQUESTS = 250 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 80
 
 
 def qcow2(label: str, *create: str, cluster_size: int = 64 * KiB) -> ImageOptions:
@@ -47,6 +47,8 @@ OPTION_SETS: tuple[tuple[ImageOptions, dict[str, Any]], ...] = (
     (qcow2("lazy", "lazy_refcounts=on", cluster_size=4 * KiB), {}),
     (qcow2("zstd", "compression_type=zstd"), {}),
     (qcow2("metadata", "preallocation=metadata", cluster_size=4 * KiB), {}),
+    (qcow2("extended", "extended_l2=on"), {}),
+    (qcow2("extended-16k", "extended_l2=on", cluster_size=16 * KiB), {"l2-cache-size": 512}),
     (qcow2("no-unref", cluster_size=4 * KiB), {"discard-no-unref": True}),
     (qcow2("detect", cluster_size=4 * KiB), {"detect-zeroes": "unmap"}),
     (qcow2("no-discard", cluster_size=4 * KiB), {"discard": "ignore"}),
