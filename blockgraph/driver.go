@@ -237,7 +237,7 @@ type BackingImage interface {
 }
 
 // ImageInformer fills in what query-named-block-nodes tells about an image:
-// cluster size, format-specific part, dirty flag, encryption, snapshots. Any goroutine.
+// cluster size, format-specific part, dirty flag, encryption. Any goroutine.
 //
 //blockd:io
 type ImageInformer interface {

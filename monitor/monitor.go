@@ -75,6 +75,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerHistory(r)
 	m.registerCreate(r)
 	m.registerSnapshots(r)
+	m.registerInternalSnapshots(r)
 	m.registerBitmaps(r)
 	m.registerBackup(r)
 	m.registerStream(r)

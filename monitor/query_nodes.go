@@ -159,7 +159,10 @@ func (v *view) imageInfo(ctx context.Context, n *blockgraph.Node, info *qapi.Ima
 			info.BackingFilenameFormat = &f
 		}
 	}
-	return v.driverInfo(ctx, n, info)
+	if err := v.driverInfo(ctx, n, info); err != nil {
+		return err
+	}
+	return v.snapshots(n, info)
 }
 
 // driverInfo adds what the driver knows; a filter that knows nothing has the
@@ -184,6 +187,17 @@ func (v *view) driverInfo(ctx context.Context, n *blockgraph.Node, info *qapi.Im
 	}
 	info.ClusterSize, info.DirtyFlag = below.ClusterSize, below.DirtyFlag
 	return err
+}
+
+// snapshots lists the internal snapshots of a node, or of what is below it.
+func (v *view) snapshots(n *blockgraph.Node, info *qapi.ImageInfo) error {
+	n = blockgraph.Snapshotting(n, func(n *blockgraph.Node) []*blockgraph.Edge { return v.states[n].Edges })
+	if n != nil && !n.Inspect(func(drv blockgraph.Driver) {
+		info.Snapshots = drv.(blockgraph.InternalSnapshotter).InternalSnapshots()
+	}) {
+		return errNodeClosed
+	}
+	return nil
 }
 
 // allocatedSize returns what the node's own storage takes, in bytes: its

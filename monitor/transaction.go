@@ -62,6 +62,10 @@ func (m *Monitor) newAction(a *qapi.TransactionAction, txn *jobs.Txn) action {
 		return &snapshot{m: m, node: a.BlockdevSnapshot.Node, overlay: a.BlockdevSnapshot.Overlay}
 	case a.BlockdevSnapshotSync != nil:
 		return &snapshotSync{m: m, BlockdevSnapshotSync: *a.BlockdevSnapshotSync}
+	case a.BlockdevSnapshotInternalSync != nil:
+		return &internalSnapshot{*a.BlockdevSnapshotInternalSync}
+	case a.XBlockdevSnapshotRevert != nil:
+		return &snapshotRevert{*a.XBlockdevSnapshotRevert}
 	case a.XBlockdevAdd != nil:
 		return nodeAction{"x-blockdev-add", func(tx *blockgraph.Tx) error { return addNode(tx, a.XBlockdevAdd) }}
 	case a.XBlockdevDel != nil:

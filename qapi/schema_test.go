@@ -61,6 +61,8 @@ func testSchema() *Schema {
 		{name: "blockdev-mirror", args: BlockdevMirror{}},
 		{name: "drive-mirror", args: DriveMirror{}},
 		{name: "block-job-change", args: BlockJobChangeOptions{}},
+		{name: "blockdev-snapshot-internal-sync", args: BlockdevSnapshotInternal{}},
+		{name: "blockdev-snapshot-delete-internal-sync", args: InternalSnapshotArg{}, ret: SnapshotInfo{}},
 		{name: "block-export-add", args: BlockExportOptions{}},
 		{name: "block-export-del", args: BlockExportDelArg{}},
 		{name: "query-block-exports", ret: []BlockExportInfo{}},

@@ -136,6 +136,21 @@ type BlockdevSnapshotSync struct {
 	Mode *NewImageMode `qapi:"mode"`
 }
 
+// BlockdevSnapshotInternal is the argument of blockdev-snapshot-internal-sync.
+type BlockdevSnapshotInternal struct {
+	Device string `qapi:"device"`
+	Name   string `qapi:"name"`
+}
+
+// InternalSnapshotArg names an internal snapshot, for
+// blockdev-snapshot-delete-internal-sync and x-blockdev-snapshot-revert. One of ID
+// and Name may be absent.
+type InternalSnapshotArg struct {
+	Device string  `qapi:"device"`
+	ID     *string `qapi:"id"`
+	Name   *string `qapi:"name"`
+}
+
 // ChangeBackingFileArg is the argument of change-backing-file.
 type ChangeBackingFileArg struct {
 	Device        string `qapi:"device"`

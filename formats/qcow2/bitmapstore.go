@@ -178,7 +178,7 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 		err = d.writeBack(ctx)
 	}
 	if err != nil {
-		w.giveUp(w.fresh)
+		d.giveUp(w.fresh...)
 		return err
 	}
 	s.setStored(false)
@@ -207,7 +207,7 @@ func (d *Driver) storeWanted(ctx context.Context, size int64, edit func(sector [
 		s.doubtful = append(s.doubtful, w.fresh...)
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update bitmap extension: %s", blockgraph.Strerror(err))
 	}
-	w.giveUp(append(old, s.doubtful...))
+	d.giveUp(append(old, s.doubtful...)...)
 	s.doubtful = nil
 	s.setDir(next, place{dirAt, dirAt + dirLen, kindBitmapDir})
 	s.ahead.Forget()
@@ -332,25 +332,33 @@ func (w *bitmapWriter) putBitmap(ctx context.Context, e *storedBitmap, b *blockg
 
 // put writes b to new clusters.
 func (w *bitmapWriter) put(ctx context.Context, b []byte) (int64, error) {
-	d := w.d
+	x, err := w.d.writeFresh(ctx, b)
+	if x.n > 0 {
+		w.fresh = append(w.fresh, x)
+	}
+	return x.first << w.d.h.clusterBits, err
+}
+
+// writeFresh writes b, not empty, to new clusters. They are the caller's to give
+// up, after an error, too, unless they are none.
+func (d *Driver) writeFresh(ctx context.Context, b []byte) (extent, error) {
 	n := d.h.clusters(int64(len(b)))
 	off, err := d.allocateRun(ctx, n)
 	if err != nil {
-		return 0, err
+		return extent{}, err
 	}
-	w.fresh = append(w.fresh, extent{first: off >> d.h.clusterBits, n: n, kind: discardOther})
+	x := extent{first: off >> d.h.clusterBits, n: n, kind: discardOther}
 	if err := d.checkOverlap(off, n<<d.h.clusterBits, 0); err != nil {
-		return 0, err
+		return x, err
 	}
 	if rest := int64(len(b)) % sector; rest != 0 {
 		b = append(bytes.Clone(b), make([]byte, sector-rest)...)
 	}
-	return off, writeAt(ctx, d.file(), off, b)
+	return x, writeAt(ctx, d.file(), off, b)
 }
 
 // giveUp frees clusters that the disk refers to no more, or never did.
-func (w *bitmapWriter) giveUp(list []extent) {
-	d := w.d
+func (d *Driver) giveUp(list ...extent) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, x := range list {

@@ -26,6 +26,7 @@ type crashCase struct {
 	workers int   // requests at a time; 0 is 1
 	bitmaps bool  // change dirty bitmaps, too
 	shared  bool  // everything belongs to an internal snapshot, too
+	snaps   bool  // snapshots come and go
 	// more are steps beyond crashSteps.
 	more []crashStep
 	// costly is how many times fewer states are judged than of others.
@@ -162,6 +163,10 @@ func crashCases() []crashCase {
 		crashCase{name: "bitmaps-backing", set: optionSet{cluster: 4096}, size: 120 << 10, backing: true, steps: 40, big: 40, bitmaps: true},
 		crashCase{name: "bitmaps-discard", set: optionSet{cluster: 1024, run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}}, size: 120 << 10, steps: 40, big: 40, bitmaps: true},
 	)
+	for _, tc := range snapshotCrashCases {
+		tc.snaps, tc.steps, tc.big, tc.more = true, 35, 40, []crashStep{snapshotting}
+		cases = append(cases, tc)
+	}
 	for _, s := range []optionSet{{name: "512", cluster: 512}, {name: "4K-v2", cluster: 4096, v2: true}, {name: "small-cache", cluster: 1024, run: smallCache}} {
 		cases = append(cases,
 			crashCase{name: "switch-" + s.name, set: s, size: 100 << 10, chain: true, steps: 40, big: 40, more: []crashStep{switching}},
@@ -233,6 +238,9 @@ func runCrash(t *testing.T, tc *crashCase, seed uint64, budget int, count *crash
 	c := newCrashCase(t, tc)
 	if tc.bitmaps {
 		c.marks = newCrashBitmaps(c)
+	}
+	if tc.snaps {
+		c.snaps = &crashSnapshots{c: c}
 	}
 	sectors := tc.size / sector
 	for s := int64(0); tc.fill > 0 && s < sectors; s += tc.fill {

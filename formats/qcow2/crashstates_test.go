@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
@@ -300,10 +301,13 @@ func (c *crashDisk) fieldJudges(x *crash, count *crashCount) {
 		if !y.qcow2 {
 			continue
 		}
+		if c.snaps != nil && binary.BigEndian.Uint64(y.f.b[fieldIncompatible:])&incompatDirty != 0 && c.d.h.version >= 3 {
+			continue // qemu-img does not mend it by itself when it only looks
+		}
 		// Nobody looks for what the header names below it.
 		lone := fmt.Sprintf(`json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":%q}}`, save(c.t, y.f, "crash.qcow2"))
 		out, err := exec.Command(qemuImg, "check", lone).CombinedOutput()
-		if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 3) {
+		if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 3) && !(c.snaps != nil && onlyFlags(c.d.h, out)) {
 			c.t.Fatalf("%v: %s: qemu-img check: %v\n%s", x, y.name, err, out)
 		}
 	}
@@ -327,7 +331,7 @@ func (c *crashDisk) goOn(x *crash, rnd *rand.Rand) {
 		copy(want[off:], p)
 	}
 	closeImage(c.t, d)
-	mustCheck(c.t, x.files[top].f, false)
+	c.mustBeSound(x.files[top].f, x.String())
 	d, _ = c.openChain(x.files, top, nil)
 	if got := get(c.t, d, 0, size); !bytes.Equal(got, want) {
 		c.t.Fatalf("%v: content after going on differs at %#x", x, firstDiff(got, want))

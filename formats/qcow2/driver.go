@@ -20,9 +20,7 @@ type Driver struct {
 	broken    atomic.Bool // found corrupt: writing has ended
 	signaled  atomic.Bool // a corruption was reported
 	sliceBits uint32      // log2 of the entries of a slice
-	snapshots []snapshot  // as in the image
-	// snapshotTable is where the list of snapshots lies.
-	snapshotTable place
+	snapshots atomic.Pointer[snapshotList]
 
 	onCorruption atomic.Pointer[CorruptionFunc]
 	opts         atomic.Pointer[options]
@@ -66,6 +64,12 @@ type Driver struct {
 	diskFields headerFields // as in the header on disk
 	view       *view        // of a check that goes on, or nil
 	points     []string     // fault points passed under the lock, for unlock
+
+	// uncounted is how many changes of snapshots have not brought the counts in
+	// order yet; reverts is how often the image went back to one. With the graph
+	// token held.
+	uncounted int
+	reverts   int
 }
 
 // passed notes a fault point of something rare that happens under Driver.mu.

@@ -67,6 +67,8 @@ const (
 	fieldL1Offset       = 40
 	fieldRefTableOffset = 48
 	fieldRefTableSize   = 56
+	fieldSnapshots      = 60
+	fieldSnapshotsAt    = 64
 	fieldIncompatible   = 72
 	fieldAutoclear      = 88
 )

@@ -24,7 +24,6 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 	info.ClusterSize = &cs
 	dirty := incompatible&incompatDirty != 0
 	info.DirtyFlag = &dirty
-	info.Snapshots = snapshotInfo(d.snapshots)
 	q := &qapi.ImageInfoSpecificQCow2{Compat: "0.10", RefcountBits: 1 << d.h.refcountOrder, CompressionType: qapi.Qcow2CompressionTypeZlib}
 	if list := d.bitmaps.infos.Load(); list != nil {
 		q.Bitmaps = *list

@@ -81,8 +81,8 @@ type inspection struct {
 // between two steps.
 type shape struct {
 	sliceBits uint32
-	snapshots *snapshot
-	n         int
+	snapshots *snapshotList
+	reverts   int
 }
 
 // errShape: the work on a window begins anew.
@@ -235,17 +235,14 @@ func (c *inspection) rest(n int64) error {
 }
 
 func (d *Driver) shape() shape {
-	l := shape{sliceBits: d.sliceBits, n: len(d.snapshots)}
-	if l.n > 0 {
-		l.snapshots = &d.snapshots[0]
-	}
-	return l
+	return shape{d.sliceBits, d.snapshots.Load(), d.reverts}
 }
 
 // look fills a view of a window and judges it.
 func (c *inspection) look(from, to int64) error {
 	d := c.d
-	c.shape, c.list = d.shape(), d.snapshots
+	c.shape = d.shape()
+	c.list = c.shape.snapshots.list
 	c.first, c.win, c.flags = from == 0, blockgraph.CheckResult{}, 0
 	c.found, c.extra = nil, map[int64]int32{}
 	c.worth = c.estimate(from, to)

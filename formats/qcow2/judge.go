@@ -102,8 +102,9 @@ func (c *inspection) besides(f func(first, n int64)) {
 	t := d.l1.Load()
 	bytes(t.offset, int64(len(t.entries))*l1EntrySize)
 	bytes(d.refs.tableOffset, int64(len(d.refs.table))*8)
-	bytes(d.snapshotTable.from, d.snapshotTable.to-d.snapshotTable.from)
-	for _, s := range d.snapshots {
+	snapshots := d.snapshots.Load()
+	bytes(snapshots.at.from, snapshots.at.to-snapshots.at.from)
+	for _, s := range snapshots.list {
 		if s.l1Offset&uint64(h.clusterSize-1) == 0 && s.l1Offset < maxHostOffset && s.l1Size <= maxL1Size/l1EntrySize {
 			bytes(int64(s.l1Offset), int64(s.l1Size)*l1EntrySize)
 		}

@@ -193,12 +193,11 @@ func (d *Driver) readTables(ctx context.Context, f storage) error {
 	if err != nil {
 		return err
 	}
-	d.snapshots = list
-	d.snapshotTable = place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable}
+	d.snapshots.Store(&snapshotList{list, place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable}})
 	d.meta.setPlaces(kindHeader, place{0, h.clusterSize, kindHeader})
 	d.meta.setPlaces(kindActiveL1, place{l1.offset, l1.offset + int64(h.l1Size)*l1EntrySize, kindActiveL1})
 	d.meta.setPlaces(kindRefTable, place{d.refs.tableOffset, d.refs.tableOffset + tableLen, kindRefTable})
-	d.meta.setPlaces(kindSnapshotTable, place{int64(h.snapshotsOffset), int64(h.snapshotsOffset) + tableSize, kindSnapshotTable})
+	d.meta.setPlaces(kindSnapshotTable, d.snapshots.Load().at)
 	d.meta.setPlaces(kindInactiveL1, l1Places(list)...)
 	if b := d.ext.bitmaps; b.present {
 		d.meta.setPlaces(kindBitmapDir, place{int64(b.offset), int64(b.offset + b.size), kindBitmapDir})

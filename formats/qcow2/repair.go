@@ -13,6 +13,22 @@ import (
 // repairDirty repairs and clears the dirty bit. Nothing else uses the driver
 // yet.
 func (d *Driver) repairDirty(ctx context.Context) error {
+	err := d.repairCounts(ctx)
+	if err == nil {
+		err = d.updateHeader(ctx, func(b []byte) {
+			be := binary.BigEndian
+			be.PutUint64(b[fieldIncompatible:], be.Uint64(b[fieldIncompatible:])&^incompatDirty)
+		})
+	}
+	if err == nil {
+		err = d.file().Flush(ctx)
+	}
+	return err
+}
+
+// repairCounts makes counts and copied flags fit the mappings, as they are on
+// disk, durably. No request is in flight, and nothing in memory differs.
+func (d *Driver) repairCounts(ctx context.Context) error {
 	c, err := check(ctx, d.file())
 	if err != nil {
 		return err
@@ -55,15 +71,6 @@ func (d *Driver) repairDirty(ctx context.Context) error {
 	}
 	if err == nil {
 		err = d.settle(ctx)
-	}
-	if err == nil {
-		err = d.updateHeader(ctx, func(b []byte) {
-			be := binary.BigEndian
-			be.PutUint64(b[fieldIncompatible:], be.Uint64(b[fieldIncompatible:])&^incompatDirty)
-		})
-	}
-	if err == nil {
-		err = d.file().Flush(ctx)
 	}
 	return err
 }

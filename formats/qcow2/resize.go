@@ -22,7 +22,7 @@ func (d *Driver) Truncate(ctx context.Context, size int64, exact bool, prealloc 
 	switch {
 	case size%sector != 0:
 		return blockgraph.Errorf(syscall.EINVAL, "The new size must be a multiple of %d", sector)
-	case len(d.snapshots) > 0 && d.h.version < 3:
+	case len(d.snapshots.Load().list) > 0 && d.h.version < 3:
 		return blockgraph.Errorf(syscall.ENOTSUP, "Can't resize a v2 image which has snapshots")
 	case d.broken.Load():
 		return syscall.EIO

@@ -175,6 +175,7 @@ var writeOrders = []writeOrder{
 
 func TestOrderOfWrites(t *testing.T) {
 	have := map[string]bool{}
+	writeOrders := slices.Concat(writeOrders, snapshotOrders)
 	for i := range writeOrders {
 		o := &writeOrders[i]
 		have[o.name+".txt"] = true
