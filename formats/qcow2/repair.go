@@ -63,7 +63,7 @@ func (d *Driver) repairCounts(ctx context.Context) error {
 	var flagErr error
 	err = c.wrongFlags(func(table, entry int64, old uint64) {
 		if flagErr == nil {
-			flagErr = d.repairFlag(ctx, table, entry)
+			flagErr = d.repairFlag(ctx, table, entry, ^old&flagCopied)
 		}
 	}, count)
 	if err == nil {
@@ -111,12 +111,13 @@ func (d *Driver) repairCount(ctx context.Context, c *checker, cluster int64, n u
 	}
 }
 
-// repairFlag inverts the copied flag of an entry.
-func (d *Driver) repairFlag(ctx context.Context, table, entry int64) error {
+// repairFlag gives an entry another copied flag on disk. What is in memory may
+// have it already, after a write that failed and yet was done.
+func (d *Driver) repairFlag(ctx context.Context, table, entry int64, flag uint64) error {
 	t := d.l1.Load()
 	if entry < 0 {
 		d.mu.Lock()
-		t.entries[table].Store(t.entries[table].Load() ^ flagCopied)
+		t.entries[table].Store(t.entries[table].Load()&^flagCopied | flag)
 		d.dirtyL1.add(table*l1EntrySize, (table+1)*l1EntrySize)
 		d.mu.Unlock()
 		return nil
@@ -127,8 +128,10 @@ func (d *Driver) repairFlag(ctx context.Context, table, entry int64) error {
 		d.mu.Lock()
 		if s := t.cached(table, index); s != nil {
 			e := s.load(i)
-			e.word ^= flagCopied
+			e.word = e.word&^flagCopied | flag
 			d.setEntry(s, i, e)
+			s.dirty.add(i<<d.h.l2EntryBits, (i+1)<<d.h.l2EntryBits)
+			d.cache.dirty[s] = struct{}{}
 			d.mu.Unlock()
 			return nil
 		}
