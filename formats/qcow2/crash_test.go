@@ -267,6 +267,7 @@ func runCrash(t *testing.T, tc *crashCase, seed uint64, budget int, count *crash
 	if t.Failed() {
 		return
 	}
+	c.holds()
 	c.flush()
 	c.end()
 	c.crashEverywhere(rnd, budget, count)

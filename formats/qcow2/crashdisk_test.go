@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -279,14 +280,51 @@ func (c *crashDisk) writeAs(s, n int64, flags blockgraph.Flags) {
 
 func (c *crashDisk) zero(s, n int64, flags blockgraph.Flags) {
 	c.step(s, n, func() {
-		c.fail("zero write", c.change(s*sector, n*sector, func() error { return c.d.WriteZeroes(ctxb, s*sector, n*sector, flags) }))
+		c.fail("zero write", c.change(s*sector, n*sector, func() error {
+			return c.orZeroes(s, n, c.d.WriteZeroes(ctxb, s*sector, n*sector, flags))
+		}))
 	}, func(int64) uint64 { return 0 })
 }
 
+// orZeroes writes zeroes where the driver cannot do better, as the checked
+// wrapper does.
+func (c *crashDisk) orZeroes(s, n int64, err error) error {
+	if !errors.Is(err, blockgraph.ErrNotSupported) {
+		return err
+	}
+	return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(make([]byte, n*sector)), 0)
+}
+
+// discard makes sectors read as zeroes; a part of a compressed cluster may stay
+// what it was.
 func (c *crashDisk) discard(s, n int64) {
+	var left []byte
 	c.step(s, n, func() {
-		c.fail("discard", c.change(s*sector, n*sector, func() error { return c.d.Discard(ctxb, s*sector, n*sector) }))
-	}, func(int64) uint64 { return 0 })
+		c.fail("discard", c.change(s*sector, n*sector, func() error {
+			return c.orZeroes(s, n, c.d.Discard(ctxb, s*sector, n*sector))
+		}))
+		left = get(c.t, c.d, s*sector, n*sector)
+	}, func(i int64) uint64 {
+		v, _ := valueOf(left[i*sector : (i+1)*sector])
+		list := c.hist[s+i]
+		if v != 0 && (!c.d.h.extended || v != list[len(list)-1].value) {
+			c.t.Errorf("sector %d holds %d after a discard", s+i, v)
+		}
+		return v
+	})
+}
+
+// holds compares the disk as it is read now with the last values.
+func (c *crashDisk) holds() {
+	c.t.Helper()
+	size := c.d.size.Load()
+	got := get(c.t, c.d, 0, size)
+	for s := range int(size / sector) {
+		v, whole := valueOf(got[s*sector : (s+1)*sector])
+		if want := c.hist[s][len(c.hist[s])-1].value; !whole || v != want {
+			c.t.Fatalf("sector %d holds %d, not %d, without a crash: history %+v", s, v, want, c.hist[s])
+		}
+	}
 }
 
 // flushed notes that everything that was complete at start on the clock is

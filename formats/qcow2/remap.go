@@ -188,8 +188,9 @@ func (d *Driver) restReadsZero(ctx context.Context, off, n int64) bool {
 }
 
 // Discard gives up bytes [off, off+n): whole subclusters, or up to the end of the
-// disk. In version 3 they read as zeroes afterwards. Version 2 cannot keep the
-// backing file's old data from showing, and does nothing with one. Data plane.
+// disk. In version 3 they read as zeroes afterwards, but for parts of compressed
+// clusters, which stay. Version 2 cannot keep the backing file's old data from
+// showing, and does nothing with one. Data plane.
 func (d *Driver) Discard(ctx context.Context, off, n int64) error {
 	if d.h.raw {
 		return d.discardRaw(ctx, off, n)
