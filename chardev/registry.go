@@ -24,6 +24,8 @@ type Config struct {
 	// line end: that the start waits for a client, that a reconnection failed.
 	// nil drops them.
 	Warn func(text string)
+	// Activated are the sockets that the service manager has handed over; nil: none.
+	Activated *sockets.Activated
 	// Daemonize tells that standard input and output will go away.
 	Daemonize bool
 }
@@ -67,7 +69,7 @@ func (r *Registry) find(id string) *Device {
 // words of the command line, or the context's. It may block, see the package
 // comment; ctx ends that.
 func (r *Registry) Add(ctx context.Context, o Options) error {
-	return r.add(ctx, o.ID, &o.Backend, takeNumberedFD,
+	return r.add(ctx, o.ID, &o.Backend, r.InheritedSocket,
 		fmt.Sprintf("attempt to add duplicate property '%s' to object (type 'container')", o.ID))
 }
 

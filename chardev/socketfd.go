@@ -11,24 +11,21 @@ import (
 // listenBacklog is the number of clients that may wait while one is connected.
 const listenBacklog = 1
 
-// SocketFD returns the socket that the name in an address stands for, which the
-// caller owns from now on: what fds finds or, when that is nil, the inherited
-// descriptor of that number. Errors are *qapi.Error.
-func SocketFD(name string, fds FDSource) (int, error) {
-	if fds == nil {
-		return takeNumberedFD(name)
-	}
-	return takeNamedFD(fds)(name)
-}
+// SocketFD returns the socket that a client of the monitor has passed under the
+// name in an address, which the caller owns from now on. Errors are *qapi.Error.
+func SocketFD(name string, fds FDSource) (int, error) { return takeNamedFD(fds)(name) }
 
-// takeNumberedFD is the fd address of the command line: an inherited
-// descriptor, which the device then owns.
-func takeNumberedFD(s string) (int, error) {
-	n, err := strconv.ParseInt(s, 10, 32)
-	if err != nil {
-		return -1, qapi.Errorf("Unable to parse FD number %s", s)
+// InheritedSocket is the fd address of the command line: an inherited
+// descriptor, by its number or, of those that the service manager has handed
+// over, by its name. The caller owns it from now on. Errors are *qapi.Error.
+func (r *Registry) InheritedSocket(s string) (int, error) {
+	if n, err := strconv.ParseInt(s, 10, 32); err == nil {
+		return checkSocket(int(n), s)
 	}
-	return checkSocket(int(n), s)
+	if fd, ok := r.cfg.Activated.Take(s); ok {
+		return checkSocket(fd, s)
+	}
+	return -1, qapi.Errorf("Unable to parse FD number %s", s)
 }
 
 func checkSocket(fd int, name string) (int, error) {

@@ -21,6 +21,7 @@ import (
 	"blockd/objects"
 	"blockd/qapi"
 	"blockd/qmp"
+	"blockd/sockets"
 )
 
 // Config says how a daemon differs from program to program.
@@ -38,6 +39,8 @@ type Config struct {
 	Scratch *scratch.Pool
 	// Daemonize: the program goes to the background, where no terminal is.
 	Daemonize bool
+	// Activated are the sockets that the service manager has handed over; nil: none.
+	Activated *sockets.Activated
 	// Devices are what guests' disks are attached to; nil: none.
 	Devices Devices
 	// Ended is called when jobs and exports have ended, before a client that
@@ -90,7 +93,7 @@ func New(c Config) *Daemon {
 		ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1),
 	}
 	d.stop <- struct{}{}
-	d.Chardevs = chardev.NewRegistry(chardev.Config{Clock: real, Warn: func(m string) { d.complain("warning: " + m) }, Daemonize: c.Daemonize})
+	d.Chardevs = chardev.NewRegistry(chardev.Config{Clock: real, Warn: func(m string) { d.complain("warning: " + m) }, Daemonize: c.Daemonize, Activated: c.Activated})
 	d.QMP = qmp.NewServer(qmp.Config{
 		Registry: d.Registry, Chardevs: d.Chardevs, Clock: real, Hold: true,
 		Version: c.Version,
@@ -125,7 +128,7 @@ func New(c Config) *Daemon {
 		Graph: d.Graph, Clock: real, Ready: d.ready,
 		Deleted:  func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
 		Iothread: d.UseIothread,
-		TakeFD:   takeSocket,
+		TakeFD:   d.takeSocket,
 		TLS:      d.Objects.TLSServer,
 	})
 	d.Monitor = monitor.New(monitor.Config{
@@ -158,14 +161,14 @@ func (d *Daemon) Start() {
 func (d *Daemon) Quit() <-chan struct{} { return d.quit }
 
 // takeSocket finds the socket of an address of type fd: one that the client of
-// the command passed, or one inherited by its number for the command line.
+// the command passed, or one inherited, for the command line.
 //
 //blockd:io
-func takeSocket(ctx context.Context, name string) (int, error) {
+func (d *Daemon) takeSocket(ctx context.Context, name string) (int, error) {
 	if c := qmp.FromContext(ctx); c != nil {
 		return chardev.SocketFD(name, c.TakeNamedFD)
 	}
-	return chardev.SocketFD(name, nil)
+	return d.Chardevs.InheritedSocket(name)
 }
 
 // UseIothread finds an iothread, which cannot be deleted until release.

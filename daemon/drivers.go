@@ -51,7 +51,7 @@ func newDrivers(d *Daemon, allowed []string, clk clock.Clock) drivers {
 	types = append(types, blkdebug.Type(func(name string, fromHeader bool) ([]byte, error) {
 		return host.ReadFile(name, maxRules, fromHeader)
 	}))
-	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: takeSocket, Credentials: d.Objects.TLSClient, Log: slog.Default()}))
+	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: d.takeSocket, Credentials: d.Objects.TLSClient, Log: slog.Default()}))
 	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.Objects),
 		blklogwrites.Type(), blkverify.Type(), compress.Type(), preallocate.Type(), snapshotaccess.Type(),
 		quorum.Type(d.QMP.Hub().Emit))

@@ -15,6 +15,7 @@ import (
 	"blockd/jobs/scratch"
 	"blockd/objects"
 	"blockd/qapi"
+	"blockd/sockets"
 )
 
 // daemonMain runs the daemon and returns the exit code.
@@ -66,7 +67,12 @@ func daemonMain(args []string) int {
 
 	defer stop()
 
-	d := newDaemon(opts, room, daemonize)
+	activated, err := activatedSockets(child != nil)
+	if err != nil {
+		complain(err.Error())
+		return 1
+	}
+	d := newDaemon(opts, room, daemonize, activated)
 	err = setUp(life, d, opts)
 	var pid *pidFile
 	if err == nil && givenPid {
@@ -119,7 +125,21 @@ func compatible() string { return fmt.Sprintf("%d.%d.%d", compatMajor, compatMin
 // The release of QEMU whose commands blockd has.
 const compatMajor, compatMinor, compatMicro = 10, 2, 0
 
-func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon.Daemon {
+// activatedSockets are those that a service manager has handed over to this
+// process or, with --daemonize, to the one that started it.
+func activatedSockets(daemonized bool) (*sockets.Activated, error) {
+	pids := []int{os.Getpid()}
+	if daemonized {
+		pids = append(pids, os.Getppid())
+	}
+	a, err := sockets.FromServiceManager(os.Getenv, pids...)
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name)
+	}
+	return a, err
+}
+
+func newDaemon(opts []option, room *scratch.Pool, daemonize bool, activated *sockets.Activated) *daemon.Daemon {
 	return daemon.New(daemon.Config{
 		Version: qapi.VersionInfo{
 			QEMU:    qapi.VersionTriple{Major: compatMajor, Minor: compatMinor, Micro: compatMicro},
@@ -130,6 +150,7 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool) *daemon.Daemon
 		History:      historySteps(opts),
 		Scratch:      room,
 		Daemonize:    daemonize,
+		Activated:    activated,
 	})
 }
 
