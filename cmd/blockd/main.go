@@ -82,7 +82,7 @@ func commands(env *cli.Environment) *cobra.Command {
 	}
 	root.SetOut(env.Out)
 	root.AddCommand(cli.Commands(env)...)
-	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, nil, false) }))
+	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, nil, false, nil) }))
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root
