@@ -65,3 +65,40 @@ type Check interface {
 type Checker interface {
 	StartCheck(o CheckOptions) (Check, error)
 }
+
+// RangeLocker waits until nobody reads or writes bytes [off, off+n) of a node,
+// and keeps everybody from it until unlock. Who holds a range waits for I/O of
+// its own only.
+type RangeLocker func(ctx context.Context, off, n int64) (unlock func(), err error)
+
+// CompactOptions say how an image is compacted.
+type CompactOptions struct {
+	// Lock is for ranges of the image's own node. It is called within a step.
+	Lock RangeLocker
+}
+
+// CompactResult is what a compaction has done.
+type CompactResult struct {
+	// Length of the image file in bytes.
+	FileSizeBefore, FileSizeAfter int64
+	// Clusters that were moved, and those that still lie where the file would
+	// have ended without gaps.
+	Moved, Unmovable int64
+	// Discarded is how many free bytes within the file were discarded.
+	Discarded int64
+}
+
+// Compaction is one that goes on.
+type Compaction interface {
+	Upkeep
+	// Result is what was done, once there are no more steps.
+	Result() CompactResult
+}
+
+// Compacter is a format that can give back space while it is in use. Errors are
+// those of Checker.
+//
+//blockd:io
+type Compacter interface {
+	StartCompact(o CompactOptions) (Compaction, error)
+}

@@ -80,7 +80,8 @@ func (tx *Tx) drainReplaced() error {
 	return tx.drainRoots(roots)
 }
 
-// serialised yields the nodes that get a user who sends Serialising requests.
+// serialised yields the nodes that get a user who sends Serialising requests, or
+// locks ranges.
 //
 //blockd:global
 func (tx *Tx) serialised() iter.Seq[*Node] {
@@ -90,10 +91,12 @@ func (tx *Tx) serialised() iter.Seq[*Node] {
 				continue
 			}
 			for _, e := range list {
-				if e.node == nil {
-					continue
+				locks := e.root != nil && e.root.locks
+				if e.node != nil {
+					s, ok := e.node.drv.(Serialiser)
+					locks = ok && s.Serialises(e)
 				}
-				if s, ok := e.node.drv.(Serialiser); ok && s.Serialises(e) {
+				if locks {
 					if !yield(n) {
 						return
 					}

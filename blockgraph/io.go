@@ -417,8 +417,7 @@ func (n *Node) discard(ctx context.Context, off, length int64) error {
 	if err := n.checkWrite(off, length); err != nil {
 		return err
 	}
-	st := n.state.Load()
-	if n.caps.Discard == CapNone || !discards(st.Options) {
+	if !n.Discards() {
 		return nil
 	}
 	a := max(n.limits.DiscardAlignment, n.limits.RequestAlignment, 1)
@@ -449,6 +448,9 @@ func (n *Node) discard(ctx context.Context, off, length int64) error {
 	}
 	return nil
 }
+
+// Discards tells whether a discard sent to the node may do something.
+func (n *Node) Discards() bool { return n.caps.Discard != CapNone && discards(n.state.Load().Options) }
 
 // discards tells whether the options let discards through.
 func discards(o *qapi.BlockdevOptions) bool {

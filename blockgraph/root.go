@@ -26,6 +26,7 @@ type Root struct {
 	perm, shared Perm
 	stay         bool   // keeps its node when that is replaced elsewhere
 	job          string // the id of the job that it belongs to, or ""
+	locks        bool   // its user calls LockRange
 	// fixedIothread: its node stays in its thread.
 	fixedIothread bool
 	// allowInactive: it may lose its permissions while its node is inactive.
@@ -251,6 +252,19 @@ func (r *Root) BlockStatus(ctx context.Context, off, n int64, mode StatusMode) (
 	st, depth, err := a.edge.child.StatusAbove(ctx, nil, off, n, mode)
 	a.Leave()
 	return st, depth, err
+}
+
+// LockRange waits until nobody reads or writes bytes [off, off+n) of the root's
+// node, and keeps everybody from it until unlock. It is called within an
+// admission, by who has set RootOptions.Locks, and returns early with the
+// context's error. Data plane.
+func (r *Root) LockRange(ctx context.Context, off, n int64) (unlock func(), err error) {
+	t := &r.Node().tracker
+	h, err := t.begin(ctx, off, n, true)
+	if err != nil {
+		return nil, err
+	}
+	return func() { t.end(h) }, nil
 }
 
 // Stats returns the sums of what went through the root.

@@ -379,6 +379,9 @@ type RootOptions struct {
 	StayAtNode bool
 	// Job is the id of the job that the root belongs to, or "".
 	Job string
+	// Locks: the root's user calls LockRange. Requests to the node are tracked from
+	// then on.
+	Locks bool
 	// FixedIothread: the node must stay in the thread that it is in.
 	FixedIothread bool
 	// AllowInactive: the root may lose its permissions while its node is inactive.
@@ -388,7 +391,7 @@ type RootOptions struct {
 // NewRoot makes a root over a node.
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	tx.g.seq++
-	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, device: o.Device, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, fixedIothread: o.FixedIothread, stay: o.StayAtNode, job: o.Job}
+	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, device: o.Device, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, fixedIothread: o.FixedIothread, stay: o.StayAtNode, job: o.Job, locks: o.Locks}
 	if r.name == "" {
 		r.name = "root"
 	}

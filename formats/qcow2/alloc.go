@@ -18,6 +18,9 @@ import (
 // limit returns the end of the clusters that fit the format and the storage,
 // and the error for going past it.
 func (d *Driver) limit() (int64, error) {
+	if r := d.reserved; r != nil && r.open {
+		return r.first, r
+	}
 	if f := d.file(); !f.Grows() {
 		return f.Size() >> d.h.clusterBits, syscall.ENOSPC
 	}
@@ -98,6 +101,9 @@ func (d *Driver) findFree(n int64) (int64, error) {
 			// Space may have been skipped before the hint.
 			if *hint = 0; r.wrapped {
 				r.wrapped = false
+				if d.reserved != nil {
+					full = d.reserved // there may be space soon
+				}
 				return 0, full
 			}
 			r.wrapped = true
@@ -144,7 +150,7 @@ func (d *Driver) findFree(n int64) (int64, error) {
 			continue
 		}
 		for ; c < end; c++ {
-			if refAt(b.data, r.order, c&(1<<r.blockBits-1)) != 0 {
+			if refAt(b.data, r.order, c&(1<<r.blockBits-1)) != 0 || d.reserved.has(c) {
 				run = 0
 				continue
 			}

@@ -60,6 +60,10 @@ func (op *fileOp) apply(b []byte, keep func(sector int64) bool) []byte {
 	}
 	switch {
 	case op.flush:
+	case op.cut:
+		if keep(0) {
+			b = b[:min(op.size, int64(len(b)))]
+		}
 	case op.data == nil:
 		if keep(0) {
 			longer(op.size)

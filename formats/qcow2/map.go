@@ -193,13 +193,22 @@ func (d *Driver) unshareTable(t *l1Table, table int64) error {
 	}
 	d.passed("l2_alloc_cow_read")
 	delete(d.unsharing, table)
+	d.replaceTable(t, table, cluster, discardAlways)
+	return nil
+}
+
+// replaceTable gives an L2 table another place, where it is written whole. All
+// of it is in memory. Driver.mu is held.
+//
+// +checklocks:d.mu
+func (d *Driver) replaceTable(t *l1Table, table, cluster int64, why discardKind) {
+	old := int64(t.entries[table].Load()&l1OffsetMask) >> d.h.clusterBits
 	for i := range d.slicesPerTable() {
 		d.dirtyWhole(t.cached(table, i))
 	}
 	d.hookTable(t, table, cluster)
-	d.meta.remove(old >> d.h.clusterBits)
-	d.free(old>>d.h.clusterBits, 1, discardAlways)
-	return nil
+	d.meta.remove(old)
+	d.free(old, 1, why)
 }
 
 func (d *Driver) dirtyWhole(s *slice) {

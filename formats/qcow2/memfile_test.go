@@ -47,6 +47,7 @@ type fileOp struct {
 	data    []byte
 	flush   bool
 	size    int64
+	cut     bool // of a truncation: the file became shorter
 	discard bool
 	seq     int64
 	points  []string // fault points that were passed before it
@@ -173,8 +174,9 @@ func (f *memFile) Truncate(_ context.Context, size int64, _ bool, _ qapi.Preallo
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	shorter := size < int64(len(f.b))
 	f.resize(size)
-	f.note(fileOp{size: size})
+	f.note(fileOp{size: size, cut: shorter})
 	return nil
 }
 

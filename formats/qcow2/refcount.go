@@ -373,8 +373,8 @@ func waitLoading(ctx context.Context, l *loading) error {
 	}
 }
 
-// fetch loads what an operation under the lock found missing; the operation is
-// then tried again. Any other error is returned.
+// fetch loads what an operation under the lock found missing, or waits for space
+// that is reserved; the operation is then tried again. Any other error is returned.
 func (d *Driver) fetch(ctx context.Context, err error) error {
 	switch m := err.(type) {
 	case missingBlock:
@@ -382,6 +382,8 @@ func (d *Driver) fetch(ctx context.Context, err error) error {
 	case missingSlice:
 		_, err := d.loadSlice(ctx, m.table, m.index)
 		return err
+	case *reservation:
+		return m.wait(ctx)
 	}
 	return err
 }

@@ -40,7 +40,15 @@ func newSteps(f func(s *steps) error) *steps {
 // one has done enough.
 func (s *steps) spend(n int64) error {
 	s.did += n
-	if s.did >= s.want && !s.yield(struct{}{}) {
+	if s.did >= s.want {
+		return s.pause()
+	}
+	return s.ctx.Err()
+}
+
+// pause waits for the next step.
+func (s *steps) pause() error {
+	if !s.yield(struct{}{}) {
 		return errStopped
 	}
 	return s.ctx.Err()

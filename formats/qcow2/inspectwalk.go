@@ -1,0 +1,371 @@
+package qcow2
+
+// The tables of the image, as a check goes through them (inspect.go).
+
+// walkRefTable counts references to refcount blocks.
+func (c *inspection) walkRefTable() error {
+	d, v := c.d, c.v
+	if c.flagsFix {
+		return nil
+	}
+	for {
+		d.mu.Lock()
+		from := v.blocks
+		end := min(from+inspectPiece, int64(len(d.refs.table)))
+		v.blocks = end
+		for i := from; i < end; i++ {
+			e := d.refs.table[i]
+			off := int64(e & refTableMask)
+			switch {
+			case e == 0:
+			case e&refTableReserved != 0:
+				c.corruption("refcount table entry %d has reserved bits set", i)
+				c.broken = true
+			case off&(d.h.clusterSize-1) != 0:
+				c.corruption("refcount block %d is not cluster aligned; refcount table entry corrupted", i)
+				c.broken = true
+			case (off < 0 || off >= d.file().Size()) && !d.freshBlock(i):
+				c.corruption("refcount block %d is outside image", i)
+				c.broken = true
+			default:
+				v.refer(off, d.h.clusterSize, 1)
+			}
+		}
+		more := end < int64(len(d.refs.table))
+		d.mu.Unlock()
+		if !more {
+			return nil
+		}
+		if err := c.rest((end - from) * 8); err != nil {
+			return err
+		}
+	}
+}
+
+// walkActive counts what the active L1 table refers to.
+func (c *inspection) walkActive() error {
+	d, v := c.d, c.v
+	for {
+		d.mu.Lock()
+		t := d.l1.Load()
+		table := v.tables
+		for table < int64(len(t.entries)) && t.entries[table].Load() == 0 {
+			table++
+		}
+		if table == int64(len(t.entries)) {
+			v.tables, v.slices = table, position{table: table}
+			d.mu.Unlock()
+			return nil
+		}
+		entry := t.entries[table].Load()
+		v.tables, v.slices = table+1, position{table: table}
+		off := int64(entry & l1OffsetMask)
+		readable := c.enterTable(table, entry, true)
+		d.mu.Unlock()
+		if readable && off != 0 {
+			if err := c.walkTable(table); err != nil {
+				return err
+			}
+		}
+		d.mu.Lock()
+		v.slices = position{table: table + 1}
+		d.mu.Unlock()
+		if err := c.rest(1); err != nil {
+			return err
+		}
+	}
+}
+
+// enterTable counts the reference of an L1 entry, and tells whether its table
+// can be read. Driver.mu is held.
+func (c *inspection) enterTable(table int64, entry uint64, active bool) bool {
+	h := c.d.h
+	off := int64(entry & l1OffsetMask)
+	if entry&l1Reserved != 0 {
+		c.corruption("found L1 entry with reserved bits set: %x", entry)
+	}
+	if off == 0 && active {
+		return false
+	}
+	_, fresh := c.d.newTables[table] // the file may not reach there yet
+	switch {
+	case c.flagsFix:
+	case fresh:
+		c.v.refer(off, h.clusterSize, 1)
+	default:
+		c.refer(off, h.clusterSize)
+	}
+	if active && (!fresh || c.v.has(off>>h.clusterBits)) {
+		c.checkFlag(entry, off, true, func() {
+			t := c.d.l1.Load()
+			t.entries[table].Store(entry ^ flagCopied)
+			c.d.dirtyL1.add(table*l1EntrySize, (table+1)*l1EntrySize)
+		})
+	}
+	if off&(h.clusterSize-1) != 0 {
+		c.corruption("l2_offset=%x: Table is not cluster aligned; L1 entry corrupted", off)
+		return false
+	}
+	return fresh || c.inside(off, h.clusterSize)
+}
+
+// freshBlock tells whether the refcount block with that index is in memory only.
+// Driver.mu is held.
+func (d *Driver) freshBlock(index int64) bool {
+	b := d.refs.blocks[index]
+	return b != nil && b.fresh
+}
+
+// inside tells whether bytes [off, off+n) are in the file, whose last cluster may be
+// short.
+func (c *inspection) inside(off, n int64) bool {
+	return off >= 0 && off+n-c.d.file().Size() < c.d.h.clusterSize
+}
+
+// refer counts a reference to bytes [off, off+n). Driver.mu is held, or nobody
+// changes them.
+func (c *inspection) refer(off, n int64) {
+	if n <= 0 {
+		return
+	}
+	if !c.inside(off, n) {
+		c.corruption("counting reference for region exceeding the end of the file by one cluster or more: offset 0x%x size 0x%x", off, n)
+		return
+	}
+	c.v.refer(off, n, 1)
+}
+
+// single tells whether the count of the cluster at off is 1, if this window
+// knows. Driver.mu is held.
+func (c *inspection) single(off int64) (single, known bool) {
+	if cl := off >> c.d.h.clusterBits; c.v.has(cl) {
+		return c.v.isSingle(cl), true
+	}
+	// What lies past the end of the file has no count, and is known at once; what
+	// has come to it since the beginning is left out.
+	return false, c.first && off >= c.d.file().Size()
+}
+
+// wrongFlag tells whether the copied flag of an active entry does not fit the
+// count of the cluster at off. Driver.mu is held.
+func (c *inspection) wrongFlag(entry uint64, off int64, table bool) bool {
+	single, known := c.single(off)
+	if c.d.h.external && !table {
+		single, known = true, c.first // nothing else refers to a data file
+	}
+	return known && single != (entry&flagCopied != 0)
+}
+
+// checkFlag compares the copied flag of an active entry, of the L1 table or of
+// an L2 table, with the count of the cluster at off; where they differ, toggle
+// changes it. Driver.mu is held.
+func (c *inspection) checkFlag(entry uint64, off int64, table bool, toggle func()) {
+	if !c.wrongFlag(entry, off, table) {
+		return
+	}
+	if c.flagsFix {
+		toggle()
+		c.res.CorruptionsFixed++
+		return
+	}
+	c.flags++
+	c.message("ERROR OFLAG_COPIED data cluster: entry=%x", entry)
+}
+
+// walkTable counts what an active L2 table refers to.
+func (c *inspection) walkTable(table int64) error {
+	d, v := c.d, c.v
+	var next int64 // where a cluster would follow on the one before
+	for index := range d.slicesPerTable() {
+		tmp := (*slice)(nil)
+		for i := int64(0); i < 1<<d.sliceBits; {
+			d.mu.Lock()
+			t := d.l1.Load()
+			if table >= int64(len(t.entries)) || t.entries[table].Load()&l1OffsetMask == 0 {
+				d.mu.Unlock()
+				return nil // dropped meanwhile
+			}
+			entry := t.entries[table].Load()
+			s := t.peek(table, index)
+			switch {
+			case s != nil:
+			case c.flagsFix && tmp != nil && !v.changed && !c.wrongFlags(tmp, i):
+				s = tmp
+			case c.flagsFix && tmp != nil && !v.changed:
+				d.mu.Unlock()
+				if _, err := d.loadSlice(c.ctx, table, index); err != nil {
+					return err
+				}
+				continue
+			case tmp != nil && !v.changed:
+				s = tmp
+			default:
+				v.readSlice, v.changed = position{table: table, index: index}, false
+				d.mu.Unlock()
+				tmp = d.newSlice(table, index)
+				if err := d.readSlice(c.ctx, entry, tmp); err != nil {
+					return err
+				}
+				continue
+			}
+			end := min(i+inspectPiece, s.len())
+			var wait *claim
+			if c.flagsFix {
+				first := table<<d.h.l2Bits + index<<d.sliceBits
+				if wait = d.claimed(first+i, first+end); wait != nil {
+					d.mu.Unlock()
+					if err := wait.wait(c.ctx); err != nil {
+						return err
+					}
+					continue
+				}
+			}
+			for ; i < end; i++ {
+				next = c.walkEntry(s, i, next, true)
+			}
+			v.slices.index, v.slices.entry = index, i
+			d.mu.Unlock()
+			if err := c.rest(inspectPiece << d.h.l2EntryBits); err != nil {
+				return err
+			}
+		}
+		d.mu.Lock()
+		v.slices.index, v.slices.entry = index+1, 0
+		v.readSlice.table = -1
+		d.mu.Unlock()
+	}
+	return nil
+}
+
+// wrongFlags tells whether a flag of the slice's next entries is to be changed.
+func (c *inspection) wrongFlags(s *slice, from int64) bool {
+	for i := from; i < min(from+inspectPiece, s.len()); i++ {
+		e := s.load(i)
+		if !c.d.h.hasPlace(e) {
+			continue
+		}
+		if c.wrongFlag(e.word, int64(e.word&l2OffsetMask), false) {
+			return true
+		}
+	}
+	return false
+}
+
+// walkEntry counts what an L2 entry refers to, and returns where the next
+// cluster would have to lie not to be fragmented. Driver.mu is held, or the
+// table is a snapshot's.
+func (c *inspection) walkEntry(s *slice, i int64, next int64, active bool) int64 {
+	h := c.d.h
+	e := s.load(i)
+	off := int64(e.word & l2OffsetMask)
+	switch {
+	case e.word&flagCompressed != 0:
+		c.walkCompressed(e, active)
+		return next
+	case e.word&l2Reserved != 0:
+		c.corruption("found l2 entry with reserved bits set: %x", e.word)
+	}
+	switch {
+	case e.bitmap&(e.bitmap>>32) != 0:
+		c.corruption("offset=%x: Allocated cluster has corrupted subcluster allocation bitmap", off)
+	case !h.hasPlace(e) && uint32(e.bitmap) != 0:
+		c.corruption("Unallocated cluster has non-zero subcluster allocation map")
+	}
+	if !h.hasPlace(e) {
+		return next
+	}
+	if off&(h.clusterSize-1) != 0 {
+		c.corruption("offset=%x: cluster is not properly aligned; L2 entry corrupted", off)
+	}
+	if active {
+		c.checkFlag(e.word, off, false, func() {
+			c.d.setEntry(s, i, l2Entry{e.word ^ flagCopied, e.bitmap})
+		})
+	}
+	if c.flagsFix {
+		return next
+	}
+	if active && c.first {
+		c.win.Allocated++
+		if next != 0 && off != next {
+			c.win.Fragmented++
+		}
+		next = off + h.clusterSize
+	}
+	if !h.external {
+		c.refer(off, h.clusterSize)
+	}
+	return next
+}
+
+// walkCompressed is walkEntry for a compressed cluster.
+func (c *inspection) walkCompressed(e l2Entry, active bool) {
+	h := c.d.h
+	off, n := h.compressedExtent(e.word)
+	if e.word&flagCopied != 0 {
+		c.corruption("coffset=0x%x: copied flag must never be set for compressed clusters", off)
+	}
+	switch {
+	case c.flagsFix:
+		return
+	case h.external:
+		c.corruption("compressed cluster with data file, entry=0x%x", e.word)
+		return
+	case e.bitmap != 0:
+		c.corruption("compressed cluster with non-zero subcluster allocation bitmap, entry=0x%x", e.word)
+		return
+	}
+	c.refer(off, n)
+	if active && c.first {
+		c.win.Allocated++
+		c.win.Compressed++
+		c.win.Fragmented++ // by nature
+	}
+}
+
+// walkSnapshot counts what a snapshot's L1 table refers to. Neither it nor its
+// L2 tables change while the snapshot is there.
+func (c *inspection) walkSnapshot(sn snapshot) error {
+	d := c.d
+	h := d.h
+	if sn.l1Offset&uint64(h.clusterSize-1) != 0 {
+		c.corruption("snapshot %s (%s) l1_offset=%#x: L1 table is not cluster aligned; snapshot table entry corrupted", sn.id, sn.name, sn.l1Offset)
+		return nil
+	}
+	if sn.l1Size > maxL1Size/l1EntrySize || sn.l1Offset >= maxHostOffset {
+		c.corruption("snapshot %s (%s) l1_size=%#x: L1 table is too large; snapshot table entry corrupted", sn.id, sn.name, sn.l1Size)
+		return nil
+	}
+	words, err := readWords(c.ctx, d.file(), int64(sn.l1Offset), int64(sn.l1Size))
+	if err != nil {
+		return err
+	}
+	for _, e := range words {
+		if e == 0 {
+			continue
+		}
+		d.mu.Lock()
+		readable := c.enterTable(-1, e, false)
+		d.mu.Unlock()
+		if !readable || e&l1OffsetMask == 0 {
+			continue
+		}
+		for index := range d.slicesPerTable() {
+			s := d.newSlice(-1, index)
+			if err := d.readSlice(c.ctx, e, s); err != nil {
+				return err
+			}
+			for i := int64(0); i < s.len(); i += inspectPiece {
+				d.mu.Lock()
+				for j := i; j < min(i+inspectPiece, s.len()); j++ {
+					c.walkEntry(s, j, 0, false)
+				}
+				d.mu.Unlock()
+			}
+			if err := c.rest(s.len() << d.h.l2EntryBits); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
