@@ -101,6 +101,14 @@ type Informer interface {
 	BlockJobInfo(info *qapi.BlockJobInfo)
 }
 
+// Reporter is a job with a result, which it adds to the event that tells of the
+// job's end. It runs on the loop and must not wait.
+//
+//blockd:global loop
+type Reporter interface {
+	Completed(event *qapi.BlockJobCompleted)
+}
+
 // SpeedSetter is told of a new speed in bytes per second, 0 for no limit. It
 // runs on the loop and must not wait.
 //

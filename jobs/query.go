@@ -92,9 +92,11 @@ func (j *Job) completedEvent() {
 		return
 	}
 	current, total := j.progress.Snapshot()
-	j.set.emit("BLOCK_JOB_COMPLETED", qapi.BlockJobCompleted{
-		Type: j.typ, Device: j.id, Len: total, Offset: current, Speed: j.Speed(), Error: j.errorText(),
-	})
+	event := qapi.BlockJobCompleted{Type: j.typ, Device: j.id, Len: total, Offset: current, Speed: j.Speed(), Error: j.errorText()}
+	if d, ok := j.driver.(Reporter); ok {
+		d.Completed(&event)
+	}
+	j.set.emit("BLOCK_JOB_COMPLETED", event)
 }
 
 func (j *Job) cancelledEvent() {

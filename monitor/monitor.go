@@ -81,6 +81,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerStream(r)
 	m.registerCommit(r)
 	m.registerMirror(r)
+	m.registerUpkeep(r)
 	m.registerTransaction(r)
 	m.registerJobs(r)
 	m.registerExports(r)

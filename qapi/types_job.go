@@ -12,11 +12,14 @@ const (
 	JobTypeMirror JobType = "mirror"
 	JobTypeBackup JobType = "backup"
 	JobTypeCreate JobType = "create"
+	// Not in QEMU.
+	JobTypeXCheck   JobType = "x-check"
+	JobTypeXCompact JobType = "x-compact"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (JobType) QAPIEnum() []string {
-	return []string{"commit", "stream", "mirror", "backup", "create"}
+	return []string{"commit", "stream", "mirror", "backup", "create", "x-check", "x-compact"}
 }
 
 // JobStatus is a state of the job state machine.
@@ -128,6 +131,9 @@ type JobInfo struct {
 	XScratch *JobScratch `qapi:"x-scratch,features=unstable"`
 	// Of a mirror and of a commit of the active layer.
 	XConvergence *JobConvergence `qapi:"x-convergence,features=unstable"`
+	// Of x-blockdev-check and x-blockdev-compact, when they have succeeded.
+	XCheck   *ImageCheck   `qapi:"x-check,features=unstable"`
+	XCompact *ImageCompact `qapi:"x-compact,features=unstable"`
 }
 
 // JobConvergence tells how a copy fares against those who write to its source.
@@ -164,6 +170,8 @@ type BlockJobInfo struct {
 	// use. Not in QEMU.
 	XOrphans *int64              `qapi:"x-orphans,features=unstable"`
 	XScratch *JobScratch         `qapi:"x-scratch,features=unstable"`
+	XCheck   *ImageCheck         `qapi:"x-check,features=unstable"`
+	XCompact *ImageCompact       `qapi:"x-compact,features=unstable"`
 	Mirror   *BlockJobInfoMirror `qapi:",case=mirror"`
 }
 
@@ -202,6 +210,10 @@ type BlockJobCompleted struct {
 	// Bytes per second.
 	Speed int64   `qapi:"speed"`
 	Error *string `qapi:"error"`
+	// Of x-blockdev-check and x-blockdev-compact, when they have succeeded. Not in
+	// QEMU.
+	XCheck   *ImageCheck   `qapi:"x-check,features=unstable"`
+	XCompact *ImageCompact `qapi:"x-compact,features=unstable"`
 }
 
 // BlockJobProgress is the data of BLOCK_JOB_CANCELLED and BLOCK_JOB_READY. Len
