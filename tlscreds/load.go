@@ -157,24 +157,32 @@ func certificates(b []byte) ([]*x509.Certificate, error) {
 	}
 }
 
-// decrypt opens a key that is encrypted in the older way, in its PEM headers.
+// decrypt opens a key that is encrypted, by PKCS #8 or in the older way, in its
+// PEM headers.
 func decrypt(b, password []byte) ([]byte, error) {
 	block, _ := pem.Decode(b)
 	switch {
 	case block == nil:
 		return b, nil
 	case block.Type == "ENCRYPTED PRIVATE KEY":
-		return nil, qapi.Errorf("keys encrypted by PKCS #8 are not supported")
+		if password == nil {
+			return nil, errDecrypt
+		}
+		der, err := decryptPKCS8(block.Bytes, password)
+		if err != nil {
+			return nil, err
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 	//lint:ignore SA1019 what is weak is the file, which is the user's
 	case !x509.IsEncryptedPEMBlock(block):
 		return b, nil
 	case password == nil:
-		return nil, qapi.Errorf("Decryption has failed.")
+		return nil, errDecrypt
 	}
 	//lint:ignore SA1019 as above
 	der, err := x509.DecryptPEMBlock(block, password)
 	if err != nil {
-		return nil, qapi.Errorf("Decryption has failed.")
+		return nil, errDecrypt
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der}), nil
 }

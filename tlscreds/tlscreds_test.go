@@ -191,7 +191,7 @@ func TestBadFiles(t *testing.T) {
 		{broken(caFile, "nonsense"), "Unable to import CA certificate list DIR/ca-cert.pem"},
 		{broken(serverKey, "nonsense"), "Cannot load certificate 'DIR/server-cert.pem' & key 'DIR/server-key.pem'"},
 		{broken(crlFile, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"), "Cannot load CRL 'DIR/ca-crl.pem'"},
-		{broken(serverKey, "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"), "keys encrypted by PKCS #8 are not supported"},
+		{broken(serverKey, "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"), "Decryption has failed."},
 		{authority(func(c *x509.Certificate) { c.NotAfter = c.NotBefore.Add(time.Hour) }), "The CA certificate DIR/ca-cert.pem has expired"},
 		{authority(func(c *x509.Certificate) { c.NotBefore = now().Add(time.Hour) }), "The CA certificate DIR/ca-cert.pem is not yet active"},
 		{authority(func(c *x509.Certificate) { c.BasicConstraintsValid = false }), "The certificate DIR/ca-cert.pem is missing basic constraints for a CA"},
