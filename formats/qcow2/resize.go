@@ -182,7 +182,7 @@ func (d *Driver) clearBeyond(ctx context.Context, old, size int64, zeroed bool) 
 			clear.word = flagZero
 		}
 	}
-	return d.remap(ctx, edge>>d.h.clusterBits, d.h.clusters(size), discardAlways, func(l2Entry) (l2Entry, error) {
+	return d.remap(ctx, d.h.clusters(edge), d.h.clusters(size), discardAlways, func(l2Entry) (l2Entry, error) {
 		return clear, nil
 	})
 }

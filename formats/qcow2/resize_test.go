@@ -268,3 +268,25 @@ func TestTruncateErrors(t *testing.T) {
 	}
 	closeImage(t, d)
 }
+
+// TestGrowthWithinAClusterKeepsIt: the end of the disk moves from one sector of
+// a cluster to another.
+func TestGrowthWithinAClusterKeepsIt(t *testing.T) {
+	for name, opts := range map[string][]imageOption{"plain": nil, "extended": {extended}, "external": {external}} {
+		const old = 1<<20 + 1024
+		f := newImage(t, old, opts...)
+		d := openImage(t, f, &memFile{b: fill(7, 2<<20)})
+		want := fill(7, old)
+		put(t, d, 1<<20, fill(1, 1024))
+		copy(want[1<<20:], fill(1, 1024))
+		if err := d.Truncate(ctxb, old+4096, false, "", false); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, make([]byte, 4096)...)
+		if got := get(t, d, 0, old+4096); !bytes.Equal(got, want) {
+			t.Errorf("%s: differs at %#x", name, firstDiff(got, want))
+		}
+		closeImage(t, d)
+		mustCheck(t, f, true)
+	}
+}
