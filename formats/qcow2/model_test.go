@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
-	"strings"
 	"sync"
 	"testing"
 
@@ -52,15 +51,11 @@ func modelCases() []modelCase {
 	cases = append(cases, modelCase{name: "tiny-clusters", size: 8 << 20, opts: []imageOption{clusterSize(512), refcountBits(64)},
 		run: qapi.BlockdevOptionsQcow2{L2CacheSize: ptr(int64(512)), RefcountCacheSize: ptr(int64(1))}})
 	for _, s := range optionSets {
-		if s.cluster < 64<<10 && !strings.HasPrefix(s.name, "data-file") && !strings.HasPrefix(s.name, "extended") {
-			continue // like the above
+		switch s.name {
+		case "data-file", "extended", "extended-small-cache", "extended-data-file":
+			size := max(s.cluster*16, 200<<10) + 1024
+			cases = append(cases, modelCase{name: s.name, size: size, backing: size/2 + 512, opts: s.create(), run: s.run})
 		}
-		size := s.cluster*200 + 1024
-		backing := size/2 + 512
-		if s.name == "preallocated" {
-			backing = 0
-		}
-		cases = append(cases, modelCase{name: s.name, size: min(size, 4<<20), backing: min(backing, 2<<20), opts: s.create(), run: s.run})
 	}
 	return cases
 }

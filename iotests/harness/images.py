@@ -45,8 +45,9 @@ QCOW2_4K = _qcow2("qcow2_4k", 4 * KiB)
 QCOW2_2M = _qcow2("qcow2_2m", 2 * MiB)
 QCOW2_V2 = _qcow2("qcow2_v2", 64 * KiB, "compat=0.10")
 QCOW2_V2_512 = _qcow2("qcow2_v2_512", 512, "compat=0.10")
+QCOW2_EXTENDED = _qcow2("qcow2_extended", 16 * KiB, "extended_l2=on")
 
-ALL_QCOW2 = (QCOW2_512, QCOW2_4K, QCOW2, QCOW2_2M, QCOW2_V2, QCOW2_V2_512)
+ALL_QCOW2 = (QCOW2_512, QCOW2_4K, QCOW2, QCOW2_2M, QCOW2_V2, QCOW2_V2_512, QCOW2_EXTENDED)
 ALL_IMAGES = (RAW, *ALL_QCOW2)
 
 

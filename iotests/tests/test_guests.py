@@ -12,7 +12,7 @@ from iotests.harness.images import KiB, MiB
 SIZE = 8 * MiB
 
 
-@over_images(images.RAW, images.QCOW2_512, images.QCOW2, images.QCOW2_2M, images.QCOW2_V2)
+@over_images(images.RAW, images.QCOW2_512, images.QCOW2, images.QCOW2_2M, images.QCOW2_V2, images.QCOW2_EXTENDED)
 class UnderJobs(QMPTestCase):
     """One guest writes at random; the result is compared with the test's own model."""
 
@@ -164,7 +164,7 @@ class ManyAtOnce(QMPTestCase):
         self.assert_content(image, expected)
 
 
-@over_images(images.QCOW2_512, images.QCOW2_4K, images.QCOW2, images.QCOW2_2M, images.QCOW2_V2)
+@over_images(images.QCOW2_512, images.QCOW2_4K, images.QCOW2, images.QCOW2_2M, images.QCOW2_V2, images.QCOW2_EXTENDED)
 class Crash(QMPTestCase):
     """kill -9 in the middle of writes: leaks are allowed, corruption and lost flushes never."""
 
