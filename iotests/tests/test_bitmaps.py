@@ -395,6 +395,9 @@ class Stored(BitmapCase):
         reopen(False)
         self.write((2 * GRANULE, GRANULE))
         self.assertEqual(self.count("b"), 2 * GRANULE)
+        # It can be changed again, too.
+        self.add("none")
+        self.merge("b", "none")
         self.daemon.quit()
         self.assertEqual(self.dirty("b"), [(0, GRANULE), (2 * GRANULE, GRANULE)])
 
