@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"blockd/blockgraph"
 	"blockd/qapi"
@@ -301,17 +302,17 @@ func newCrashCase(t *testing.T, tc *crashCase) *crashDisk {
 
 // sharedImage writes to an image and makes an internal snapshot of it.
 func sharedImage(t *testing.T, f *memFile) *memFile {
-	img := tool(t, "qemu-img")
 	d := openImage(t, f, nil)
 	for s := range d.size.Load() / sector {
 		if s/16%3 > 0 {
 			put(t, d, s*sector, sectorOf(uint64(s)|1<<42))
 		}
 	}
+	if _, err := d.CreateSnapshot(ctxb, "s", time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
 	closeImage(t, d)
-	p := save(t, f, "shared.qcow2")
-	run(t, img, "snapshot", "-c", "s", p)
-	return load(t, p)
+	return f
 }
 
 // close closes all images.

@@ -8,6 +8,7 @@ import (
 	"runtime/metrics"
 	"syscall"
 	"testing"
+	"time"
 
 	"blockd/bitmaps"
 	"blockd/blockgraph"
@@ -23,8 +24,8 @@ import (
 //   - at most fuzzOps requests reach the file;
 //   - all memory that is taken in the course of all this together, whether
 //     given back or not, is at most fuzzMemory times the file's length and
-//     fuzzSlack, and with headers drawn, whose tables may be as long as the
-//     format allows, fuzzTables.
+//     fuzzSlack, and with headers or snapshots drawn, whose L1 tables may be as
+//     long as the format allows, fuzzTables.
 //
 // Images are small and in memory. `go test -fuzz FuzzX -fuzzminimizetime 10x`:
 // minimising takes the engine a minute each otherwise.
@@ -139,13 +140,47 @@ func fuzzUse(t testing.TB, b []byte, slack uint64) {
 	}
 	_, _ = check(ctxb, img)
 	unmap := qapi.BlockdevDiscardOptionsUnmap
-	if d, err := open(ctxb, ch, &qapi.BlockdevOptions{Discard: &unmap}, false); err == nil {
-		fuzzWrite(d)
-		_ = d.Close(ctxb)
+	for _, use := range []func(*Driver){func(d *Driver) { fuzzCheck(t, d) }, fuzzSnapshots, fuzzWrite} {
+		if d, err := open(ctxb, ch, &qapi.BlockdevOptions{Discard: &unmap}, false); err == nil {
+			use(d)
+			_ = d.Close(ctxb)
+		}
 	}
 	if got := taken() - before; got > slack+fuzzMemory*size {
 		t.Errorf("an image of %d bytes has taken %d bytes of memory", size, got)
 	}
+}
+
+// fuzzCheck checks and repairs an image that is in use.
+func fuzzCheck(t testing.TB, d *Driver) {
+	c, err := d.StartCheck(blockgraph.CheckOptions{Fix: blockgraph.CheckFixAll})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	for range fuzzOps {
+		if _, more, err := c.Step(ctxb, 1<<20); err != nil || !more {
+			_ = c.Result()
+			return
+		}
+	}
+	t.Errorf("a check takes more than %d steps", fuzzOps)
+}
+
+// fuzzSnapshots goes back to the first internal snapshot, removes it and makes
+// another.
+func fuzzSnapshots(d *Driver) {
+	if list := d.InternalSnapshots(); len(list) > 0 {
+		if r, err := d.PrepareRevert(ctxb, &list[0].ID, &list[0].Name); err == nil {
+			if err := r.Switch(ctxb, nil); err != nil {
+				_ = r.Undo(ctxb, nil, err)
+			} else {
+				_ = r.Finish(ctxb)
+			}
+		}
+		_ = d.DeleteSnapshot(ctxb, &list[0].ID, &list[0].Name)
+	}
+	_, _ = d.CreateSnapshot(ctxb, "new", time.Unix(1, 0))
 }
 
 // fuzzWrite changes an image in every way.
@@ -266,7 +301,9 @@ func FuzzTables(f *testing.F) {
 	f.Fuzz(func(t *testing.T, i uint8, l1, l2 []byte) {
 		p := list[int(i)%len(list)]
 		b := p.clone()
-		copy(at(b, p.l2(), p.h.clusterSize), l2)
+		if p.l2() > 0 {
+			copy(at(b, p.l2(), p.h.clusterSize), l2)
+		}
 		copy(at(b, int64(p.h.l1Offset), p.h.clusterSize), l1)
 		fuzzUse(t, b, fuzzSlack)
 	})
@@ -310,7 +347,7 @@ func FuzzSnapshots(f *testing.F) {
 		}
 		binary.BigEndian.PutUint32(b[60:], n)
 		binary.BigEndian.PutUint64(b[64:], uint64(len(b)))
-		fuzzUse(t, append(b, table...), fuzzSlack)
+		fuzzUse(t, append(b, table...), fuzzSlack+fuzzTables)
 	})
 }
 

@@ -336,7 +336,7 @@ func (c *inspection) walkSnapshot(sn snapshot) error {
 		c.corruption("snapshot %s (%s) l1_size=%#x: L1 table is too large; snapshot table entry corrupted", sn.id, sn.name, sn.l1Size)
 		return nil
 	}
-	words, err := readWords(c.ctx, d.file(), int64(sn.l1Offset), int64(sn.l1Size))
+	words, err := d.snapshotL1(c.ctx, &sn)
 	if err != nil {
 		return err
 	}

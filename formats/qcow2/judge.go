@@ -1,12 +1,9 @@
 package qcow2
 
 import (
-	"context"
-	"encoding/binary"
 	"slices"
 
 	"blockd/blockgraph"
-	"blockd/ioengine"
 )
 
 // The end of the check of a window (inspect.go): which clusters have the wrong
@@ -330,20 +327,4 @@ func (c *inspection) missingBlock(index int64) *refBlock {
 		}
 	}
 	return nil
-}
-
-func readWords(ctx context.Context, f storage, off, n int64) ([]uint64, error) {
-	if n == 0 {
-		return nil, nil
-	}
-	b := ioengine.Bounce(int(n * 8))
-	defer b.Release()
-	if err := readAt(ctx, f, off, b.Bytes()); err != nil {
-		return nil, err
-	}
-	w := make([]uint64, n)
-	for i := range w {
-		w[i] = binary.BigEndian.Uint64(b.Bytes()[i*8:])
-	}
-	return w, nil
 }
