@@ -63,9 +63,6 @@ func (n *Node) recurseStatus(ctx context.Context, off int64, st Status, mode Sta
 		return Status{Flags: StatusZero | StatusAllocated | StatusEOF, N: st.N}, nil
 	}
 	low.Flags &^= StatusEOF
-	if !n.typ.Filter {
-		low.Flags |= StatusAllocated
-	}
 	if off+low.N >= n.size.Load() {
 		low.Flags |= StatusEOF
 	}

@@ -479,6 +479,13 @@ func (tx *Tx) RootPerms(r *Root) (perm, shared Perm) {
 	return tx.Perms(tx.rootEdge(r))
 }
 
+// FixIothread says whether a root's node must stay in the thread that it is in.
+func (tx *Tx) FixIothread(r *Root, fixed bool) {
+	was := r.fixedIothread
+	r.fixedIothread = fixed
+	tx.OnAbort(func() { r.fixedIothread = was })
+}
+
 // CloseRoot takes a root away. Requests in flight end first.
 func (tx *Tx) CloseRoot(r *Root) error {
 	if err := tx.drainRoots([]*Root{r}); err != nil {
@@ -528,7 +535,7 @@ func (tx *Tx) CheckBlocked(n *Node, op Operation) error {
 	if backingAllows[op] {
 		return nil
 	}
-	for _, e := range tx.Parents(n) {
+	for _, e := range slices.Backward(tx.Parents(n)) { // the newest first
 		if e.role&RoleCOW != 0 {
 			return qapi.Errorf("Node '%s' is busy: node is used as backing hd of '%s'", tx.deviceOrNode(n), tx.deviceOrNode(e.node))
 		}

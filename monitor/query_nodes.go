@@ -46,10 +46,12 @@ type view struct {
 	states map[*blockgraph.Node]*blockgraph.NodeState
 	limits map[*blockgraph.Node]blockgraph.Limits
 	names  *blockgraph.Naming
+	// implicit: chains show nodes that jobs inserted for themselves, too.
+	implicit bool
 }
 
 func (m *Monitor) view() *view {
-	v := &view{states: map[*blockgraph.Node]*blockgraph.NodeState{}, limits: map[*blockgraph.Node]blockgraph.Limits{}}
+	v := &view{implicit: true, states: map[*blockgraph.Node]*blockgraph.NodeState{}, limits: map[*blockgraph.Node]blockgraph.Limits{}}
 	m.loop.Do(func() {
 		v.nodes = m.graph.Nodes()
 		for _, n := range v.nodes {
@@ -89,6 +91,7 @@ func (m *Monitor) NodeInfo(ctx context.Context, n *blockgraph.Node) (*qapi.Block
 		return nil, nil
 	}
 	var info qapi.BlockDeviceInfo
+	v.implicit = false
 	err := v.deviceInfo(ctx, n, false, &info)
 	if errors.Is(err, errNodeClosed) {
 		return nil, nil
@@ -107,7 +110,11 @@ func (v *view) deviceInfo(ctx context.Context, n *blockgraph.Node, flat bool, in
 		Children: children(s), WriteThreshold: int64(n.WriteThreshold()), DirtyBitmaps: bitmapInfos(s),
 	}
 	if b := s.Backing(); b != nil && !n.Type().Filter {
-		name := v.names.Filename(b.Child())
+		below := b.Child()
+		if !v.implicit {
+			below = below.SkipImplicit()
+		}
+		name := v.names.Filename(below)
 		info.BackingFile = &name
 	}
 	image := &info.Image
@@ -123,7 +130,9 @@ func (v *view) deviceInfo(ctx context.Context, n *blockgraph.Node, flat bool, in
 			return nil
 		}
 		info.BackingFileDepth++
-		n = next.Child()
+		if n = next.Child(); !v.implicit {
+			n = n.SkipImplicit()
+		}
 		image.BackingImage = &qapi.ImageInfo{}
 		image = image.BackingImage
 	}

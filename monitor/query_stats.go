@@ -32,7 +32,7 @@ func (m *Monitor) queryBlockstats(_ *qmp.Context, a *qapi.QueryBlockstatsArg) ([
 func NodeStats(n *blockgraph.Node) qapi.BlockStats {
 	s := nodeStats(n)
 	if e := n.FilterOrCOW(); e != nil {
-		b := NodeStats(e.Child())
+		b := NodeStats(e.Child().SkipImplicit())
 		s.Backing = &b
 	}
 	return s

@@ -108,3 +108,8 @@ var (
 	_ blockgraph.Breakpointer = (*Filter)(nil)
 	_ blockgraph.Truncater    = (*Filter)(nil)
 )
+
+// PrepareReopen implements blockgraph.Reopener: nothing of its own may change.
+func (f *Filter) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	return &blockgraph.Reopening{}, nil
+}

@@ -79,13 +79,7 @@ func (t Through) Caps() blockgraph.Caps {
 	return c
 }
 
-// PrepareReopen has nothing that depends on what may change.
-func (Through) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
-	return &blockgraph.Reopening{}, nil
-}
-
 var (
 	_ blockgraph.Driver       = Through{}
 	_ blockgraph.LimitsReader = Through{}
-	_ blockgraph.Reopener     = Through{}
 )

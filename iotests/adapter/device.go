@@ -253,6 +253,7 @@ func (v *devices) attach(ctx context.Context, d *device, drive string) error {
 			if err != nil {
 				return err
 			}
+			tx.FixIothread(r, true)
 		}
 		tx.OnCommit(func() {
 			if d.own {
@@ -346,6 +347,7 @@ func (v *devices) unplug(ctx context.Context, d *device) error {
 				if d.own || d.legacy || x.name == "" {
 					err = tx.CloseRoot(r)
 				} else {
+					tx.FixIothread(r, false)
 					err = tx.SetRootPerms(r, 0, blockgraph.PermAll)
 				}
 				if err != nil {

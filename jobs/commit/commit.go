@@ -125,8 +125,8 @@ func (c *commit) Run(ctx context.Context, j *jobs.Job) error {
 	err := c.Body.Run(ctx, j, copy.NewMerge(copy.MergeOptions{
 		Top: c.from, Base: c.into, Overlay: c.overlay, Length: length, Progress: j.Progress().Report,
 	}), transfer.Options{
-		SpeedChunk: copy.StreamChunk,
-		OnRead:     c.onError, OnWrite: c.onError,
+		SpeedChunk: copy.StreamChunk, Careful: copy.CarefulStart,
+		OnRead: c.onError, OnWrite: c.onError,
 	})
 	if err != nil {
 		return err

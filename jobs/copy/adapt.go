@@ -38,6 +38,7 @@ type adaptation struct {
 	lastRate   float64 // bytes per second of the epoch before
 	rate       float64 // of the latest epoch
 	bytes      int64   // of this epoch
+	moved      int64   // by all steps, zeroes included
 	since      time.Time
 }
 
@@ -55,6 +56,7 @@ func (a *adaptation) fit(n int64) int64 {
 
 // stepped accounts for a finished step.
 func (a *adaptation) stepped(p Piece, took time.Duration, now time.Time) {
+	a.moved += p.N
 	if p.Kind == Zero {
 		switch {
 		case took > slowStep/5 && p.N <= a.zero:

@@ -25,6 +25,8 @@ const (
 	// the field's for backup and mirror, and for stream and commit.
 	MirrorChunk = 64 << 10
 	StreamChunk = 512 << 10
+	// CarefulStart is how much stream and commit copy carefully, in bytes.
+	CarefulStart = 4 << 20
 )
 
 // Options of a Job.
@@ -40,6 +42,10 @@ type Options struct {
 	// SpeedChunk is the longest piece while a speed is set: MirrorChunk or
 	// StreamChunk. It is rounded up to the work's unit.
 	SpeedChunk int64
+	// Careful is how many bytes the job copies one piece after the other, each of
+	// SpeedChunk at most, before several steps are in flight: a copy that fails
+	// soon then has not gone past what failed, as in the field.
+	Careful int64
 	// FreeZeroes: pieces of zeroes are not counted against the speed.
 	FreeZeroes bool
 	// MaxWorkers is the most steps in flight, 0 for DefaultMaxWorkers.
@@ -388,7 +394,11 @@ func (j *Job) room() int64 {
 	j.finished = j.finished[:0]
 	unit := j.w.Unit()
 	want := j.adapt.data
-	if j.limit.limited() {
+	careful := j.adapt.moved < j.o.Careful
+	if careful && j.flight > 0 {
+		return 0
+	}
+	if careful || j.limit.limited() {
 		chunk := j.o.SpeedChunk
 		if j.o.MaxChunk > 0 {
 			chunk = min(chunk, j.o.MaxChunk)

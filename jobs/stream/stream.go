@@ -139,8 +139,8 @@ func (s *stream) Run(ctx context.Context, j *jobs.Job) error {
 	err := s.Body.Run(ctx, j, copy.NewPopulate(copy.PopulateOptions{
 		Root: s.root, Bottom: s.bottom, Length: length, Progress: j.Progress().Report,
 	}), transfer.Options{
-		SpeedChunk: copy.StreamChunk,
-		OnRead:     s.onError, ReadsOnly: true, LeaveIgnored: true,
+		SpeedChunk: copy.StreamChunk, Careful: copy.CarefulStart,
+		OnRead: s.onError, ReadsOnly: true, LeaveIgnored: true,
 	})
 	if err != nil {
 		return err

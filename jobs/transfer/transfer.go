@@ -27,8 +27,9 @@ type Body struct {
 
 // Options of Run.
 type Options struct {
-	// SpeedChunk, FreeZeroes, MaxWorkers and MaxChunk are the engine's.
+	// SpeedChunk, Careful, FreeZeroes, MaxWorkers and MaxChunk are the engine's.
 	SpeedChunk int64
+	Careful    int64
 	FreeZeroes bool
 	MaxWorkers int
 	MaxChunk   int64
@@ -55,6 +56,7 @@ func (b *Body) Run(ctx context.Context, j *jobs.Job, w copy.Work, o Options) err
 		Clock:          j.Set().Clock(),
 		Speed:          j.Speed(),
 		SpeedChunk:     o.SpeedChunk,
+		Careful:        o.Careful,
 		FreeZeroes:     o.FreeZeroes,
 		MaxWorkers:     o.MaxWorkers,
 		MaxChunk:       o.MaxChunk,
