@@ -86,10 +86,11 @@ func (tx *Tx) inactivate(n *Node) error {
 			return err
 		}
 	}
-	if err := tx.forgetBitmaps(n); err != nil {
+	// The driver stores the bitmaps before they are forgotten.
+	if err := tx.tellDriver(n, true); err != nil {
 		return err
 	}
-	if err := tx.tellDriver(n, true); err != nil {
+	if err := tx.forgetBitmaps(n); err != nil {
 		return err
 	}
 	tx.Stage(n).Inactive = true

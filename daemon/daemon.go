@@ -43,6 +43,8 @@ type Config struct {
 	Activated *sockets.Activated
 	// Devices are what guests' disks are attached to; nil: none.
 	Devices Devices
+	// Making is told of each image that a command is about to make; nil: nobody is.
+	Making func(monitor.NewImage)
 	// Ended is called when jobs and exports have ended, before a client that
 	// asked for the end is answered; nil: nothing is.
 	Ended func()
@@ -134,7 +136,7 @@ func New(c Config) *Daemon {
 	d.Monitor = monitor.New(monitor.Config{
 		Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: c.Scratch,
 		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.UseIothread,
-		Devices: devicesOf(c),
+		Devices: devicesOf(c), Making: c.Making,
 	})
 	qmp.RegisterCommands(d.Registry)
 	objects.RegisterCommands(d.Registry, d.Objects)

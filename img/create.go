@@ -226,6 +226,16 @@ var shown = []struct{ key, value string }{
 	{"lazy_refcounts", "off"}, {"refcount_bits", "16"}, {"nocow", ""}, {"extent_size_hint", ""},
 }
 
+// Announce returns the line that the field prints about an image with default
+// options.
+func Announce(file, format string, size int64, backing, backingFormat string) string {
+	n := &newImage{file: file, format: format, size: size, options: &qapi.Object{}}
+	if backing != "" {
+		n.options = qapi.NewObject("backing_file", backing, "backing_fmt", backingFormat)
+	}
+	return n.announcement()
+}
+
 // announcement is the line that says what was made.
 func (n *newImage) announcement() string {
 	var b strings.Builder

@@ -81,10 +81,10 @@ func (b *driveBackup) prepare(tx *blockgraph.Tx) error {
 		backing = source
 	}
 	if !existing {
-		img := newImage{file: b.Target, format: format, size: source.Size()}
+		img := NewImage{File: b.Target, Format: format, Size: source.Size()}
 		if backing != nil {
 			explicit := backing.SkipImplicit()
-			img.backing, img.backingFormat = tx.Filename(explicit), explicit.Type().Name
+			img.Backing, img.BackingFormat = tx.Filename(explicit), explicit.Type().Name
 		}
 		if err := b.m.createImage(tx, img); err != nil {
 			return err

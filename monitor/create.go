@@ -109,36 +109,36 @@ func writeFormat(ctx context.Context, roots []*blockgraph.Root, dataName string,
 	return create(ctx, f, o)
 }
 
-// newImage describes an image to be made by a command that names a file.
-type newImage struct {
-	file, format           string
-	size                   int64 // bytes
-	backing, backingFormat string
+// NewImage describes an image to be made by a command that names a file.
+type NewImage struct {
+	File, Format           string
+	Size                   int64 // bytes
+	Backing, BackingFormat string
 }
 
 // createImage makes an image within a change. If the change fails, a file that
 // did not exist before is removed again.
-func (m *Monitor) createImage(tx *blockgraph.Tx, img newImage) error {
-	typ := tx.Graph().DriverType(img.format)
+func (m *Monitor) createImage(tx *blockgraph.Tx, img NewImage) error {
+	typ := tx.Graph().DriverType(img.Format)
 	if typ == nil {
-		return qapi.Errorf("Unknown file format '%s'", img.format)
+		return qapi.Errorf("Unknown file format '%s'", img.Format)
 	}
-	create := m.Formats[img.format]
-	if create == nil && img.format != "raw" {
-		return qapi.Errorf("Format driver '%s' does not support image creation", img.format)
+	create := m.Formats[img.Format]
+	if create == nil && img.Format != "raw" && typ.Name != string(qapi.BlockdevDriverFile) {
+		return qapi.Errorf("Format driver '%s' does not support image creation", img.Format)
 	}
-	if strings.HasPrefix(img.file, "json:") {
+	if strings.HasPrefix(img.File, "json:") {
 		return qapi.Errorf("Unknown protocol 'json'") // options name what is there
 	}
-	ref, _, err := m.graph.ParseFilename(img.file)
+	ref, _, err := m.graph.ParseFilename(img.File)
 	if err != nil {
 		return err
 	}
-	if img.backing != "" {
+	if img.Backing != "" {
 		if typ.BackingOption == nil {
-			return qapi.Errorf("Backing file not supported for file format '%s'", img.format)
+			return qapi.Errorf("Backing file not supported for file format '%s'", img.Format)
 		}
-		if img.backing == img.file {
+		if img.Backing == img.File {
 			return qapi.Errorf("Error: Trying to create an image with the same filename as the backing file")
 		}
 	}
@@ -147,8 +147,11 @@ func (m *Monitor) createImage(tx *blockgraph.Tx, img newImage) error {
 		return qapi.Errorf("Protocol driver '%s' does not support image creation", ref.Definition.Driver)
 	}
 	o.Filename = ref.Definition.File.Filename
+	if m.Making != nil {
+		m.Making(img)
+	}
 	if create == nil {
-		o.Size = uint64(img.size)
+		o.Size = uint64(img.Size)
 	}
 	if _, err := os.Stat(o.Filename); errors.Is(err, fs.ErrNotExist) {
 		tx.OnAbort(func() { removeFile(o.Filename) })
@@ -172,7 +175,7 @@ func removeFile(name string) {
 
 // fillImage writes the format's structures through a file node that is closed
 // again at once.
-func fillImage(tx *blockgraph.Tx, ref *qapi.BlockdevRef, img newImage, create FormatCreator) error {
+func fillImage(tx *blockgraph.Tx, ref *qapi.BlockdevRef, img NewImage, create FormatCreator) error {
 	n, err := tx.OpenRef(ref)
 	if err != nil {
 		return err
@@ -181,11 +184,11 @@ func fillImage(tx *blockgraph.Tx, ref *qapi.BlockdevRef, img newImage, create Fo
 	if err != nil {
 		return err
 	}
-	o := &qapi.BlockdevCreateOptions{Driver: qapi.BlockdevDriver(img.format)}
-	o.Qcow2 = &qapi.BlockdevCreateOptionsQcow2{File: *ref, Size: uint64(img.size)}
-	if img.backing != "" {
-		format := qapi.BlockdevDriver(img.backingFormat)
-		o.Qcow2.BackingFile, o.Qcow2.BackingFmt = &img.backing, &format
+	o := &qapi.BlockdevCreateOptions{Driver: qapi.BlockdevDriver(img.Format)}
+	o.Qcow2 = &qapi.BlockdevCreateOptionsQcow2{File: *ref, Size: uint64(img.Size)}
+	if img.Backing != "" {
+		format := qapi.BlockdevDriver(img.BackingFormat)
+		o.Qcow2.BackingFile, o.Qcow2.BackingFmt = &img.Backing, &format
 	}
 	if err := writeFormat(tx.Context(), []*blockgraph.Root{root}, "", o, create); err != nil {
 		return err

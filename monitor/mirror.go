@@ -78,10 +78,10 @@ func (m *Monitor) driveMirror(tx *blockgraph.Tx, a *qapi.DriveMirror) error {
 	how := mirror.HeaderBacking
 	if !existing {
 		how = mirror.SourceBacking
-		img := newImage{file: a.Target, format: format, size: source.Size()}
+		img := NewImage{File: a.Target, Format: format, Size: source.Size()}
 		if backing != nil {
 			explicit := backing.SkipImplicit()
-			img.backing, img.backingFormat = tx.Filename(explicit), explicit.Type().Name
+			img.Backing, img.BackingFormat = tx.Filename(explicit), explicit.Type().Name
 		}
 		if err := m.createImage(tx, img); err != nil {
 			return err

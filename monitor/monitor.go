@@ -32,6 +32,9 @@ type Config struct {
 	// CreateFile makes files; Formats writes formats into them, by driver name.
 	CreateFile FileCreator
 	Formats    map[string]FormatCreator
+	// Making is told of each image that a command is about to make; nil: nobody
+	// is.
+	Making func(NewImage)
 	// Iothread finds an iothread, which is in use until release; nil: there are
 	// none.
 	Iothread func(id string) (release func(), ok bool)

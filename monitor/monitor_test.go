@@ -86,7 +86,7 @@ func (w *world) must(err error) {
 func (w *world) image(name, backing, format string) {
 	w.t.Helper()
 	w.must(w.update(context.Background(), "test", func(tx *blockgraph.Tx) error {
-		return w.createImage(tx, newImage{file: w.path(name), format: "qcow2", size: 1 << 20, backing: backing, backingFormat: format})
+		return w.createImage(tx, NewImage{File: w.path(name), Format: "qcow2", Size: 1 << 20, Backing: backing, BackingFormat: format})
 	}))
 }
 

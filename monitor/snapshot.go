@@ -79,9 +79,9 @@ func (s *snapshotSync) prepare(tx *blockgraph.Tx) error {
 		format = *s.Format
 	}
 	if s.Mode == nil || *s.Mode != qapi.NewImageModeExisting {
-		if err := s.m.createImage(tx, newImage{
-			file: s.SnapshotFile, format: format, size: old.Size(),
-			backing: tx.Filename(old), backingFormat: old.Type().Name,
+		if err := s.m.createImage(tx, NewImage{
+			File: s.SnapshotFile, Format: format, Size: old.Size(),
+			Backing: tx.Filename(old), BackingFormat: old.Type().Name,
 		}); err != nil {
 			return err
 		}
@@ -161,6 +161,11 @@ func (m *Monitor) openImage(tx *blockgraph.Tx, name, format string, edit func(o 
 	}
 	if format != "" && tx.Graph().DriverType(format) == nil {
 		return nil, qapi.Errorf("Unknown driver '%s'", format)
+	}
+	if format == string(qapi.BlockdevDriverFile) && file.Definition != nil {
+		// The file itself is the disk.
+		edit(file.Definition)
+		return tx.OpenRef(&file)
 	}
 	return tx.OpenImage(file, format, edit)
 }

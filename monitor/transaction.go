@@ -115,15 +115,25 @@ func (m *Monitor) runActions(ctx context.Context, command string, actions []acti
 				return err
 			}
 		}
+		return finish(tx, actions)
+	})
+}
+
+// finish has the actions finish: first those that an image must be writable
+// for, which others may end.
+func finish(tx *blockgraph.Tx, actions []action) error {
+	for _, early := range []bool{true, false} {
 		for _, a := range actions {
-			if f, ok := a.(finisher); ok {
-				if err := f.finish(tx); err != nil {
-					return err
-				}
+			f, ok := a.(finisher)
+			if _, removes := a.(*bitmapRemove); !ok || removes != early {
+				continue
+			}
+			if err := f.finish(tx); err != nil {
+				return err
 			}
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // ungrouped is an action that cannot end together with others: it fails when its

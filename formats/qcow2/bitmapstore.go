@@ -95,13 +95,18 @@ func (d *Driver) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitma
 	return d.storeWanted(ctx, d.size.Load(), nil)
 }
 
-// closeBitmaps writes what the bitmaps have by now, for good.
-func (d *Driver) closeBitmaps(ctx context.Context) error {
+// closeBitmaps writes what the bitmaps have by now, for good: those of list, or
+// of the node's present one if that is nil.
+func (d *Driver) closeBitmaps(ctx context.Context, list []*blockgraph.DirtyBitmap) error {
 	s := &d.bitmaps
 	if err := s.ahead.Lock(ctx); err != nil {
 		return err
 	}
 	defer s.ahead.Unlock()
+	if was := s.want; list != nil {
+		s.want = list
+		defer func() { s.want = was }()
+	}
 	s.final = true
 	defer func() { s.final = false }()
 	return d.storeWanted(ctx, d.size.Load(), nil)

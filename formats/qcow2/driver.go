@@ -143,7 +143,7 @@ func (d *Driver) Close(ctx context.Context) error {
 	d.background.wait(ctx)
 	var err error
 	if !d.readOnly.Load() && !d.broken.Load() {
-		err = errors.Join(d.closeBitmaps(ctx), d.settle(ctx))
+		err = errors.Join(d.closeBitmaps(ctx, nil), d.settle(ctx))
 	}
 	d.background.wait(context.WithoutCancel(ctx))
 	if n, total := d.BitmapWaits(); n > 0 {

@@ -34,7 +34,12 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 	writing := !wasReadOnly && !d.broken.Load()
 	if writing && (r.ReadOnly || nowBits != wasBits || file != nil) {
 		if r.ReadOnly || file != nil && !d.bitmaps.onClose {
-			if err := d.closeBitmaps(ctx); err != nil {
+			var list []*blockgraph.DirtyBitmap
+			if r.State != nil {
+				// What the same change makes of the list is still in time.
+				list = append([]*blockgraph.DirtyBitmap{}, r.State.Bitmaps...)
+			}
+			if err := d.closeBitmaps(ctx, list); err != nil {
 				return nil, err
 			}
 		}

@@ -21,6 +21,7 @@ type backend struct {
 	root *blockgraph.Root // nil: no medium
 	dev  *device          // or nil
 
+	dinfo        bool // it came with -drive, and goes with its device
 	readOnly     bool // what a new medium is opened as
 	writeThrough bool
 	detectZeroes string

@@ -340,11 +340,14 @@ func (v *devices) reset(ctx context.Context) error {
 
 func (v *devices) unplug(ctx context.Context, d *device) error {
 	if x := d.drive; x != nil {
+		if d.legacy || x.dinfo {
+			v.cancelJobs(ctx, x)
+		}
 		err := v.m.update(ctx, "device_del", func(tx *blockgraph.Tx) error {
 			r := v.m.backends.rootOf(x)
 			if r != nil {
 				var err error
-				if d.own || d.legacy || x.name == "" {
+				if d.own || d.legacy || x.dinfo || x.name == "" {
 					err = tx.CloseRoot(r)
 				} else {
 					tx.FixIothread(r, false)
@@ -356,7 +359,7 @@ func (v *devices) unplug(ctx context.Context, d *device) error {
 			}
 			tx.OnCommit(func() {
 				x.dev = nil
-				if d.own || d.legacy {
+				if d.own || d.legacy || x.dinfo {
 					v.m.backends.delist(x)
 				}
 			})
@@ -379,6 +382,25 @@ func (v *devices) unplug(ctx context.Context, d *device) error {
 	}
 	v.m.emit("DEVICE_DELETED", e)
 	return nil
+}
+
+// cancelJobs cancels the jobs over a drive that is about to go.
+func (v *devices) cancelJobs(ctx context.Context, x *backend) {
+	var ids []string
+	v.m.daemon.Loop.Do(func() {
+		r := v.m.backends.rootOf(x)
+		if r == nil || r.Node() == nil {
+			return
+		}
+		for _, e := range r.Node().Parents() {
+			if o := e.Root(); o != nil && o.Job() != "" {
+				ids = append(ids, o.Job())
+			}
+		}
+	})
+	for _, id := range ids {
+		_, _ = qmp.Call[qapi.JobIDArg, struct{}](ctx, v.m.daemon.Registry, "job-cancel", &qapi.JobIDArg{ID: id})
+	}
 }
 
 //blockd:global

@@ -70,7 +70,7 @@ func (b *backends) addDrive(name, value string) error {
 }
 
 func (b *backends) parseDrive(pairs []pair) (*drive, error) {
-	d := &drive{iface: "ide", media: "disk", options: &qapi.Object{}, throttling: &qapi.Object{}, backend: &backend{}}
+	d := &drive{iface: "ide", media: "disk", options: &qapi.Object{}, throttling: &qapi.Object{}, backend: &backend{dinfo: true}}
 	cache := ""
 	hasCache := map[string]bool{}
 	for _, p := range pairs {

@@ -11,6 +11,8 @@ import (
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/daemon"
+	"blockd/img"
+	"blockd/monitor"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -35,6 +37,11 @@ type machine struct {
 // release is the release whose suite is run.
 var release = qapi.VersionInfo{QEMU: qapi.VersionTriple{Major: 7, Minor: 2, Micro: 22}, Package: "blockd"}
 
+// announce prints what an emulator prints about an image that it makes.
+func announce(i monitor.NewImage) {
+	fmt.Println(img.Announce(i.File, i.Format, i.Size, i.Backing, i.BackingFormat))
+}
+
 func newMachine(opts []option) *machine {
 	m := &machine{reason: "host-qmp-quit", caught: make(chan os.Signal, 1)}
 	m.life, m.stop = context.WithCancel(context.Background())
@@ -42,7 +49,7 @@ func newMachine(opts []option) *machine {
 	m.devices = newDevices(m)
 	c := daemon.Config{
 		Version: release, Complain: complain, History: blockgraph.DefaultHistory,
-		Devices: m.backends, Ended: m.ended, LetGo: m.backends.letGo,
+		Devices: m.backends, Making: announce, Ended: m.ended, LetGo: m.backends.letGo,
 	}
 	// The first accelerator wins.
 	if a := values(opts, "accel"); len(a) > 0 && a[0] == "qtest" {

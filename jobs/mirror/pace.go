@@ -55,11 +55,12 @@ func (p *pace) sample(left int64) time.Duration {
 	return now.Sub(p.began)
 }
 
-// estimate tells how long left bytes will take; nil before anything is known.
+// estimate tells how long left bytes will take; nil before anything is known,
+// and while nobody writes.
 //
 //blockd:any
 func (p *pace) estimate(left int64) *qapi.JobConvergence {
-	if !p.known {
+	if !p.known || p.dirtyRate < 1 {
 		return nil
 	}
 	c := &qapi.JobConvergence{CopyRate: int64(p.copyRate), DirtyRate: int64(p.dirtyRate)}
