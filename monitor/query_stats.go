@@ -38,11 +38,12 @@ func NodeStats(n *blockgraph.Node) qapi.BlockStats {
 	return s
 }
 
-// discardCounter is a driver of host files, which counts discards.
+// statsCounter is a driver with counters of its own.
 //
 //blockd:any
-type discardCounter interface {
-	DiscardStats() (ok, failed, bytes int64)
+type statsCounter interface {
+	// DriverStats returns them for a driver of that name. It does not wait.
+	DriverStats(name string) *qapi.BlockStatsSpecific
 }
 
 // nodeStats only looks at counters. Control plane.
@@ -51,12 +52,8 @@ type discardCounter interface {
 func nodeStats(n *blockgraph.Node) qapi.BlockStats {
 	name := n.Name()
 	s := qapi.BlockStats{NodeName: &name, Stats: qapi.BlockDeviceStats{WrHighestOffset: n.WriteHighest(), TimedStats: []qapi.BlockDeviceTimedStats{}}}
-	if d, counts := n.Driver().(discardCounter); counts {
-		ok, failed, bytes := d.DiscardStats()
-		s.DriverSpecific = &qapi.BlockStatsSpecific{
-			Driver: qapi.BlockdevDriver(n.Type().Name),
-			File:   &qapi.BlockStatsSpecificFile{DiscardNbOk: uint64(ok), DiscardNbFailed: uint64(failed), DiscardBytesOk: uint64(bytes)},
-		}
+	if d, counts := n.Driver().(statsCounter); counts {
+		s.DriverSpecific = d.DriverStats(n.Type().Name)
 	}
 	if e := storage(n); e != nil {
 		p := nodeStats(e.Child())

@@ -87,11 +87,27 @@ type BlockStatsSpecificFile struct {
 	DiscardBytesOk  uint64 `qapi:"discard-bytes-ok"`
 }
 
+// BlockStatsSpecificQcow2 tells of the caches of metadata.
+type BlockStatsSpecificQcow2 struct {
+	XL2Cache       CacheStats `qapi:"x-l2-cache,features=unstable"`
+	XRefcountCache CacheStats `qapi:"x-refcount-cache,features=unstable"`
+}
+
+// CacheStats tells how a cache has done since the node was opened.
+type CacheStats struct {
+	// Lookups that found what they needed, and those that had to read it.
+	Hits   uint64 `qapi:"hits"`
+	Misses uint64 `qapi:"misses"`
+	// The most that it keeps, in bytes.
+	Size uint64 `qapi:"size,size"`
+}
+
 // BlockStatsSpecific are the counters that one driver has of its own.
 type BlockStatsSpecific struct {
 	Driver BlockdevDriver `qapi:"driver,discriminator"`
 	// For the drivers file and host_device.
-	File *BlockStatsSpecificFile `qapi:",case=file|host_device"`
+	File  *BlockStatsSpecificFile  `qapi:",case=file|host_device"`
+	Qcow2 *BlockStatsSpecificQcow2 `qapi:",case=qcow2"`
 }
 
 // BlockStats are the statistics of a root or a node with those below it.

@@ -181,6 +181,7 @@ func (d *Driver) readSlice(ctx context.Context, entry uint64, s *slice) error {
 	if table&(d.h.clusterSize-1) != 0 {
 		return d.corrupt(true, -1, -1, "L2 table offset %#x unaligned (L1 index: %#x)", table, s.table)
 	}
+	d.counted.l2Misses.Add(1)
 	f := d.file()
 	f.DebugEvent("l2_load")
 	buf := ioengine.Bounce(len(s.words) * 8)
@@ -210,7 +211,7 @@ func (d *Driver) evictSlices() (crowded bool) {
 			c.hand = 0
 		}
 		s := c.ring[c.hand]
-		if _, dirty := c.dirty[s]; dirty || s.pins > 0 || s.used.Load() || d.keepsTable(s.table) || d.busyWriting(s, nil) {
+		if s.used.Load() || !d.mayEvict(s) {
 			s.used.Store(false)
 			c.hand++
 			continue
@@ -220,6 +221,14 @@ func (d *Driver) evictSlices() (crowded bool) {
 		c.ring = c.ring[:len(c.ring)-1]
 	}
 	return len(c.ring) >= c.capacity && len(c.dirty) > 0
+}
+
+// mayEvict tells whether a slice need not stay in memory. Driver.mu is held.
+//
+// +checklocks:d.mu
+func (d *Driver) mayEvict(s *slice) bool {
+	_, dirty := d.cache.dirty[s]
+	return !dirty && s.pins == 0 && !d.keepsTable(s.table) && !d.busyWriting(s, nil)
 }
 
 // forget takes all slices of a table out of the cache. Driver.mu is held and

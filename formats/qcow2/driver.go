@@ -27,6 +27,8 @@ type Driver struct {
 	overlap      atomic.Uint32 // metadataKind
 	meta         *metadataMap
 	epochs       epochs
+	counted      cacheCounters
+	cleaner      cacheCleaner
 	l1           atomic.Pointer[l1Table]
 	background   background
 	care         atomic.Bool // somebody checks or compacts the image
@@ -140,6 +142,7 @@ func (d *Driver) settle(ctx context.Context) error {
 
 // Close writes back and gives everything up. No request is in flight.
 func (d *Driver) Close(ctx context.Context) error {
+	d.cleaner.every(d, 0)
 	d.background.wait(ctx)
 	var err error
 	if !d.readOnly.Load() && !d.broken.Load() {

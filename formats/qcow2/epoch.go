@@ -20,10 +20,18 @@ type epochs struct {
 
 const pinStripes = 8 // power of two
 
+// pinCounter has the pins that are held in its low bits, and above them how many
+// there ever were, so that counting both takes one addition.
 type pinCounter struct {
 	n atomic.Int64
 	_ [56]byte
 }
+
+const (
+	heldBits = 20 // more requests than fit a stripe are never under way
+	held     = 1<<heldBits - 1
+	onePin   = 1<<heldBits + 1
+)
 
 // pin is a request's hold on its epoch.
 type pin struct{ c *pinCounter }
@@ -33,11 +41,11 @@ func (e *epochs) pin() pin {
 	for {
 		now := e.now.Load()
 		c := &e.count[now&1][stripe]
-		c.n.Add(1)
+		c.n.Add(onePin)
 		if e.now.Load() == now {
 			return pin{c}
 		}
-		c.n.Add(-1)
+		c.n.Add(-onePin)
 	}
 }
 
@@ -51,9 +59,20 @@ func (e *epochs) advance() { e.now.Add(1) }
 func (e *epochs) quiet() bool {
 	old := &e.count[(e.now.Load()+1)&1]
 	for i := range old {
-		if old[i].n.Load() != 0 {
+		if old[i].n.Load()&held != 0 {
 			return false
 		}
 	}
 	return true
+}
+
+// total returns how many pins there ever were.
+func (e *epochs) total() uint64 {
+	var n uint64
+	for i := range e.count {
+		for j := range e.count[i] {
+			n += uint64(e.count[i][j].n.Load()) >> heldBits
+		}
+	}
+	return n
 }

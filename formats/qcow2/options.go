@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"syscall"
+	"time"
 
 	"blockd/blockgraph"
 	"blockd/qapi"
@@ -16,11 +17,14 @@ type options struct {
 	l2Cache        int64 // bytes
 	l2Entry        int64 // bytes of a slice
 	refCache       int64 // bytes
+	cleanInterval  time.Duration
 }
 
 const (
 	// defaultL2Cache is the most that the L2 cache takes unless told, in bytes.
 	defaultL2Cache = 32 << 20
+	// defaultCleanInterval is how often what nobody used is dropped, unless told.
+	defaultCleanInterval = 600 * time.Second
 	// minSlices is the least number of slices in the cache.
 	minSlices = 2
 	// maxCacheEntries bounds configured caches.
@@ -39,8 +43,12 @@ func parseOptions(h *header, size int64, o *qapi.BlockdevOptions) (*options, err
 	if err := r.cacheSizes(h, size, q); err != nil {
 		return nil, err
 	}
-	if q.CacheCleanInterval != nil && uint64(*q.CacheCleanInterval) > 1<<32-1 {
-		return nil, blockgraph.Errorf(syscall.EINVAL, "Cache clean interval too big")
+	r.cleanInterval = defaultCleanInterval
+	if q.CacheCleanInterval != nil {
+		if uint64(*q.CacheCleanInterval) > 1<<32-1 {
+			return nil, blockgraph.Errorf(syscall.EINVAL, "Cache clean interval too big")
+		}
+		r.cleanInterval = time.Duration(*q.CacheCleanInterval) * time.Second
 	}
 	if is(q.LazyRefcounts, false) && h.version < 3 {
 		return nil, blockgraph.Errorf(syscall.EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
@@ -162,4 +170,7 @@ func (d *Driver) apply(r *options) {
 	// Two whole tables must fit: that is what making a new one needs.
 	d.cache.capacity = int(max(r.l2Cache/slice, minSlices, 2*d.slicesPerTable()))
 	d.refs.capacity = int(max(max(r.refCache, minRefCache)>>d.h.clusterBits, minRefBlocks))
+	d.counted.l2Size.Store(int64(d.cache.capacity) * slice)
+	d.counted.refSize.Store(int64(d.refs.capacity) << d.h.clusterBits)
+	d.cleaner.every(d, r.cleanInterval)
 }

@@ -137,6 +137,7 @@ func (d *Driver) refBlockAt(index int64) (*refBlock, error) {
 	}
 	if b := r.blocks[index]; b != nil {
 		b.used = true
+		d.counted.refHits.Add(1)
 		return b, nil
 	}
 	return nil, missingBlock(index)
@@ -249,6 +250,7 @@ func (d *Driver) readRefBlock(ctx context.Context, b *refBlock) error {
 	if b.off&(d.h.clusterSize-1) != 0 || uint64(b.off) >= maxHostOffset {
 		return d.corrupt(true, -1, -1, "Refblock offset %#x unaligned (reftable index: %#x)", b.off, b.index)
 	}
+	d.counted.refMisses.Add(1)
 	b.data = make([]byte, d.h.clusterSize)
 	f := d.file()
 	f.DebugEvent("refblock_load")

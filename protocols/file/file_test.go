@@ -502,8 +502,8 @@ func TestStatusOfDataAsksTheKernelOnce(t *testing.T) {
 	if err := r.Discard(t.Context(), 8192, 4096); err != nil {
 		t.Fatal(err)
 	}
-	if ok, failed, n := r.Node().Driver().(*driver).DiscardStats(); ok != 1 || failed != 0 || n != 4096 {
-		t.Errorf("counted %d, %d, %d", ok, failed, n)
+	if s := r.Node().Driver().(*driver).DriverStats("file").File; s.DiscardNbOk != 1 || s.DiscardNbFailed != 0 || s.DiscardBytesOk != 4096 {
+		t.Errorf("counted %+v", s)
 	}
 	st, _, err := r.BlockStatus(t.Context(), 8192, 4096, blockgraph.StatusPrecise)
 	if err != nil || st.Flags&blockgraph.StatusZero == 0 {

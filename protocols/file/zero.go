@@ -11,6 +11,7 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/ioengine"
+	"blockd/qapi"
 )
 
 // This file writes zeroes without data and gives space back, by fallocate on
@@ -175,10 +176,15 @@ func (d *driver) Discard(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// DiscardStats tells how many discards succeeded and failed, and how many bytes
+// DriverStats tells how many discards succeeded and failed, and how many bytes
 // they gave back (query-blockstats, driver-specific). Any goroutine.
-func (d *driver) DiscardStats() (ok, failed, bytes int64) {
-	return d.discards.ok.Load(), d.discards.failed.Load(), d.discards.bytes.Load()
+func (d *driver) DriverStats(name string) *qapi.BlockStatsSpecific {
+	return &qapi.BlockStatsSpecific{
+		Driver: qapi.BlockdevDriver(name),
+		File: &qapi.BlockStatsSpecificFile{
+			DiscardNbOk: uint64(d.discards.ok.Load()), DiscardNbFailed: uint64(d.discards.failed.Load()), DiscardBytesOk: uint64(d.discards.bytes.Load()),
+		},
+	}
 }
 
 // unsupported tells whether err means that there is no such operation here.
