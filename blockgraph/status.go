@@ -100,6 +100,10 @@ func lowerZeroes(ctx context.Context, st Status, mode StatusMode) (Status, error
 	return st, nil
 }
 
+// maxSerialisedStatus is how much of a node with Serialising requests is described
+// at a time, in bytes: they wait for it.
+const maxSerialisedStatus = 64 << 20
+
 // StatusAbove describes the range at off as n and the nodes below it, down to
 // but without base, decide it; base nil means the whole chain. depth tells
 // which one decided: 1 for n, counting non-filters, and 0 for none.
@@ -114,6 +118,16 @@ func (n *Node) StatusAbove(ctx context.Context, base *Node, off, length int64, m
 	for cur != nil && cur != base {
 		if !cur.typ.Filter {
 			depth++
+		}
+		if t := &cur.tracker; t.serialised {
+			// Old data may be saved here before it changes below: either this sees it
+			// here, or what is below is still the old data when this gets there.
+			length = min(length, maxSerialisedStatus)
+			h, err := t.begin(ctx, off, length, false)
+			if err != nil {
+				return Status{}, 0, err
+			}
+			defer t.end(h)
 		}
 		st, err = cur.blockStatus(ctx, off, length, mode)
 		if err != nil {

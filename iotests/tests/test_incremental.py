@@ -356,6 +356,53 @@ class Group(BackupCase):
         self.assertEqual(self.count("b", "o"), GRANULE)
 
 
+class EightDisks(BackupCase):
+    """A guest's disks, backed up at one point in time, with the bitmaps of the next time."""
+
+    def test_increments_of_one_point_in_time(self) -> None:
+        names = [f"disk{i}" for i in range(8)]
+        for name in names:
+            self.add_node(name, self.create_image(f"{name}.qcow2", SIZE), "qcow2")
+            self.add("old", name, persistent=True)
+            self.target(f"{name}-t.qcow2", f"{name}-t")
+            self.export(name)
+        guests = {name: self.guest(name) for name in names}
+        for guest in guests.values():
+            self.addCleanup(guest.vanish)
+        models = {name: bytearray(SIZE) for name in names}
+
+        def write(salt: int) -> None:
+            for i, name in enumerate(names):
+                piece = self.random_bytes(GRANULE, salt + i)
+                at = (salt + i) * GRANULE
+                guests[name].write(at, piece)
+                models[name][at : at + GRANULE] = piece
+
+        write(3)
+        then = {name: bytes(model) for name, model in models.items()}
+        actions: list[dict[str, Any]] = []
+        for name in names:
+            actions += [
+                {"type": "block-dirty-bitmap-add", "data": {"node": name, "name": "new", "persistent": True}},
+                {"type": "block-dirty-bitmap-disable", "data": {"node": name, "name": "old"}},
+            ]
+        for name in names:
+            job = {"job-id": f"j-{name}", "device": name, "target": f"{name}-t", "auto-dismiss": True}
+            actions.append({"type": "blockdev-backup", "data": {**job, "sync": "bitmap", "bitmap": "old", "bitmap-mode": "never"}})
+        self.qmp.cmd("transaction", actions=actions)
+        write(20)
+        for name in names:
+            self.wait_status(f"j-{name}", "null")
+            self.assertNotIn("error", self.completed_event(f"j-{name}"))
+        for i, name in enumerate(names):
+            self.assertEqual(self.dirty_granules("new", name), (20 + i,))
+            self.assertEqual(self.dirty_granules("old", name), (3 + i,))
+        self.daemon.quit()
+        for name in names:
+            # Nothing but the increment was written, and the disks were empty before.
+            self.assert_content(self.path(f"{name}-t.qcow2"), then[name], "qcow2")
+
+
 class Pull(BackupCase):
     """A client reads the point in time while the guest writes, and is told what has changed."""
 
