@@ -382,6 +382,29 @@ type ChildChanger interface {
 	RemoveChild(tx *Tx, e *Edge) error
 }
 
+// Amender is a format whose images can be amended while they are in use: what
+// was decided when they were created is changed.
+type Amender interface {
+	// SetAmending is called within graph changes, with true before an Amend and
+	// with false after it. The permissions on the node's children are then
+	// computed anew.
+	//
+	//blockd:blocking
+	SetAmending(amending bool)
+	// Amend makes the change that options of this driver ask for. force allows
+	// what may make the data unreadable. It is called on a worker without the
+	// token, and does its I/O by enter. Errors are in the field's words.
+	//
+	//blockd:blocking
+	Amend(ctx context.Context, enter EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error
+}
+
+// EnterFunc runs f while a request of its caller's is admitted to the node, so
+// that no graph change happens meanwhile. f is short.
+//
+//blockd:io
+type EnterFunc func(ctx context.Context, f func() error) error
+
 // Activator is a driver that has to do something before a node that has been
 // inactive is used again: another program may have changed what is below.
 type Activator interface {

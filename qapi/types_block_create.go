@@ -73,6 +73,7 @@ type BlockdevCreateArg struct {
 type BlockdevCreateOptions struct {
 	Driver BlockdevDriver              `qapi:"driver,discriminator"`
 	File   *BlockdevCreateOptionsFile  `qapi:",case=file"`
+	LUKS   *BlockdevCreateOptionsLUKS  `qapi:",case=luks"`
 	Qcow2  *BlockdevCreateOptionsQcow2 `qapi:",case=qcow2"`
 }
 
@@ -106,6 +107,8 @@ type BlockdevCreateOptionsQcow2 struct {
 	Version     *BlockdevQcow2Version `qapi:"version"`
 	BackingFile *string               `qapi:"backing-file"`
 	BackingFmt  *BlockdevDriver       `qapi:"backing-fmt"`
+	// Default: the image is not encrypted.
+	Encrypt *QCryptoBlockCreateOptions `qapi:"encrypt"`
 	// Bytes; a power of two from 512 to 2 MiB. Default 64 KiB.
 	ClusterSize *uint64 `qapi:"cluster-size,size"`
 	// Default off.

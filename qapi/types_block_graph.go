@@ -18,6 +18,7 @@ const (
 	BlockdevDriverCopyOnRead      BlockdevDriver = "copy-on-read"
 	BlockdevDriverFile            BlockdevDriver = "file"
 	BlockdevDriverHostDevice      BlockdevDriver = "host_device"
+	BlockdevDriverLUKS            BlockdevDriver = "luks"
 	BlockdevDriverNbd             BlockdevDriver = "nbd"
 	BlockdevDriverNullAIO         BlockdevDriver = "null-aio"
 	BlockdevDriverNullCo          BlockdevDriver = "null-co"
@@ -31,7 +32,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockdevDriver) QAPIEnum() []string {
-	return []string{"blkdebug", "blklogwrites", "blkverify", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "quorum", "raw", "snapshot-access", "throttle"}
+	return []string{"blkdebug", "blklogwrites", "blkverify", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "luks", "nbd", "null-aio", "null-co", "preallocate", "qcow2", "quorum", "raw", "snapshot-access", "throttle"}
 }
 
 // BlockdevDiscardOptions tells what becomes of discard requests.
@@ -143,6 +144,7 @@ type BlockdevOptions struct {
 	CopyOnRead      *BlockdevOptionsCor           `qapi:",case=copy-on-read"`
 	// For the drivers file and host_device.
 	File *BlockdevOptionsFile `qapi:",case=file|host_device"`
+	LUKS *BlockdevOptionsLUKS `qapi:",case=luks"`
 	NBD  *BlockdevOptionsNbd  `qapi:",case=nbd"`
 	// For the drivers null-aio and null-co.
 	Null  *BlockdevOptionsNull  `qapi:",case=null-aio|null-co"`
@@ -310,6 +312,8 @@ type BlockdevOptionsQcow2 struct {
 	// Seconds after which unused cache entries are dropped; 0 is never. Default
 	// 600.
 	CacheCleanInterval *int64 `qapi:"cache-clean-interval"`
+	// How to open an encrypted image.
+	Encrypt *BlockdevQcow2Encryption `qapi:"encrypt"`
 	// Where guest clusters lie, when that is not in File. Default: the file that
 	// the header names.
 	DataFile *BlockdevRef `qapi:"data-file"`

@@ -7,13 +7,14 @@ type ImageInfoSpecificKind string
 
 // Values of ImageInfoSpecificKind.
 const (
+	ImageInfoSpecificKindLUKS  ImageInfoSpecificKind = "luks"
 	ImageInfoSpecificKindQcow2 ImageInfoSpecificKind = "qcow2"
 	ImageInfoSpecificKindFile  ImageInfoSpecificKind = "file"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (ImageInfoSpecificKind) QAPIEnum() []string {
-	return []string{"qcow2", "file"}
+	return []string{"qcow2", "luks", "file"}
 }
 
 // Qcow2BitmapInfoFlags are the flags of a bitmap stored in an image.
@@ -133,6 +134,7 @@ type ImageInfo struct {
 // ImageInfoSpecific is the format's own part of ImageInfo.
 type ImageInfoSpecific struct {
 	Type  ImageInfoSpecificKind   `qapi:"type,discriminator"`
+	LUKS  *QCryptoBlockInfoLUKS   `qapi:",case=luks,wrap"`
 	Qcow2 *ImageInfoSpecificQCow2 `qapi:",case=qcow2,wrap"`
 	File  *ImageInfoSpecificFile  `qapi:",case=file,wrap"`
 }
@@ -140,14 +142,15 @@ type ImageInfoSpecific struct {
 // ImageInfoSpecificQCow2 describes a qcow2 image.
 type ImageInfoSpecificQCow2 struct {
 	// "0.10" or "1.1".
-	Compat        string            `qapi:"compat"`
-	DataFile      *string           `qapi:"data-file"`
-	DataFileRaw   *bool             `qapi:"data-file-raw"`
-	ExtendedL2    *bool             `qapi:"extended-l2"`
-	LazyRefcounts *bool             `qapi:"lazy-refcounts"`
-	Corrupt       *bool             `qapi:"corrupt"`
-	RefcountBits  int64             `qapi:"refcount-bits"`
-	Bitmaps       []Qcow2BitmapInfo `qapi:"bitmaps,optional"`
+	Compat        string                            `qapi:"compat"`
+	DataFile      *string                           `qapi:"data-file"`
+	DataFileRaw   *bool                             `qapi:"data-file-raw"`
+	ExtendedL2    *bool                             `qapi:"extended-l2"`
+	LazyRefcounts *bool                             `qapi:"lazy-refcounts"`
+	Corrupt       *bool                             `qapi:"corrupt"`
+	RefcountBits  int64                             `qapi:"refcount-bits"`
+	Encrypt       *ImageInfoSpecificQCow2Encryption `qapi:"encrypt"`
+	Bitmaps       []Qcow2BitmapInfo                 `qapi:"bitmaps,optional"`
 	// Writes that waited until they were dirty in the stored bitmaps, and for
 	// how many nanoseconds in all. Beyond QEMU.
 	XBitmapWaits    *int64               `qapi:"x-bitmap-waits,features=unstable"`

@@ -11,6 +11,7 @@ const (
 	JobTypeStream JobType = "stream"
 	JobTypeMirror JobType = "mirror"
 	JobTypeBackup JobType = "backup"
+	JobTypeAmend  JobType = "amend"
 	JobTypeCreate JobType = "create"
 	// Not in QEMU.
 	JobTypeXCheck   JobType = "x-check"
@@ -19,7 +20,7 @@ const (
 
 // QAPIEnum lists the values that blockd accepts.
 func (JobType) QAPIEnum() []string {
-	return []string{"commit", "stream", "mirror", "backup", "create", "x-check", "x-compact"}
+	return []string{"commit", "stream", "mirror", "backup", "amend", "create", "x-check", "x-compact"}
 }
 
 // JobStatus is a state of the job state machine.

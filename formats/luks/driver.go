@@ -1,0 +1,193 @@
+package luks
+
+import (
+	"context"
+	"math"
+	"sync/atomic"
+	"syscall"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// The format driver `luks`: a file with a LUKS header and, behind it, the
+// encrypted disk.
+
+const name = "luks"
+
+// DriverType returns the driver for the graph's registry.
+func DriverType(cfg Config) *blockgraph.DriverType {
+	return &blockgraph.DriverType{
+		Name:  name,
+		Probe: Probe,
+		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
+			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.LUKS.File}}
+		},
+		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
+			d := &driver{node: r.Node}
+			v, err := Open(ctx, headerStore{d.node.File}, r.Options.LUKS.KeySecret, "", cfg)
+			if err != nil {
+				return nil, err
+			}
+			d.volume = v
+			return d, nil
+		},
+		WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
+			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverLUKS, LUKS: &qapi.BlockdevOptionsLUKS{File: file}}
+		},
+		Remembers: true,
+		StrongOptions: func(o *qapi.BlockdevOptions) *qapi.Object {
+			if o.LUKS.KeySecret == nil {
+				return nil
+			}
+			return qapi.NewObject("key-secret", *o.LUKS.KeySecret)
+		},
+	}
+}
+
+// headerStore is the header at the start of a file.
+type headerStore struct{ file func() *blockgraph.Edge }
+
+func (s headerStore) ReadAt(ctx context.Context, off int64, p []byte) error {
+	return headerFailed("read", s.file().ReadV(ctx, off, blockgraph.MakeIOVec(p), 0))
+}
+
+func (s headerStore) WriteAt(ctx context.Context, off int64, p []byte) error {
+	return headerFailed("write", s.file().WriteV(ctx, off, blockgraph.MakeIOVec(p), 0))
+}
+
+func (s headerStore) Flush(ctx context.Context) error {
+	return headerFailed("write", s.file().Flush(ctx))
+}
+
+func headerFailed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return blockgraph.Errorf(blockgraph.Errno(err), "Could not %s encryption header: %s", what, blockgraph.Strerror(err))
+}
+
+// driver is one opened image.
+type driver struct {
+	node   *blockgraph.Node
+	volume *Volume
+	// amending: so many jobs change key slots, and nobody else may use the file.
+	// It changes within graph changes only.
+	amending atomic.Int32
+}
+
+// ReadV reads and decrypts.
+func (d *driver) ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, _ blockgraph.Flags) error {
+	return d.volume.ReadV(ctx, d.node.File(), d.volume.PayloadOffset()+off, v, uint64(off)/SectorSize)
+}
+
+// WriteV encrypts a copy and writes it.
+func (d *driver) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	return d.volume.WriteV(ctx, d.node.File(), d.volume.PayloadOffset()+off, v, uint64(off)/SectorSize, flags)
+}
+
+// WriteZeroes has the wrapper write zeroes: they are encrypted like all else.
+func (d *driver) WriteZeroes(context.Context, int64, int64, blockgraph.Flags) error {
+	return blockgraph.ErrNotSupported
+}
+
+// Discard does nothing, as in the field: holes would show what is in use.
+func (d *driver) Discard(context.Context, int64, int64) error { return blockgraph.ErrNotSupported }
+
+// Flush passes through.
+func (d *driver) Flush(ctx context.Context) error {
+	e := d.node.File()
+	e.DebugEvent("flush_to_disk")
+	return e.Flush(ctx)
+}
+
+// BlockStatus: all is data. A hole in the file reads as the decryption of
+// zeroes.
+func (d *driver) BlockStatus(_ context.Context, _, n int64, _ blockgraph.StatusMode) (blockgraph.Status, error) {
+	return blockgraph.Status{Flags: blockgraph.StatusData | blockgraph.StatusAllocated, N: n}, nil
+}
+
+// Size is what the file has behind the header. EIO: not even that.
+func (d *driver) Size(ctx context.Context) (int64, error) {
+	size, err := d.node.File().Child().Driver().Size(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if size -= d.volume.PayloadOffset(); size < 0 {
+		return 0, syscall.EIO
+	}
+	return size, nil
+}
+
+// Truncate resizes the file. What is new reads as the decryption of whatever
+// the file then has.
+func (d *driver) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, _ bool) error {
+	start := d.volume.PayloadOffset()
+	if size > math.MaxInt64-start {
+		return blockgraph.Errorf(syscall.EFBIG, "The requested file size is too large")
+	}
+	return d.node.File().Truncate(ctx, size+start, exact, prealloc, false)
+}
+
+// ImageInfo describes the encryption, and has the file's cluster size.
+func (d *driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
+	if i, ok := d.node.File().Child().Driver().(blockgraph.ImageInformer); ok {
+		var below qapi.ImageInfo
+		if err := i.ImageInfo(ctx, &below); err != nil {
+			return err
+		}
+		info.ClusterSize = below.ClusterSize
+	}
+	yes, no := true, false
+	info.Encrypted, info.DirtyFlag = &yes, &no
+	info.FormatSpecific = &qapi.ImageInfoSpecific{Type: qapi.ImageInfoSpecificKindLUKS, LUKS: d.volume.Info()}
+	return nil
+}
+
+// Limits: whole sectors only.
+func (d *driver) Limits() blockgraph.Limits {
+	return blockgraph.Limits{RequestAlignment: SectorSize}
+}
+
+// Caps: a write can be made durable where the file's can.
+func (d *driver) Caps() blockgraph.Caps {
+	c := d.node.File().Child().Caps()
+	return blockgraph.Caps{FUA: c.FUA, WriteUnchanged: c.WriteUnchanged}
+}
+
+// ChildPerms are those of a filter more than those of a format: others may
+// write, and the file is written only when somebody writes the disk. While key
+// slots are changed, nobody else may even read.
+func (d *driver) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
+	const own = blockgraph.PermWrite | blockgraph.PermResize
+	np, ns := blockgraph.DefaultChildPerms(e.Role(), writable, perm, shared)
+	np = np&^own | perm&own
+	ns |= shared & own
+	if d.amending.Load() > 0 {
+		np |= blockgraph.PermWrite
+		ns &^= blockgraph.PermConsistentRead | blockgraph.PermWrite
+	}
+	return np, ns
+}
+
+// PrepareReopen has nothing of its own to change.
+func (d *driver) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	return &blockgraph.Reopening{}, nil
+}
+
+// Close has nothing to write.
+func (d *driver) Close(context.Context) error { return nil }
+
+// SetAmending implements blockgraph.Amender.
+func (d *driver) SetAmending(amending bool) {
+	if amending {
+		d.amending.Add(1)
+	} else {
+		d.amending.Add(-1)
+	}
+}
+
+// Amend implements blockgraph.Amender.
+func (d *driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error {
+	return d.volume.Amend(ctx, Entering(headerStore{d.node.File}, enter), &o.LUKS.QCryptoBlockAmendOptionsLUKS, force)
+}
