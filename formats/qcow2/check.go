@@ -64,6 +64,7 @@ func (c *checker) run() error {
 		return err
 	}
 	c.ref(int64(h.snapshotsOffset), tableSize, "snapshot table")
+	c.ref(int64(c.ext.crypto.offset), int64(c.ext.crypto.length), "encryption header")
 	if h.external && len(list) > 0 {
 		c.corruption("%d snapshots in image with data file", len(list))
 	}

@@ -309,8 +309,12 @@ func (c *crashDisk) fieldJudges(x *crash, count *crashCount) {
 			continue // qemu-img does not mend it by itself when it only looks
 		}
 		// Nobody looks for what the header names below it.
-		lone := fmt.Sprintf(`json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":%q}}`, save(c.t, y.f, "crash.qcow2"))
-		out, err := exec.Command(qemuImg, "check", lone).CombinedOutput()
+		path := save(c.t, y.f, "crash.qcow2")
+		args := []string{fmt.Sprintf(`json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":%q}}`, path)}
+		if isEncrypted(y.f) {
+			args = append(fieldOpen(y.f, path)[:3:3], "driver=qcow2,encrypt.key-secret=s,backing=,file.filename="+path)
+		}
+		out, err := exec.Command(qemuImg, append([]string{"check"}, args...)...).CombinedOutput()
 		if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 3) && !(c.snaps != nil && onlyFlags(c.d.h, out)) {
 			c.t.Fatalf("%v: %s: qemu-img check: %v\n%s", x, y.name, err, out)
 		}

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"blockd/blockgraph"
+	"blockd/formats/luks"
 	"blockd/qapi"
 )
 
@@ -19,6 +20,8 @@ type Files struct {
 	// image's header.
 	Data     *blockgraph.Edge
 	DataName string
+	// Keys has the secrets of an image that is to be encrypted.
+	Keys luks.Config
 }
 
 // Create writes a new image into a file, which is empty or is overwritten from
@@ -26,7 +29,7 @@ type Files struct {
 //
 //blockd:blocking
 func Create(ctx context.Context, files Files, o *qapi.BlockdevCreateOptionsQcow2) error {
-	l := loneFile{f: edge{files.File}, dataName: files.DataName}
+	l := loneFile{f: edge{files.File}, dataName: files.DataName, keys: files.Keys}
 	if files.Data != nil {
 		l.external = edge{files.Data}
 	}
@@ -99,6 +102,8 @@ func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
 		return bad("data-file-raw requires data-file")
 	case c.raw && o.BackingFile != nil:
 		return bad("Backing file and data-file-raw cannot be used at the same time")
+	case c.raw && o.Encrypt != nil:
+		return bad("Encryption and data-file-raw cannot be used at the same time")
 	case c.external && c.version < 3:
 		return bad("External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)")
 	case c.raw && c.prealloc == qapi.PreallocModeOff:
@@ -127,23 +132,12 @@ func (l loneFile) create(ctx context.Context, o *qapi.BlockdevCreateOptionsQcow2
 	if err != nil {
 		return err
 	}
-	cs := int64(1) << c.clusterBits
-	// An old image's tables must not come to life when a crash cuts us off.
-	head := make([]byte, cs)
-	if err := writeAt(ctx, f, 0, head[:sector]); err != nil {
-		return headerError("Could not write qcow2 header", err)
-	}
-	if err := f.Flush(ctx); err != nil {
-		return headerError("Could not write qcow2 header", err)
-	}
-	h, err := c.layOut(ctx, f, int64(o.Size))
+	h, ext, err := l.begin(ctx, c, o)
 	if err != nil {
 		return err
 	}
-	ext := &extensions{features: ourFeatures(), dataFile: l.dataName}
-	if c.version < 3 {
-		ext.features = nil
-	}
+	cs := h.clusterSize
+	head := make([]byte, cs)
 	h.encode(head)
 	area := ext.encode(int64(h.length)+int64(len(ext.encode(true))) <= sector)
 	if int64(h.length)+int64(len(area)) > cs {
@@ -186,6 +180,42 @@ func (l loneFile) create(ctx context.Context, o *qapi.BlockdevCreateOptionsQcow2
 	return d.Close(ctx)
 }
 
+// begin lays an image out, all but its header, and makes its key. Options are
+// checked before anything is written.
+//
+//blockd:blocking
+func (l *loneFile) begin(ctx context.Context, c *creation, o *qapi.BlockdevCreateOptionsQcow2) (h *header, ext *extensions, err error) {
+	ext = &extensions{features: ourFeatures(), dataFile: l.dataName}
+	if c.version < 3 {
+		ext.features = nil
+	}
+	switch {
+	case o.Encrypt == nil:
+		h, err = c.layOut(ctx, l.f, int64(o.Size), 0)
+	case o.Encrypt.LUKS == nil:
+		if l.crypt, err = openAES(o.Encrypt.QCow.KeySecret, l.keys); err != nil {
+			return nil, nil, err
+		}
+		if h, err = c.layOut(ctx, l.f, int64(o.Size), 0); err == nil {
+			h.cryptMethod = cryptAES
+		}
+	default:
+		v, err := luks.Create(ctx, o.Encrypt.LUKS, "encrypt.", l.keys, func(n int64) (luks.Store, error) {
+			if h, err = c.layOut(ctx, l.f, int64(o.Size), n); err != nil {
+				return nil, err
+			}
+			h.cryptMethod = cryptLUKS
+			ext.setCrypto(h.behindL1(), n)
+			return cryptStore{l.file, ext.crypto}, nil
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		l.crypt = &encryption{v.Cipher, v, ext.crypto}
+	}
+	return h, ext, err
+}
+
 // fillNew gives a new image its data file's length and what is preallocated.
 func (d *Driver) fillNew(ctx context.Context, size int64, mode qapi.PreallocMode) error {
 	stale := int64(0)
@@ -210,6 +240,12 @@ type loneFile struct {
 	f        storage
 	external storage // data file, or nil
 	dataName string
+	keys     luks.Config
+	crypt    *encryption // of the image that is being made
+}
+
+func (l loneFile) openCrypt(context.Context, *header, *extensions, *qapi.BlockdevOptions) (*encryption, error) {
+	return l.crypt, nil
 }
 
 func (l loneFile) file() storage          { return l.f }
@@ -218,8 +254,16 @@ func (l loneFile) backing() storage       { return nil }
 func (l loneFile) data() storage          { return l.external }
 
 // layOut writes the refcount table, refcount blocks and L1 table of an empty
-// image: header, refcount table, refcount blocks, L1 table.
-func (c *creation) layOut(ctx context.Context, f storage, size int64) (*header, error) {
+// image: header, refcount table, refcount blocks, L1 table, and room for a LUKS
+// header of luksSize bytes.
+func (c *creation) layOut(ctx context.Context, f storage, size, luksSize int64) (*header, error) {
+	// An old image's tables must not come to life when a crash cuts us off.
+	if err := writeAt(ctx, f, 0, make([]byte, sector)); err != nil {
+		return nil, headerError("Could not write qcow2 header", err)
+	}
+	if err := f.Flush(ctx); err != nil {
+		return nil, headerError("Could not write qcow2 header", err)
+	}
 	h := &header{version: c.version, clusterBits: c.clusterBits, clusterSize: 1 << c.clusterBits, size: uint64(size), refcountOrder: c.order, compression: c.compression, length: v2HeaderLength}
 	if c.version >= 3 {
 		h.length = ourHeader
@@ -244,7 +288,7 @@ func (c *creation) layOut(ctx context.Context, f storage, size int64) (*header, 
 	table, blocks := int64(1), int64(1)
 	total := int64(0)
 	for {
-		total = 1 + table + blocks + l1Clusters
+		total = 1 + table + blocks + l1Clusters + h.clusters(luksSize)
 		b := (total + 1<<h.refBlockBits - 1) >> h.refBlockBits
 		t := h.clusters(b * 8)
 		if b <= blocks && t <= table {
@@ -274,6 +318,11 @@ func (c *creation) layOut(ctx context.Context, f storage, size int64) (*header, 
 			return nil, headerError("Could not write refcount table", err)
 		}
 	}
+	if luksSize > 0 {
+		if err := f.WriteZeroes(ctx, h.behindL1(), h.clusters(luksSize)<<h.clusterBits, 0); err != nil {
+			return nil, headerError("Could not zero fill encryption header", err)
+		}
+	}
 	zero := make([]byte, min(l1Clusters<<h.clusterBits, 1<<20))
 	for off := int64(0); off < l1Clusters<<h.clusterBits; off += int64(len(zero)) {
 		n := min(int64(len(zero)), l1Clusters<<h.clusterBits-off)
@@ -284,6 +333,11 @@ func (c *creation) layOut(ctx context.Context, f storage, size int64) (*header, 
 	return h, nil
 }
 
+// behindL1 is the first byte of the cluster after the L1 table.
+func (h *header) behindL1() int64 {
+	return int64(h.l1Offset) + h.clusters(int64(h.l1Size)*l1EntrySize)<<h.clusterBits
+}
+
 // encode writes the fixed fields to b.
 func (h *header) encode(b []byte) {
 	be := binary.BigEndian
@@ -291,6 +345,7 @@ func (h *header) encode(b []byte) {
 	be.PutUint32(b[4:], h.version)
 	be.PutUint32(b[20:], h.clusterBits)
 	be.PutUint64(b[fieldSize:], h.size)
+	be.PutUint32(b[fieldCryptMethod:], h.cryptMethod)
 	be.PutUint32(b[fieldL1Size:], h.l1Size)
 	be.PutUint64(b[fieldL1Offset:], h.l1Offset)
 	be.PutUint64(b[fieldRefTableOffset:], h.refTableOffset)

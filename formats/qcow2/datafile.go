@@ -75,6 +75,9 @@ func (d *Driver) flushAll(ctx context.Context) error {
 // zeroRaw is WriteZeroes for an image with a raw data file. Where clusters are
 // not mapped it leaves it to a write of zeroes.
 func (d *Driver) zeroRaw(ctx context.Context, off, n int64, flags blockgraph.Flags) error {
+	if d.crypt != nil {
+		return blockgraph.ErrNotSupported // zeroes would not be zeroes to the guest
+	}
 	p := d.epochs.pin()
 	defer p.unpin()
 	for at := off; at < off+n; {

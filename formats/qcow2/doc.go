@@ -32,7 +32,6 @@
 //
 // # Left out
 //
-// External data files, extended L2 entries and encryption are refused at open.
 // Bitmaps in the image are not maintained: opening it for writing clears
 // autoclear bit 0, so that whoever knows bitmaps sees that they are outdated.
 // lazy_refcounts is kept in the header, but counts are always written.

@@ -15,6 +15,7 @@ type Driver struct {
 	ch children
 	h  *header // geometry, and the other fields as they were at open
 
+	crypt     *encryption  // nil: not encrypted
 	size      atomic.Int64 // of the disk in bytes
 	readOnly  atomic.Bool
 	broken    atomic.Bool // found corrupt: writing has ended

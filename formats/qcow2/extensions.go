@@ -39,6 +39,7 @@ type extensions struct {
 	features      []byte // feature name table
 	others        []extension
 	bitmaps       bitmapsExt
+	crypto        cryptoExt // of others, what it says
 	// end is the offset after the end marker, in bytes.
 	end int64
 }
@@ -98,6 +99,11 @@ func parseExtensions(h *header, b []byte, start, limit int64) (*extensions, erro
 				break
 			}
 			e.dataFile = string(data)
+		case extCrypto:
+			if err := e.parseCrypto(h, data); err != nil {
+				return nil, err
+			}
+			e.keep(id, data)
 		case extFeatureNames:
 			e.features = append([]byte(nil), data...)
 		case extBitmaps:

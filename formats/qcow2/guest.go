@@ -19,7 +19,7 @@ import (
 
 // freshReadsZero tells whether places that nobody ever wrote read as zeroes to
 // the guest, so that the rest of a new cluster need not be written.
-func (d *Driver) freshReadsZero() bool { return true }
+func (d *Driver) freshReadsZero() bool { return d.crypt == nil }
 
 // checkGuestOverlap holds that guest data may be written at host.
 func (d *Driver) checkGuestOverlap(host, n int64) error {
@@ -32,6 +32,9 @@ func (d *Driver) checkGuestOverlap(host, n int64) error {
 // readGuest fills v with guest bytes from off on, which are stored at host.
 func (d *Driver) readGuest(ctx context.Context, off, host int64, v *blockgraph.IOVec) error {
 	d.file().DebugEvent("read_aio")
+	if c := d.crypt; c != nil {
+		return c.ReadV(ctx, d.dataFile(), host, v, c.sectorOf(off, host))
+	}
 	return d.dataFile().ReadV(ctx, host, v, 0)
 }
 
@@ -46,6 +49,9 @@ func (d *Driver) writeGuest(ctx context.Context, off, host int64, v *blockgraph.
 		f.DebugEvent("cow_write")
 	}
 	f.DebugEvent("write_aio")
+	if c := d.crypt; c != nil {
+		return c.WriteV(ctx, d.dataFile(), host, v, c.sectorOf(off, host), 0)
+	}
 	return d.dataFile().WriteV(ctx, host, v, 0)
 }
 
@@ -54,7 +60,23 @@ func (d *Driver) zeroGuest(ctx context.Context, off, host, n int64) error {
 	if err := d.checkGuestOverlap(host, n); err != nil {
 		return err
 	}
+	if d.crypt != nil {
+		return d.zeroEncrypted(ctx, off, host, n)
+	}
 	return d.dataFile().WriteZeroes(ctx, host, n, 0)
+}
+
+// zeroEncrypted stores zeroes as they look encrypted.
+func (d *Driver) zeroEncrypted(ctx context.Context, off, host, n int64) error {
+	for pos := int64(0); pos < n; {
+		var v blockgraph.IOVec
+		appendZeroes(&v, min(n-pos, 1<<20))
+		if err := d.writeGuest(ctx, off+pos, host+pos, &v, false); err != nil {
+			return err
+		}
+		pos += v.Len()
+	}
+	return nil
 }
 
 // readPacked fills out, one cluster long, with the compressed cluster of an

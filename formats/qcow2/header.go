@@ -63,6 +63,7 @@ const (
 	fieldBackingOffset  = 8
 	fieldBackingSize    = 16
 	fieldSize           = 24
+	fieldCryptMethod    = 32
 	fieldL1Size         = 36
 	fieldL1Offset       = 40
 	fieldRefTableOffset = 48
@@ -183,7 +184,7 @@ func (h *header) checkFeatures(ext *extensions) error {
 	if h.refcountOrder > 6 {
 		return errHeader("Reference count entry width too large; may not exceed 64 bits")
 	}
-	if h.cryptMethod != 0 {
+	if h.cryptMethod > cryptLUKS {
 		return blockgraph.Errorf(syscall.ENOTSUP, "Unsupported encryption method %d", h.cryptMethod)
 	}
 	return nil

@@ -25,7 +25,7 @@ func TestHostileHeaders(t *testing.T) {
 		{"long header", func(b []byte) { be.PutUint32(b[100:], 1<<20) }, "qcow2 header exceeds cluster size"},
 		{"backing offset", func(b []byte) { be.PutUint64(b[8:], 1<<40) }, "Invalid backing file offset"},
 		{"backing size", func(b []byte) { be.PutUint64(b[8:], 1000); be.PutUint32(b[16:], 1<<30) }, "Backing file name too long"},
-		{"encryption", func(b []byte) { be.PutUint32(b[32:], 2) }, "Unsupported encryption method 2"},
+		{"encryption", func(b []byte) { be.PutUint32(b[32:], 3) }, "Unsupported encryption method 3"},
 		{"feature", func(b []byte) { be.PutUint64(b[72:], 1<<40) }, "Unsupported qcow2 feature(s): Unknown incompatible feature: 10000000000"},
 		{"corrupt", func(b []byte) { b[79] = 2 }, "qcow2: Image is corrupt; cannot be opened read/write"},
 		{"compression", func(b []byte) { b[104] = 7; b[79] = 8 }, "qcow2: unknown compression type: 7"},

@@ -46,6 +46,14 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 			q.CompressionType = qapi.Qcow2CompressionTypeZstd
 		}
 	}
+	if c := d.crypt; c != nil {
+		yes := true
+		info.Encrypted = &yes
+		q.Encrypt = &qapi.ImageInfoSpecificQCow2Encryption{Format: qapi.BlockdevQcow2EncryptionFormatAES}
+		if c.volume != nil {
+			q.Encrypt.Format, q.Encrypt.LUKS = qapi.BlockdevQcow2EncryptionFormatLUKS, c.volume.Info()
+		}
+	}
 	info.FormatSpecific = &qapi.ImageInfoSpecific{Type: qapi.ImageInfoSpecificKindQcow2, Qcow2: q}
 	return nil
 }

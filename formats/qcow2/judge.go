@@ -99,6 +99,9 @@ func (c *inspection) besides(f func(first, n int64)) {
 	t := d.l1.Load()
 	bytes(t.offset, int64(len(t.entries))*l1EntrySize)
 	bytes(d.refs.tableOffset, int64(len(d.refs.table))*8)
+	if d.crypt != nil {
+		bytes(int64(d.crypt.at.offset), int64(d.crypt.at.length))
+	}
 	snapshots := d.snapshots.Load()
 	bytes(snapshots.at.from, snapshots.at.to-snapshots.at.from)
 	for _, s := range snapshots.list {

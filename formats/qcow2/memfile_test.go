@@ -258,7 +258,7 @@ func newImage(t testing.TB, size int64, opts ...imageOption) *memFile {
 	for _, set := range opts {
 		set(o)
 	}
-	l := loneFile{f: f}
+	l := loneFile{f: f, keys: testKeys}
 	if o.DataFile != nil {
 		f.data, f.dataPath = &memFile{}, filepath.Join(t.TempDir(), "data.raw")
 		l.external, l.dataName = f.data, f.dataPath
@@ -380,5 +380,5 @@ func fieldCheck(t testing.TB, f *memFile) {
 	if err != nil {
 		return
 	}
-	run(t, p, "check", "-q", "-f", "qcow2", save(t, f, "check.qcow2"))
+	run(t, append([]string{p, "check", "-q"}, fieldOpen(f, save(t, f, "check.qcow2"))...)...)
 }

@@ -145,6 +145,10 @@ func compareWithField(t *testing.T, f, backing *memFile, want []byte) {
 		base := save(t, backing, "base.raw")
 		run(t, p, "rebase", "-u", "-F", "raw", "-b", base, img)
 	}
+	if isEncrypted(f) {
+		compareEncrypted(t, p, f, img, want)
+		return
+	}
 	run(t, p, "check", "-q", img)
 	raw := save(t, &memFile{b: want}, "want.raw")
 	run(t, p, "compare", "-q", "-f", "qcow2", "-F", "raw", img, raw)

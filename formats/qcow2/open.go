@@ -7,40 +7,66 @@ import (
 	"syscall"
 
 	"blockd/blockgraph"
+	"blockd/clock"
 	"blockd/formats/bitmapstore"
+	"blockd/formats/luks"
 	"blockd/qapi"
 )
 
-// Type is the driver's entry in the registry.
-var Type = &blockgraph.DriverType{
-	Name:  "qcow2",
-	Probe: probe,
-	Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
-		list := []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
-		if o.Qcow2.DataFile != nil {
-			list = append(list, blockgraph.ChildSpec{Name: "data-file", Role: blockgraph.RoleData, Ref: *o.Qcow2.DataFile})
-		}
-		return list
-	},
-	Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-		ch := openingChildren{nodeChildren{r.Node}, r}
-		d, err := open(ctx, ch, r.Options, r.ReadOnly)
-		if err != nil && r.AutoReadOnly && !r.ReadOnly && errors.Is(err, syscall.EACCES) {
-			r.Node.FallBackReadOnly()
-			d, err = open(ctx, ch, r.Options, true)
-		}
-		if err != nil {
-			return nil, err
-		}
-		d.ch = ch.nodeChildren
-		return d, nil
-	},
-	WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
-		return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverQcow2, Qcow2: &qapi.BlockdevOptionsQcow2{File: file}}
-	},
-	BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },
-	Reopenable:    reopenable,
-	Remembers:     true,
+// Type is the driver's entry in the registry of a program without secrets: it
+// opens no encrypted images.
+var Type = DriverType(luks.Config{
+	Secret: func(id string) (string, error) { return "", errHeader("No secret with id '%s'", id) },
+	Clock:  clock.Real(),
+})
+
+// DriverType returns the driver for the graph's registry, with the keys of
+// encrypted images.
+func DriverType(keys luks.Config) *blockgraph.DriverType {
+	return &blockgraph.DriverType{
+		Name:  "qcow2",
+		Probe: probe,
+		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
+			list := []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.Qcow2.File}}
+			if o.Qcow2.DataFile != nil {
+				list = append(list, blockgraph.ChildSpec{Name: "data-file", Role: blockgraph.RoleData, Ref: *o.Qcow2.DataFile})
+			}
+			return list
+		},
+		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
+			ch := openingChildren{nodeChildren{r.Node}, r, keys}
+			d, err := open(ctx, ch, r.Options, r.ReadOnly)
+			if err != nil && r.AutoReadOnly && !r.ReadOnly && errors.Is(err, syscall.EACCES) {
+				r.Node.FallBackReadOnly()
+				d, err = open(ctx, ch, r.Options, true)
+			}
+			if err != nil {
+				return nil, err
+			}
+			d.ch = ch.nodeChildren
+			return d, nil
+		},
+		WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
+			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverQcow2, Qcow2: &qapi.BlockdevOptionsQcow2{File: file}}
+		},
+		BackingOption: func(o *qapi.BlockdevOptions) **qapi.BlockdevRefOrNull { return &o.Qcow2.Backing },
+		Reopenable:    reopenable,
+		Remembers:     true,
+		StrongOptions: strongOptions,
+	}
+}
+
+// strongOptions: without its key an image cannot be read.
+func strongOptions(o *qapi.BlockdevOptions) *qapi.Object {
+	e := o.Qcow2.Encrypt
+	switch {
+	case e == nil:
+	case e.LUKS != nil && e.LUKS.KeySecret != nil:
+		return qapi.NewObject("encrypt.key-secret", *e.LUKS.KeySecret)
+	case e.AES != nil && e.AES.KeySecret != nil:
+		return qapi.NewObject("encrypt.key-secret", *e.AES.KeySecret)
+	}
+	return nil
 }
 
 func probe(head []byte) int {
@@ -69,8 +95,17 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 	if err != nil {
 		return nil, err
 	}
+	var crypt *encryption
+	if k, ok := ch.(keyHolder); ok && h.cryptMethod != cryptNone {
+		if crypt, err = k.openCrypt(ctx, h, ext, o); err != nil {
+			return nil, err
+		}
+	} else if h.cryptMethod != cryptNone {
+		return nil, errHeader("Parameter 'encrypt.key-secret' is required for cipher")
+	}
 	d := &Driver{
-		ch: ch, h: h, head: head, ext: ext, headerTurn: make(chan struct{}, 1),
+		crypt: crypt,
+		ch:    ch, h: h, head: head, ext: ext, headerTurn: make(chan struct{}, 1),
 		sliceBits: sliceBits(h, opts),
 		meta:      newMetadataMap(h.clusterBits),
 		newTables: map[int64]struct{}{}, unsharing: map[int64]struct{}{},

@@ -43,6 +43,9 @@ func parseOptions(h *header, size int64, o *qapi.BlockdevOptions) (*options, err
 	if err := r.cacheSizes(h, size, q); err != nil {
 		return nil, err
 	}
+	if err := h.checkCrypt(o); err != nil {
+		return nil, err
+	}
 	r.cleanInterval = defaultCleanInterval
 	if q.CacheCleanInterval != nil {
 		if uint64(*q.CacheCleanInterval) > 1<<32-1 {

@@ -58,5 +58,10 @@ var optionSets = []optionSet{
 	{name: "extended-no-unref", cluster: 16 << 10, opts: []imageOption{extended}, run: qapi.BlockdevOptionsQcow2{DiscardNoUnref: ptr(true)}},
 	{name: "extended-preallocated", cluster: 16 << 10, opts: []imageOption{extended, prealloc(qapi.PreallocModeMetadata)}},
 	{name: "extended-data-file", cluster: 16 << 10, opts: []imageOption{extended, external}},
+	{name: "encrypted", cluster: 4096, opts: []imageOption{encrypted}},
+	{name: "encrypted-v2", cluster: 1024, v2: true, opts: []imageOption{encryptedAES}},
+	{name: "encrypted-extended", cluster: 16 << 10, opts: []imageOption{extended, encrypted}, run: smallCache},
+	{name: "encrypted-data-file", cluster: 1024, opts: []imageOption{external, encrypted}},
+	{name: "encrypted-preallocated", cluster: 4096, opts: []imageOption{encrypted, prealloc(qapi.PreallocModeMetadata)}},
 	{name: "preallocated", cluster: 4096, opts: []imageOption{prealloc(qapi.PreallocModeMetadata)}},
 }

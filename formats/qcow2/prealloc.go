@@ -67,8 +67,9 @@ func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 	for first+a.n < end && d.h.reservable(s.load(p.entry+a.n)) {
 		a.n++
 	}
-	// With subclusters they stay what they are, and have a place for later.
-	a.reserve = d.h.extended && !d.h.raw
+	// With subclusters they stay what they are, and have a place for later; in
+	// an encrypted image they are marked as zeroes, since what lies there is not.
+	a.reserve = d.h.extended && !d.h.raw || d.crypt != nil && d.h.version >= 3
 	r := &d.refs
 	if d.file().Grows() && !d.h.external {
 		r.hint[1] = max(r.hint[1], r.untouched)

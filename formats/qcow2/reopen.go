@@ -13,6 +13,7 @@ import (
 var reopenable = []string{
 	"lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other", "discard-no-unref", "overlap-check",
 	"cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval",
+	"encrypt",
 }
 
 // PrepareReopen takes new runtime options, and switches between read-only and

@@ -51,6 +51,9 @@ func (d *Driver) statusOf(m mapping) blockgraph.Status {
 	case zeroPlain:
 		st.Flags = blockgraph.StatusZero
 	}
+	if d.crypt != nil {
+		st.Flags &^= blockgraph.StatusOffsetValid // what is stored there is not what is read
+	}
 	if st.Flags&blockgraph.StatusOffsetValid != 0 {
 		st.Offset = m.host
 		st.File = d.dataFile().Node()

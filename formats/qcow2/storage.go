@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"blockd/blockgraph"
+	"blockd/formats/luks"
 	"blockd/qapi"
 )
 
@@ -92,7 +93,13 @@ type dataOpener interface{ openData(name string) error }
 // openingChildren are those of a node that is being opened.
 type openingChildren struct {
 	nodeChildren
-	r *blockgraph.OpenRequest
+	r    *blockgraph.OpenRequest
+	keys luks.Config
+}
+
+//blockd:blocking
+func (c openingChildren) openCrypt(ctx context.Context, h *header, ext *extensions, o *qapi.BlockdevOptions) (*encryption, error) {
+	return openCrypt(ctx, c.file, h, ext, o, c.keys)
 }
 
 //blockd:blocking

@@ -120,6 +120,9 @@ func (d *Driver) mapped(a *allocation, i int64) l2Entry {
 	h := d.h
 	e := l2Entry{word: uint64(a.host+i)<<h.clusterBits | flagCopied}
 	if !h.extended {
+		if a.reserve {
+			e.word |= flagZero
+		}
 		return e
 	}
 	if old := a.old[i]; old.word&flagCompressed == 0 {

@@ -12,7 +12,7 @@ func (d *Driver) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 	if d.broken.Load() {
 		return syscall.EIO
 	}
-	if flags&blockgraph.Compressed != 0 {
+	if flags&blockgraph.Compressed != 0 && d.crypt == nil {
 		return d.writeCompressed(ctx, off, v, flags)
 	}
 	onlyUnallocated := flags&blockgraph.OnlyUnallocated != 0
