@@ -20,6 +20,7 @@ import (
 	"blockd/filters/quorum"
 	"blockd/filters/snapshotaccess"
 	"blockd/filters/throttle"
+	"blockd/formats/luks"
 	"blockd/formats/qcow2"
 	"blockd/formats/raw"
 	"blockd/monitor"
@@ -52,15 +53,19 @@ func newDrivers(d *Daemon, allowed []string, clk clock.Clock) drivers {
 		return host.ReadFile(name, maxRules, fromHeader)
 	}))
 	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: d.takeSocket, Credentials: d.Objects.TLSClient, Log: slog.Default()}))
-	types = append(types, rawType, qcow2.Type, copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.Objects),
+	keys := luks.Config{Secret: d.Objects.SecretText, Clock: clk}
+	types = append(types, rawType, luks.DriverType(keys), qcow2.DriverType(keys), copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.Objects),
 		blklogwrites.Type(), blkverify.Type(), compress.Type(), preallocate.Type(), snapshotaccess.Type(),
 		quorum.Type(d.QMP.Hub().Emit))
 	return drivers{
 		types:      types,
 		createFile: host.Create,
 		formats: map[string]monitor.FormatCreator{
+			"luks": func(ctx context.Context, f monitor.ImageFiles, o *qapi.BlockdevCreateOptions) error {
+				return luks.CreateImage(ctx, f.File, o.LUKS, keys)
+			},
 			"qcow2": func(ctx context.Context, f monitor.ImageFiles, o *qapi.BlockdevCreateOptions) error {
-				return qcow2.Create(ctx, qcow2.Files{File: f.File, Data: f.Data, DataName: f.DataName}, o.Qcow2)
+				return qcow2.Create(ctx, qcow2.Files{File: f.File, Data: f.Data, DataName: f.DataName, Keys: keys}, o.Qcow2)
 			},
 		},
 	}

@@ -27,6 +27,12 @@ func (m *Monitor) creators() create.Creators {
 		qapi.BlockdevDriverFile: func(ctx context.Context, _ *blockgraph.Graph, o *qapi.BlockdevCreateOptions) error {
 			return m.CreateFile(ctx, o.File)
 		},
+		qapi.BlockdevDriverLUKS: func(ctx context.Context, g *blockgraph.Graph, o *qapi.BlockdevCreateOptions) error {
+			if o.LUKS.File == nil {
+				return qapi.Errorf("Parameter 'file' is missing")
+			}
+			return m.createFormat(ctx, g, o.LUKS.File, nil, o, m.Formats["luks"])
+		},
 		qapi.BlockdevDriverQcow2: func(ctx context.Context, g *blockgraph.Graph, o *qapi.BlockdevCreateOptions) error {
 			return m.createFormat(ctx, g, &o.Qcow2.File, o.Qcow2.DataFile, o, m.Formats["qcow2"])
 		},
@@ -185,6 +191,9 @@ func fillImage(tx *blockgraph.Tx, ref *qapi.BlockdevRef, img NewImage, create Fo
 		return err
 	}
 	o := &qapi.BlockdevCreateOptions{Driver: qapi.BlockdevDriver(img.Format)}
+	if o.Driver == qapi.BlockdevDriverLUKS { // lacks its secret, and says so
+		o.LUKS = &qapi.BlockdevCreateOptionsLUKS{File: ref, Size: uint64(img.Size)}
+	}
 	o.Qcow2 = &qapi.BlockdevCreateOptionsQcow2{File: *ref, Size: uint64(img.Size)}
 	if img.Backing != "" {
 		format := qapi.BlockdevDriver(img.BackingFormat)

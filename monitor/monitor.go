@@ -77,6 +77,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerCreate(r)
+	m.registerAmend(r)
 	m.registerSnapshots(r)
 	m.registerInternalSnapshots(r)
 	m.registerBitmaps(r)

@@ -1,0 +1,100 @@
+// Package amend is x-blockdev-amend: changing what was decided when an image
+// was created, as a job, because deriving keys takes long on purpose. Like a
+// job of blockdev-create it ends by itself and then stays until it is
+// dismissed; it has no BLOCK_JOB_* events.
+//
+// Prepare is called on a worker with the graph token held. Amending itself is
+// done on a worker, too, without it, and each of its I/Os is a request of a
+// root of the job's, so that a graph change waits for one I/O and not for the
+// job.
+//
+//blockd:io
+package amend
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/jobs"
+	"blockd/qapi"
+)
+
+// Prepare sets the job up within a graph change, whose commit starts it. It
+// fails with the field's texts; the change is then to be undone.
+//
+//blockd:blocking
+func Prepare(tx *blockgraph.Tx, set *jobs.Set, n *blockgraph.Node, a *qapi.XBlockdevAmendArg) error {
+	if n.Type().Name != string(a.Options.Driver) {
+		return qapi.Errorf("x-blockdev-amend doesn't support changing the block driver")
+	}
+	image, ok := n.Driver().(blockgraph.Amender)
+	if !ok {
+		return qapi.Errorf("Driver does not support x-blockdev-amend")
+	}
+	d := &amending{image: image, options: a.Options, force: a.Force != nil && *a.Force}
+	j, err := set.Create(jobs.Options{ID: a.JobID, Type: qapi.JobTypeAmend, ManualDismiss: true}, d)
+	if err != nil {
+		return err
+	}
+	if err := d.begin(tx, n, j.ID()); err != nil {
+		j.Fail()
+		return err
+	}
+	j.StartIn(tx, false)
+	return nil
+}
+
+// amending is the job's driver.
+type amending struct {
+	image   blockgraph.Amender
+	options qapi.BlockdevAmendOptions
+	force   bool
+	root    *blockgraph.Root
+}
+
+// begin makes the job a user of the node, for as long as it runs.
+//
+//blockd:blocking
+func (d *amending) begin(tx *blockgraph.Tx, n *blockgraph.Node, id string) error {
+	var err error
+	d.root, err = tx.NewRoot(n, blockgraph.RootOptions{Desc: "amend job '" + id + "'", Shared: blockgraph.PermAll, StayAtNode: true, Job: id})
+	if err != nil {
+		return err
+	}
+	d.image.SetAmending(true)
+	tx.OnAbort(func() { d.image.SetAmending(false) })
+	return tx.RefreshPerms(n)
+}
+
+// Run amends. Its progress is one step.
+func (d *amending) Run(ctx context.Context, j *jobs.Job) error {
+	j.Progress().SetRemaining(1)
+	err := j.OnWorker(func() error { return d.image.Amend(ctx, d.enter, &d.options, d.force) })
+	j.Progress().Add(1)
+	return err
+}
+
+func (d *amending) enter(ctx context.Context, f func() error) error {
+	a, err := d.root.Enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Leave()
+	return f()
+}
+
+// Clean gives up what the job holds.
+//
+//blockd:blocking
+func (d *amending) Clean(tx *blockgraph.Tx) error {
+	n := d.root.Node()
+	if n == nil {
+		return nil
+	}
+	d.image.SetAmending(false)
+	tx.OnAbort(func() { d.image.SetAmending(true) })
+	if err := tx.CloseRoot(d.root); err != nil {
+		return err
+	}
+	return tx.RefreshPerms(n)
+}
