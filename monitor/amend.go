@@ -10,7 +10,7 @@ import (
 func (m *Monitor) registerAmend(r *qmp.Registry) {
 	qmp.Register(r, "x-blockdev-amend", qmp.CommandOptions{Unstable: true}, func(c *qmp.Context, a *qapi.XBlockdevAmendArg) (struct{}, error) {
 		return struct{}{}, m.update(c, "x-blockdev-amend", func(tx *blockgraph.Tx) error {
-			n, err := findNode(tx, a.NodeName)
+			n, err := tx.LookUp(nil, &a.NodeName)
 			if err != nil {
 				return err
 			}

@@ -61,7 +61,7 @@ var foundKeys sync.Map
 
 // encrypted makes an image with LUKS, cheaply.
 func encrypted(o *qapi.BlockdevCreateOptionsQcow2) {
-	l := &qapi.QCryptoBlockCreateOptionsLUKS{IterTime: ptr(int64(0)), CipherAlg: ptr(qapi.QCryptoCipherAlgorithmAES128)}
+	l := &qapi.QCryptoBlockCreateOptionsLUKS{IterTime: ptr(int64(0)), CipherAlg: ptr(qapi.QCryptoCipherAlgorithmAES128), CipherMode: ptr(qapi.QCryptoCipherModeCBC)}
 	l.KeySecret = ptr("s")
 	o.Encrypt = &qapi.QCryptoBlockCreateOptions{Format: qapi.QCryptoBlockFormatLUKS, LUKS: l}
 }
@@ -262,7 +262,9 @@ func TestHostileEncryptionHeaders(t *testing.T) {
 		{"no extension", func(b []byte) { be.PutUint32(b[ourHeader:], 0x12345678) }, "Missing CRYPTO header for crypt method 2"},
 		{"odd size", func(b []byte) { b[fieldSize+7] = 1 }, "The size of an encrypted image must be a multiple of 512 bytes"},
 	} {
-		f := newImage(t, 1<<20, encrypted, func(o *qapi.BlockdevCreateOptionsQcow2) { o.Encrypt.LUKS.CipherAlg = nil })
+		f := newImage(t, 1<<20, encrypted, func(o *qapi.BlockdevCreateOptionsQcow2) {
+			o.Encrypt.LUKS.CipherAlg, o.Encrypt.LUKS.CipherMode = nil, nil
+		})
 		c.change(f.b)
 		_, err := open(ctxb, testChildren{f, nil}, &qapi.BlockdevOptions{}, false)
 		if err == nil || err.Error() != c.want {

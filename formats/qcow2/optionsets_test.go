@@ -60,8 +60,6 @@ var optionSets = []optionSet{
 	{name: "extended-data-file", cluster: 16 << 10, opts: []imageOption{extended, external}},
 	{name: "encrypted", cluster: 4096, opts: []imageOption{encrypted}},
 	{name: "encrypted-v2", cluster: 1024, v2: true, opts: []imageOption{encryptedAES}},
-	{name: "encrypted-extended", cluster: 16 << 10, opts: []imageOption{extended, encrypted}, run: smallCache},
-	{name: "encrypted-data-file", cluster: 1024, opts: []imageOption{external, encrypted}},
-	{name: "encrypted-preallocated", cluster: 4096, opts: []imageOption{encrypted, prealloc(qapi.PreallocModeMetadata)}},
+	{name: "encrypted-extended", cluster: 16 << 10, opts: []imageOption{extended, encryptedAES}, run: smallCache},
 	{name: "preallocated", cluster: 4096, opts: []imageOption{prealloc(qapi.PreallocModeMetadata)}},
 }
