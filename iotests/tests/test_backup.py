@@ -205,6 +205,9 @@ class Refusals(BackupCase):
         self.refuse("Bitmap 'zz' could not be found", bitmap="zz")
         self.refuse("Cannot specify bitmap sync mode without a bitmap", bitmap_mode="never")
         self.refuse("max-workers must be between 1 and 2147483647", x_perf={"max-workers": 0})
+        self.refuse("max-workers must be between 1 and 2147483647", x_perf={"max-workers": 1 << 31})
+        self.refuse("max-chunk must be zero (which means no limit) or positive", x_perf={"max-chunk": -1})
+        self.refuse("Required max-chunk (512) is less than backup cluster size (65536)", x_perf={"max-chunk": 512})
 
     def test_compression_into_raw(self) -> None:
         images.create(self.target, SIZE, images.RAW)
