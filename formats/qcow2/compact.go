@@ -101,7 +101,7 @@ func (c *compaction) run() error {
 	d.mu.Unlock()
 	cb := d.h.clusterBits
 	c.left = max(end-used, 0)<<cb + int64(len(d.l1.Load().entries))*(1<<d.h.l2Bits<<d.h.l2EntryBits)
-	for _, move := range []func() error{c.moveDisk, c.moveBlocks, c.moveRefTable, c.moveL1} {
+	for _, move := range []func() error{c.moveDisk, c.moveBlocks, c.moveRefTable, func() error { return c.retry(c.tryMoveL1) }} {
 		if err := move(); err != nil {
 			return err
 		}
@@ -323,6 +323,8 @@ func (c *compaction) moveRun(table, index, i, n int64) error {
 
 // tryMove finds new places for clusters of the disk and claims these; nil: there
 // is nothing to move. Driver.mu is held, and the range of the disk.
+//
+// +checklocksignore
 func (c *compaction) tryMove(table, index, i, first, n int64) (*move, error) {
 	d := c.d
 	if d.broken.Load() {
@@ -429,6 +431,8 @@ func (c *compaction) copyClusters(m *move, first int64) error {
 
 // endMove maps clusters to their new places, or gives these back after an error.
 // Driver.mu is held.
+//
+// +checklocksignore
 func (c *compaction) endMove(m *move, err error) {
 	d := c.d
 	for k, e := range m.old {

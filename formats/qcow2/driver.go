@@ -66,7 +66,7 @@ type Driver struct {
 	// +checklocks:mu
 	diskFields headerFields // as in the header on disk
 	view       *view        // of a check that goes on, or nil
-	reserved   *reservation // +checklocks:mu
+	reserved   *reservation // what is not to be allocated now
 	points     []string     // fault points passed under the lock, for unlock
 
 	// uncounted is how many changes of snapshots have not brought the counts in

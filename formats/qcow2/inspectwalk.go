@@ -278,9 +278,7 @@ func (c *inspection) walkEntry(s *slice, i int64, next int64, active bool) int64
 		c.corruption("offset=%x: cluster is not properly aligned; L2 entry corrupted", off)
 	}
 	if active {
-		c.checkFlag(e.word, off, false, func() {
-			c.d.setEntry(s, i, l2Entry{e.word ^ flagCopied, e.bitmap})
-		})
+		c.checkFlag(e.word, off, false, func() { c.toggle(s, i, e) })
 	}
 	if c.flagsFix {
 		return next
@@ -296,6 +294,13 @@ func (c *inspection) walkEntry(s *slice, i int64, next int64, active bool) int64
 		c.refer(off, h.clusterSize)
 	}
 	return next
+}
+
+// toggle changes the copied flag of an entry. Driver.mu is held.
+//
+// +checklocksignore
+func (c *inspection) toggle(s *slice, i int64, e l2Entry) {
+	c.d.setEntry(s, i, l2Entry{e.word ^ flagCopied, e.bitmap})
 }
 
 // walkCompressed is walkEntry for a compressed cluster.

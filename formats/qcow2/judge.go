@@ -86,6 +86,8 @@ func (c *inspection) suspects() ([]uint64, error) {
 
 // besides calls f for every run of clusters that has a reference which is not
 // in the view. The turn of the bitmaps and Driver.mu are held.
+//
+// +checklocksignore
 func (c *inspection) besides(f func(first, n int64)) {
 	d := c.d
 	h := d.h

@@ -4,6 +4,8 @@ package qcow2
 
 // tryMoveTable moves an L2 table of the active L1 table alone. Driver.mu is
 // held.
+//
+// +checklocksignore
 func (c *compaction) tryMoveTable(table int64) error {
 	d := c.d
 	t := d.l1.Load()
@@ -57,6 +59,8 @@ func (c *compaction) moveBlocks() error {
 }
 
 // tryMoveBlock moves a refcount block. Driver.mu is held.
+//
+// +checklocksignore
 func (c *compaction) tryMoveBlock(index int64) error {
 	d := c.d
 	r := &d.refs
@@ -111,23 +115,23 @@ func (c *compaction) moveRefTable() error {
 	})
 }
 
-// moveL1 moves the active L1 table.
-func (c *compaction) moveL1() error {
+// tryMoveL1 moves the active L1 table. Driver.mu is held.
+//
+// +checklocksignore
+func (c *compaction) tryMoveL1() error {
 	d := c.d
-	return c.retry(func() error {
-		t := d.l1.Load()
-		n := d.h.clusters(int64(len(t.entries)) * l1EntrySize)
-		old := t.offset >> d.h.clusterBits
-		if n == 0 || old+n <= c.target || d.l1Moved || d.broken.Load() {
-			return nil
-		}
-		first, err := c.place(n)
-		if err != nil || first < 0 {
-			return err
-		}
-		d.replaceL1(t, first<<d.h.clusterBits, int64(len(t.entries)))
-		d.free(old, n, discardNever)
-		c.res.Moved += n
+	t := d.l1.Load()
+	n := d.h.clusters(int64(len(t.entries)) * l1EntrySize)
+	old := t.offset >> d.h.clusterBits
+	if n == 0 || old+n <= c.target || d.l1Moved || d.broken.Load() {
 		return nil
-	})
+	}
+	first, err := c.place(n)
+	if err != nil || first < 0 {
+		return err
+	}
+	d.replaceL1(t, first<<d.h.clusterBits, int64(len(t.entries)))
+	d.free(old, n, discardNever)
+	c.res.Moved += n
+	return nil
 }
