@@ -34,7 +34,7 @@ var packageRows = map[string]external{}
 
 func init() {
 	for _, p := range strings.Fields(`
-		bytes cmp container/heap container/list container/ring context crypto crypto/aes crypto/cipher crypto/ecdsa
+		bytes cmp container/heap container/list container/ring context crypto crypto/aes crypto/cipher crypto/des crypto/ecdsa
 		crypto/elliptic crypto/hmac crypto/md5 crypto/pbkdf2 crypto/rand crypto/sha1 crypto/sha256 crypto/sha512
 		crypto/subtle crypto/x509 crypto/x509/pkix embed encoding/asn1 encoding/base64
 		encoding/binary encoding/hex encoding/json encoding/pem encoding/xml errors fmt hash hash/adler32 hash/crc32 hash/fnv hash/maphash
