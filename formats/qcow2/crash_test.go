@@ -149,7 +149,7 @@ func crashCases() []crashCase {
 	}
 	resized := []crashStep{resizing}
 	cases = append(cases,
-		crashCase{name: "table-grows", set: optionSet{cluster: 512, opts: []imageOption{refcountBits(64)}}, size: 3 << 20, steps: 6, fill: 800, big: 2000, costly: 4},
+		crashCase{name: "table-grows", set: optionSet{cluster: 512, opts: []imageOption{refcountBits(64)}}, size: 3 << 20, steps: 6, fill: 800, big: 2000, costly: 20},
 		crashCase{name: "2M", set: optionSet{cluster: 2 << 20}, size: 10 << 20, steps: 12, big: 9000, costly: 100},
 		crashCase{name: "concurrent", set: optionSet{cluster: 1024, run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}}, size: 400 << 10, steps: 20, workers: 4, big: 40},
 		crashCase{name: "concurrent-backing", set: optionSet{cluster: 2048, run: smallCache}, size: 400 << 10, backing: true, steps: 20, workers: 4, big: 40},
