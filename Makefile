@@ -8,7 +8,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # another owner.
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
-.PHONY: all build build-test adapter lint test test-all demo bench clean
+.PHONY: all build build-test adapter iotests-qemu lint test test-all demo bench clean
 
 all: build
 
@@ -22,6 +22,12 @@ build-test:
 # The program that lets QEMU's own test-suite run against blockd.
 adapter:
 	CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -o bin/qemu-adapter ./iotests/adapter
+
+# QEMU's own test-suite, against the record in iotests/qemu_suite.txt; RECORD=1 writes what was seen there and
+# to the documentation.
+iotests-qemu: adapter build
+	/usr/bin/python3 iotests/qemu_suite.py $(if $(RECORD),--record) $(TESTS)
+	$(if $(RECORD),/usr/bin/python3 iotests/qemu_suite.py --table)
 
 lint:
 	@GO='$(GO)' sh tools/lint.sh

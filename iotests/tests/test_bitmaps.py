@@ -545,6 +545,25 @@ class Crash(BitmapCase):
             self.assert_qmp_error(text, f"block-dirty-bitmap-{verb}", node="d", name=name)
 
 
+class Snapshot(BitmapCase):
+    """Bitmaps of an image that becomes a backing file."""
+
+    def test_a_bitmap_removed_with_the_snapshot_is_not_in_the_image(self) -> None:
+        self.add("stays", persistent=True)
+        self.add("goes", persistent=True)
+        overlay = self.path("overlay.qcow2")
+        snapshot = {"node-name": "d", "snapshot-file": overlay, "snapshot-node-name": "over"}
+        actions = [
+            {"type": "blockdev-snapshot-sync", "data": snapshot},
+            {"type": "block-dirty-bitmap-remove", "data": {"node": "d", "name": "goes"}},
+        ]
+        self.qmp.cmd("transaction", actions=actions)
+        self.assertEqual(list(self.bitmaps()), ["stays"])
+        self.daemon.quit()
+        self.assertEqual(list(self.stored()), ["stays"])
+        images.check(self.disk)
+
+
 @blockd_only("the rival has no blockdev-set-active")
 class Inactive(BitmapCase):
     """An image handed over to another program and back."""

@@ -391,3 +391,37 @@ func TestZeroPiecesGrow(t *testing.T) {
 		}
 	})
 }
+
+func TestCarefulStartStopsAtTheFirstFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bad = 2 * StreamChunk
+		w := &fakeWork{unit: 64 << 10, length: 64 << 20}
+		w.do = func(_ context.Context, p Piece, _ []byte) error {
+			if p.Off <= bad && bad < p.Off+p.N {
+				return &Fault{Op: Read, Off: p.Off, N: p.N, Err: syscall.EIO}
+			}
+			return nil
+		}
+		err := NewJob(w, Options{Clock: clock.Real(), SpeedChunk: StreamChunk, Careful: CarefulStart}).Run(t.Context())
+		if !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		want := []Piece{{Off: 0, N: StreamChunk}, {Off: StreamChunk, N: StreamChunk}}
+		if !slices.Equal(w.copied, want) || w.most != 1 {
+			t.Fatalf("copied %v, %d at once", w.copied, w.most)
+		}
+	})
+}
+
+func TestCarefulStartGoesOnInParallel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWork{unit: 64 << 10, length: 64 << 20}
+		w.do = func(context.Context, Piece, []byte) error { return clock.Real().Sleep(t.Context(), time.Millisecond) }
+		if err := NewJob(w, Options{Clock: clock.Real(), SpeedChunk: StreamChunk, Careful: CarefulStart}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w.most < 2 {
+			t.Fatal("never two steps at once")
+		}
+	})
+}
