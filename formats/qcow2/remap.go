@@ -148,6 +148,9 @@ func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 	if end == size {
 		to = d.h.clusters(end) << d.h.clusterBits
 	}
+	if d.options().discardNoUnref {
+		flags &^= blockgraph.MayUnmap // clusters keep their places
+	}
 	flagged := l2Entry{word: flagZero}
 	if d.h.version < 3 {
 		flagged = l2Entry{}

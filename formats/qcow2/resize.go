@@ -215,6 +215,9 @@ func (d *Driver) shrink(ctx context.Context, size, old int64, exact bool) error 
 		d.dropTables(int64(d.h.l1Entries(uint64(size))))
 		err = d.settle(ctx)
 	}
+	if err == nil {
+		d.cutTail(ctx)
+	}
 	if err == nil && d.h.external {
 		err = d.resizeData(ctx, size, exact, true, qapi.PreallocModeOff)
 	}
