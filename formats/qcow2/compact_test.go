@@ -78,6 +78,9 @@ func TestCompactEndsTheFileWhereItsContentEnds(t *testing.T) {
 				t.Errorf("content differs at %#x after closing", firstDiff(got, want))
 			}
 			t.Logf("%+v, then %+v", r, chk)
+			if chk.Corruptions+chk.Leaks+chk.CheckErrors > 0 {
+				t.Errorf("a check of the open image finds %+v", chk)
+			}
 			if r.FileSizeAfter != f.Size() || r.FileSizeAfter > chk.ImageEnd+cs {
 				t.Errorf("the file is %d bytes long, its content %d", r.FileSizeAfter, chk.ImageEnd)
 			}
