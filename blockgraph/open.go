@@ -139,6 +139,10 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 //blockd:blocking
 func (r *OpenRequest) OpenFile(child string, role Role, name string) error {
 	tx := r.tx
+	if tx == nil {
+		// Opened again in its place: its children are what they were.
+		return Errorf(syscall.EINVAL, "The image names another %s than before", child)
+	}
 	o := plainFile(name)
 	n, err := tx.open(o, opening{parent: r.Options, role: role, depth: r.way.depth + 1, fromHeader: true, files: r.way.files})
 	if err != nil {

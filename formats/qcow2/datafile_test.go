@@ -67,10 +67,8 @@ func TestDataFileHoldsClustersAtTheGuestsOffsets(t *testing.T) {
 	d := openImage(t, f, nil)
 	put(t, d, 1<<20, fill(0x11, 4<<20))
 	put(t, d, 0, fill(0x12, 100)) // the place is offset 0
-	for _, r := range [][2]int64{{2 << 20, 2 << 20}} {
-		if err := d.Discard(ctxb, r[0], r[1]); err != nil {
-			t.Fatal(err)
-		}
+	if err := d.Discard(ctxb, 2<<20, 2<<20); err != nil {
+		t.Fatal(err)
 	}
 	if err := d.WriteZeroes(ctxb, 3<<20, 3<<20, 0); err != nil {
 		t.Fatal(err)
@@ -126,12 +124,12 @@ func TestFieldsDataFileImagesOpen(t *testing.T) {
 func TestRawDataFileIsWhatTheGuestSees(t *testing.T) {
 	for _, o := range []qapi.BlockdevOptionsQcow2{{}, {PassDiscardRequest: ptr(false)}} {
 		rnd := rand.New(rand.NewPCG(1, 2))
-		const size = 2 << 20
+		const size = 256 << 10
 		f := newImage(t, size, externalRaw, clusterSize(4096))
 		d := openWith(t, f, nil, &o)
-		for i := range 200 {
+		for i := range 120 {
 			off := rnd.Int64N(size)
-			n := min(1+rnd.Int64N(100000), size-off)
+			n := min(1+rnd.Int64N(20000), size-off)
 			var err error
 			switch i % 4 {
 			case 0, 1:

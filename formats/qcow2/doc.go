@@ -22,12 +22,20 @@
 // not in memory fails with missingBlock or missingSlice, the table is loaded
 // with nothing held, and the operation is tried again. Mapped reads and writes
 // with cached tables take no lock at all: they pin an epoch (epoch.go), look up
-// atomically read entries (map.go) and do their I/O. One write-back runs at a
+// atomically read entries (map.go) and do their I/O; an extended entry, of two
+// words, is read as one by a count of changes (entry.go). One write-back runs at a
 // time; callers share it, and nobody else waits for it.
+//
+// # Where guest data is
+//
+// guest.go is the one place that reads and writes it: in the image file, or in an
+// external data file at the guest's own offsets (datafile.go). In images with
+// extended L2 entries a subcluster is what has a kind and is copied on a write
+// (subcluster.go); elsewhere that is the whole cluster.
 //
 // # What may block
 //
-// Everything with a context does I/O on the file or the backing file. Fault
+// Everything with a context does I/O on the file, the data file or the backing file. Fault
 // points (DebugEvent) may block, too, and are never reached with a lock held.
 //
 // # Left out

@@ -19,6 +19,7 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 		incompatible = binary.BigEndian.Uint64(d.head[fieldIncompatible:])
 		compatible = d.h.compatible
 	}
+	dataName := d.ext.dataFile
 	<-d.headerTurn
 	cs := d.h.clusterSize
 	info.ClusterSize = &cs
@@ -33,10 +34,11 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 		q.XBitmapWaits, q.XBitmapWaitNs = &n, &ns
 	}
 	if d.h.external {
-		if name := d.ext.dataFile; name != "" {
-			q.DataFile = &name
+		if dataName != "" {
+			q.DataFile = &dataName
 		}
-		q.DataFileRaw = &d.h.raw
+		raw := d.h.raw
+		q.DataFileRaw = &raw
 	}
 	if d.h.version >= 3 {
 		q.Compat = "1.1"
