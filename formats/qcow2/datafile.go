@@ -166,13 +166,9 @@ func (d *Driver) claimDropped(x *extent) (first, n int64, c *claim) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := &d.frees
-	free := func(cluster int64) bool {
-		_, again := f.retaken[cluster]
-		return !again && d.claimed(cluster, cluster+1) == nil
-	}
 	first = x.first
-	want := free(first)
-	for n = 1; n < x.n && free(first+n) == want; n++ {
+	want := d.stillDropped(first)
+	for n = 1; n < x.n && d.stillDropped(first+n) == want; n++ {
 	}
 	x.first += n
 	x.n -= n
@@ -184,6 +180,15 @@ func (d *Driver) claimDropped(x *extent) (first, n int64, c *claim) {
 		c = d.claim(first, first+n)
 	}
 	return first, n, c
+}
+
+// stillDropped tells whether a cluster that was unmapped has not come back.
+// Driver.mu is held.
+//
+// +checklocks:d.mu
+func (d *Driver) stillDropped(cluster int64) bool {
+	_, again := d.frees.retaken[cluster]
+	return !again && d.claimed(cluster, cluster+1) == nil
 }
 
 // resizeData gives the data file the length of the disk. A file that is longer
