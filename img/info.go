@@ -95,9 +95,6 @@ func (s *session) infoOf(n *blockgraph.Node) (*qapi.Object, error) {
 func describe(nodes map[string]*qapi.Object, name string) *qapi.Object {
 	info := qmpclient.Member(nodes[name], "image")
 	info.Delete("limits")
-	if !info.Has("dirty-flag") {
-		info.Set("dirty-flag", false)
-	}
 	children := []any{}
 	for _, c := range qmpclient.Objects(nodes[name], "children") {
 		if edge := qmpclient.String(c, "child"); edge != "backing" {

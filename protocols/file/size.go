@@ -33,8 +33,11 @@ func (d *driver) AllocatedSize(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// ImageInfo adds what is special about a file: XFS's extent size hint.
+// ImageInfo adds what is special about a file: XFS's extent size hint, and that
+// it is never dirty, as the field has it.
 func (d *driver) ImageInfo(_ context.Context, info *qapi.ImageInfo) error {
+	clean := false
+	info.DirtyFlag = &clean
 	if d.device {
 		return nil
 	}

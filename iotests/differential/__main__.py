@@ -1,0 +1,117 @@
+"""The command line; see the package's documentation."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Sequence
+
+from .compare import difference
+from .coverage import Coverage
+from .execute import Record, Run
+from .generate import Generator
+from .shrink import shrink
+from .step import Step
+from .world import make_images
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Pair:
+    """The two programs, and where they work."""
+
+    def __init__(self, ours: str, theirs: str, parent: Path) -> None:
+        self.ours, self.theirs, self.parent = ours, theirs, parent
+        self.pristine = parent / "pristine"
+        self.pristine.mkdir()
+        make_images(self.pristine)
+
+    def run(self, steps: Sequence[Step], *, partial: bool, look_every: int = 4) -> tuple[str, Record, Record]:
+        """Where the records differ, and both. The folders are gone afterwards."""
+        with tempfile.TemporaryDirectory(dir=self.parent) as name:
+            records = []
+            for side, program in (("a", self.ours), ("b", self.theirs)):
+                folder = Path(name) / side
+                shutil.copytree(self.pristine, folder)
+                records.append(Run(program, folder).follow(steps, look_every=look_every))
+            return difference(steps, *records, partial=partial), *records
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs seeds; the exit status is 1 when one shows a difference."""
+    parser = argparse.ArgumentParser(prog="iotests.differential", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many sequences (200)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--seed", type=int, help="this one only")
+    parser.add_argument("--blockd", default=str(ROOT / "bin" / "blockd-test"))
+    parser.add_argument("--rival", default="qemu-storage-daemon")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (2)")
+    parser.add_argument("--keep-going", action="store_true", help="show every difference, not the first ten")
+    parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--coverage", action="store_true", help="print what was reached")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the steps with their replies")
+    options = parser.parse_args(arguments)
+    seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
+    coverage = Coverage()
+    failed = crashed = 0
+    with tempfile.TemporaryDirectory(prefix="diff") as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        pair = Pair(options.blockd, options.rival, Path(name))
+        pending = {seed: pool.submit(_one, pair, seed) for seed in seeds}
+        for seed, future in pending.items():
+            steps, partial, found, ours, theirs = future.result()
+            coverage.add(steps, ours)
+            crashed += theirs.crashed
+            if options.verbose:
+                _print(steps, ours, theirs)
+            if not found:
+                continue
+            failed += 1
+            print(f"seed {seed}: {found}", flush=True)
+            if not options.no_shrink:
+                short = shrink(steps, lambda tried: bool(pair.run(tried, partial=partial, look_every=1)[0]))
+                print(f"  {len(short)} steps suffice:")
+                for step in short:
+                    print(f"    {step}")
+                print(f"  {pair.run(short, partial=partial, look_every=1)[0]}", flush=True)
+            if failed == 10 and not options.keep_going:
+                for other in pending.values():
+                    other.cancel()
+                break
+    if options.coverage:
+        print(coverage.table())
+    if crashed:
+        print(f"the rival did not survive {crashed} of them")
+    print(f"{len(seeds) - failed} passed, {failed} failed, 0 skipped")
+    return 1 if failed else 0
+
+
+def _one(pair: Pair, seed: int) -> tuple[list[Step], bool, str, Record, Record]:
+    generator = Generator(seed)
+    steps = generator.sequence()
+    # What does not come again is of the rival's making: it answers some queries before it has settled.
+    for _ in range(2):
+        found, ours, theirs = pair.run(steps, partial=generator.partial)
+        if not found:
+            break
+    return steps, generator.partial, found, ours, theirs
+
+
+def _print(steps: Sequence[Step], ours: Record, theirs: Record) -> None:
+    for number, step in enumerate(steps):
+        print(f"{number:3} {step}")
+        for side, record in (("blockd", ours), ("rival ", theirs)):
+            if number < len(record.steps):
+                reply = {key: value for key, value in record.steps[number].reply.items() if key != "id"}
+                states = {job["id"]: job["status"] for job in record.steps[number].jobs}
+                print(f"      {side} {str(reply)[:300]} {states}")
+    for side, record in (("blockd", ours), ("rival", theirs)):
+        if record.ending:
+            print(f"{side}: {record.ending}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""Sends a sequence to one daemon, and records all that can be seen."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Sequence
+
+from iotests.harness.daemon import environment
+from iotests.harness.deadline import SCALE, Deadline
+from iotests.harness.guest import Guest
+from iotests.harness.qmp import ConnectionClosed, QMPClient, QMPError
+
+from .step import Command, GuestRead, GuestWrite, Message, Step
+
+# How long one step may take, until nothing moves any more.
+STEP_SECONDS = 20.0
+
+@dataclasses.dataclass
+class Seen:
+    """What one step has led to."""
+
+    reply: Message
+    events: list[Message]
+    jobs: list[Message]
+    state: Message  # nodes, graph, exports; only where it was asked for
+
+
+@dataclasses.dataclass
+class Record:
+    """What a whole sequence has led to."""
+
+    steps: list[Seen]
+    ending: str  # "" or how the daemon ended badly
+    crashed: bool  # it ended by itself
+    folder: Path
+
+
+class Run:
+    """A daemon in a folder of its own; all names in commands are relative to it."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self.folder = folder
+        ours, theirs = socket.socketpair()
+        with theirs, open(folder / "stderr", "wb") as stderr:
+            self.process = subprocess.Popen(
+                [program, "--chardev", f"socket,id=m,fd={theirs.fileno()}", "--monitor", "m"],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=environment(),
+                pass_fds=[theirs.fileno()],
+            )
+        self.qmp = QMPClient(ours)
+        self.qmp.read_greeting()
+        self.qmp.exchange(b'{"execute": "query-version"}')
+        self.qmp.negotiate()
+
+    def follow(self, steps: Sequence[Step], *, look_every: int) -> Record:
+        """Everything in turn, until the end of the daemon."""
+        record = Record([], "", False, self.folder)
+        try:
+            for number, step in enumerate(steps):
+                reply = self.act(step)
+                jobs = self.settle(step)
+                look = number % look_every == look_every - 1 or number == len(steps) - 1
+                state = self.look() if look else {}
+                record.steps.append(Seen(reply, self.qmp.take_events(), jobs, state))
+            self.qmp.execute("quit", seconds=STEP_SECONDS * SCALE)
+            self.process.wait(STEP_SECONDS * SCALE)
+        except (ConnectionClosed, AssertionError, OSError, subprocess.TimeoutExpired) as error:
+            record.ending = f"{type(error).__name__}: {error}"
+            # Who is about to die has hung up already.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                record.crashed = isinstance(error, (ConnectionClosed, OSError)) and self.process.wait(STEP_SECONDS) != 0
+            self.process.kill()
+        finally:
+            self.qmp.close()
+            status = self.process.wait()
+        if status != 0 and not record.ending:
+            record.ending, record.crashed = f"exit status {status}", True
+        if record.ending:
+            record.ending += "\n" + (self.folder / "stderr").read_text(errors="replace")[-4000:]
+        return record
+
+    def act(self, step: Step) -> Message:
+        """One action; what came of it, in the form of a reply."""
+        action = step.action
+        if isinstance(action, Command):
+            return self.qmp.reply(self.qmp.send(action.name, action.arguments), STEP_SECONDS * SCALE)
+        try:
+            guest = self.guest(action.export)
+        except Exception as error:
+            if type(error).__name__ != "Error":  # libnbd's
+                raise
+            return {"guest": "cannot connect"}
+        try:
+            if isinstance(action, GuestWrite):
+                guest.write(action.offset, bytes([action.value]) * action.length)
+                return {"guest": "written"}
+            assert isinstance(action, GuestRead)
+            return {"guest": guest.read(action.offset, action.length).hex()}
+        except Exception as error:
+            if type(error).__name__ != "Error":
+                raise
+            return {"guest": f"errno {getattr(error, 'errno', None)}"}
+        finally:
+            guest.close()
+
+    def guest(self, export: str) -> Guest:
+        """A guest; the socket's name must be short, and is relative to a folder that is not ours."""
+        return Guest(os.path.join(self.folder, "nbd.sock"), export)
+
+    def settle(self, step: Step) -> list[Message]:
+        """Waits until no job moves by itself; the jobs then."""
+        deadline = Deadline(STEP_SECONDS * SCALE, doing=f"jobs to settle after {step}")
+        before: list[Message] = []
+        while True:
+            jobs = self.qmp.execute("query-jobs")
+            busy = {job["device"] for job in self.qmp.execute("query-block-jobs") if job["busy"]}
+            if all(self.rests(job, step, jobs, busy) for job in jobs) and (not step.slow | step.endless or jobs == before):
+                return jobs
+            before = jobs
+            select.select([self.qmp.fileno()], [], [], min(0.01, deadline.remaining()))
+
+    @staticmethod
+    def rests(job: Message, step: Step, jobs: Sequence[Message], busy: set[str]) -> bool:
+        """Whether a job is where it stays."""
+        identity, status = job["id"], job["status"]
+        if status == "running":
+            if identity in step.paused or identity in busy:
+                return False
+            return identity in step.endless or (identity in step.slow and job["current-progress"] > 0)
+        if status == "waiting":
+            return any(other["id"] in step.slow | step.endless for other in jobs)
+        if status == "pending":
+            return identity in step.held or any(other["id"] in step.slow | step.endless | step.held for other in jobs)
+        if status == "concluded":
+            return identity in step.kept
+        return status in ("paused", "ready", "standby")
+
+    def look(self) -> Message:
+        """What is there."""
+        state: dict[str, Any] = {}
+        for command, arguments in (
+            ("query-named-block-nodes", {"flat": True}),
+            ("x-debug-query-block-graph", None),
+            ("query-block-exports", None),
+            ("query-block-jobs", None),
+        ):
+            try:
+                state[command] = self.qmp.execute(command, arguments, seconds=STEP_SECONDS * SCALE)
+            except QMPError as error:
+                state[command] = error.reply["error"]
+        return state

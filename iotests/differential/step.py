@@ -1,0 +1,69 @@
+"""The steps that sequences are made of: plain data, so that they can be printed and cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Mapping, Union
+
+Message = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A QMP command."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name} {json.dumps(self.arguments)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestWrite:
+    """A guest's write over NBD, of one byte value."""
+
+    export: str
+    offset: int
+    length: int
+    value: int
+
+    def __str__(self) -> str:
+        return f"(guest of {self.export} writes {self.length} bytes of {self.value} at {self.offset})"
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestRead:
+    """A guest's read over NBD."""
+
+    export: str
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"(guest of {self.export} reads {self.length} bytes at {self.offset})"
+
+
+Action = Union[Command, GuestWrite, GuestRead]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """
+    One action, and what should be true of jobs when it has settled.
+    """
+
+    action: Action
+    # On their way still, so slow that they stay where they are.
+    slow: frozenset[str] = frozenset()
+    # On their way for ever, without progress.
+    endless: frozenset[str] = frozenset()
+    # Of both, what the user has paused.
+    paused: frozenset[str] = frozenset()
+    # Waiting to be finalized, when they have come so far; and to be dismissed.
+    held: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return str(self.action)

@@ -1,0 +1,134 @@
+"""
+A rough picture of what exists while a sequence is made. It only has to be right often enough for most
+steps to make sense: what a step really does is what the two daemons say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+from pathlib import Path
+
+from .step import Action, Step
+
+KiB, MiB = 1 << 10, 1 << 20
+
+SIZE = 4 * MiB
+
+# The images with at least a MiB of data of their own.
+FULL = {"base.qcow2", "other.qcow2", "small.qcow2", "old.qcow2", "plain.raw"}
+
+# The files that every sequence begins with: name -> (format, size, backing file).
+IMAGES = {
+    "base.qcow2": ("qcow2", SIZE, ""),
+    "mid.qcow2": ("qcow2", SIZE, "base.qcow2"),
+    "top.qcow2": ("qcow2", SIZE, "mid.qcow2"),
+    "other.qcow2": ("qcow2", SIZE, ""),
+    "empty.qcow2": ("qcow2", SIZE, ""),
+    "empty2.qcow2": ("qcow2", SIZE, ""),
+    "overlay.qcow2": ("qcow2", SIZE, "other.qcow2"),
+    "small.qcow2": ("qcow2", SIZE // 4, ""),
+    "old.qcow2": ("qcow2", SIZE, ""),
+    "plain.raw": ("raw", SIZE, ""),
+}
+
+
+def make_images(folder: Path) -> None:
+    """The files of IMAGES, with data, zeroes and holes."""
+    for name, (kind, size, backing) in IMAGES.items():
+        command = ["qemu-img", "create", "-q", "-f", kind, name, str(size)]
+        if backing:
+            command[5:5] = ["-b", backing, "-F", "qcow2"]
+        if name == "old.qcow2":
+            command[5:5] = ["-o", "compat=0.10,cluster_size=4k"]
+        subprocess.run(command, cwd=folder, check=True)
+    for name, *writes in (
+        ("base.qcow2", "write -P 1 0 1M", "write -P 2 3M 64k"),
+        ("mid.qcow2", "write -P 3 512k 256k", "write -z 3M 32k"),
+        ("top.qcow2", "write -P 4 1M 128k", "write -P 5 2M 4k"),
+        ("other.qcow2", "write -P 6 1M 2M"),
+        ("overlay.qcow2", "write -P 7 0 64k", "write -z 1M 64k"),
+        ("small.qcow2", "write -P 8 0 1M"),
+        ("old.qcow2", "write -P 9 64k 8k", "write -P 9 2M 1M"),
+        ("plain.raw", "write -P 10 256k 1M"),
+    ):
+        words = [word for write in writes for word in ("-c", write)]
+        kind = IMAGES[name][0]
+        subprocess.run(["qemu-io", "-f", kind, *words, name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclasses.dataclass
+class Node:
+    """A node that should be there."""
+
+    name: str
+    driver: str
+    size: int
+    below: list[str] = dataclasses.field(default_factory=list)
+    bitmaps: list[str] = dataclasses.field(default_factory=list)
+    read_only: bool = False
+    # It has at least a MiB of data of its own, which takes a slow job a while.
+    full: bool = False
+
+
+@dataclasses.dataclass
+class Job:
+    """A job that should be there."""
+
+    id: str
+    kind: str
+    slow: bool
+    endless: bool = False
+    paused: bool = False
+    ready: bool = False
+    held: bool = False  # it waits to be finalized
+    kept: bool = False  # it waits to be dismissed
+
+
+class World:
+    """What should exist."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.nodes: dict[str, Node] = {}
+        self.jobs: dict[str, Job] = {}
+        self.exports: dict[str, str] = {}  # id -> node
+        self.groups: list[str] = []
+        self.server = False
+        self.partial = False
+        self.numbers = 0
+
+    def new_name(self, kind: str) -> str:
+        """A name that nothing has had yet."""
+        self.numbers += 1
+        return f"{kind}{self.numbers}"
+
+    def any_node(self) -> str:
+        """A node, mostly one that should be there."""
+        if self.nodes and self.rng.random() < 0.95:
+            return self.rng.choice(sorted(self.nodes))
+        return self.rng.choice(["nope", "", "base"])
+
+    def any_job(self) -> str:
+        """A job, mostly one that should be there."""
+        if self.jobs and self.rng.random() < 0.95:
+            return self.rng.choice(sorted(self.jobs))
+        return "nojob"
+
+    def unused_nodes(self) -> list[str]:
+        """Nodes that nothing should stand on."""
+        used = {name for node in self.nodes.values() for name in node.below} | set(self.exports.values())
+        return [name for name in sorted(self.nodes) if name not in used]
+
+    def step(self, action: Action) -> Step:
+        """An action with what should be true of the jobs after it."""
+        jobs = self.jobs.values()
+        return Step(
+            action,
+            slow=frozenset(job.id for job in jobs if job.slow),
+            endless=frozenset(job.id for job in jobs if job.endless),
+            paused=frozenset(job.id for job in jobs if (job.slow or job.endless) and job.paused),
+            held=frozenset(job.id for job in jobs if job.held),
+            kept=frozenset(job.id for job in jobs if job.kept),
+        )
