@@ -100,15 +100,11 @@ func (s *session) create(n *newImage) error {
 	for key, v := range flat.All() {
 		switch {
 		case key == "size":
-		case key == "compat":
-			if version, ok := map[any]string{"0.10": "v2", "1.1": "v3"}[v]; ok {
-				v = version
-			}
-			format.Set("version", v)
 		case slices.Contains(ofFile, key), n.format == "raw":
 			file.Set(strings.ReplaceAll(key, "_", "-"), v)
 		default:
-			format.Set(strings.ReplaceAll(key, "_", "-"), v)
+			key, v = formatOption(key, v)
+			format.Set(key, v)
 		}
 	}
 	if n.format == "raw" {

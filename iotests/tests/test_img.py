@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,84 @@ class Change(ImgCase):
         ):
             with self.subTest(arguments=arguments):
                 self.assertEqual(self.both("bitmap", *arguments)[0], 1)
+
+
+class Care(ImgCase):
+    """check, snapshot, measure."""
+
+    def damaged(self) -> None:
+        """leak.qcow2 has a leak, bad.qcow2 an entry that leads beyond the file."""
+        self.make("leak.qcow2", "-f", "qcow2", "1M")
+        self.write("leak.qcow2", "write -P 1 0 256k")
+        path = self.images / "leak.qcow2"
+        data = bytearray(path.read_bytes())
+        (l1,) = struct.unpack(">Q", data[40:48])
+        l2 = struct.unpack(">Q", data[l1 : l1 + 8])[0] & ((1 << 56) - 1)
+        (entry,) = struct.unpack(">Q", data[l2 : l2 + 8])
+        (self.images / "bad.qcow2").write_bytes(data[:l2] + struct.pack(">Q", entry + MiB) + data[l2 + 8 :])
+        path.write_bytes(data[:l2] + bytes(8) + data[l2 + 8 :])
+
+    def checked(self, *arguments: str) -> tuple[int, str]:
+        """What both say, but for the single findings on stderr, which have other words."""
+        theirs = self.run_in(self.theirs, ["qemu-img"], ("check", *arguments))
+        ours = self.run_in(self.ours, [BLOCKD, "img"], ("check", *arguments))
+        self.assertEqual(ours[:2], theirs[:2])
+        if "-r" not in arguments:  # what was repaired is only counted
+            self.assertEqual(bool(ours[2]), bool(theirs[2]))
+        return ours[:2]
+
+    def test_check(self) -> None:
+        self.chain()
+        self.damaged()
+        for output in ([], ["--output=json"]):
+            self.assertEqual(self.checked(*output, "top.qcow2")[0], 0)
+            self.assertEqual(self.checked(*output, "leak.qcow2")[0], 3)
+            self.assertEqual(self.checked(*output, "bad.qcow2")[0], 2)
+        self.assertEqual(self.checked("-q", "base.qcow2"), (0, ""))
+        self.assertEqual(self.both("check", "-f", "raw", "plain.raw")[0], 63)
+        self.assertEqual(self.both("check", "missing")[0], 1)
+
+    def test_repair_of_leaks(self) -> None:
+        self.damaged()
+        self.assertEqual(self.checked("-r", "leaks", "leak.qcow2")[0], 0)
+        self.same_image("leak.qcow2")
+
+    def test_snapshots(self) -> None:
+        self.chain()
+        self.good("snapshot", "-l", "base.qcow2")
+        self.assertEqual(self.both("snapshot", "-d", "nope", "base.qcow2")[0], 1)
+        blockd = [BLOCKD, "img", "snapshot"]
+        path = str(self.images / "base.qcow2")
+        subprocess.run([*blockd, "-c", "first", path], check=True, env=environment())
+        before = self.images / "before.raw"
+        subprocess.run(["qemu-img", "convert", "-O", "raw", path, str(before)], check=True)
+        self.write("base.qcow2", "write -P 9 0 2M")
+        images.check(path)
+        self.assertIn("first", self.good("snapshot", "-l", "base.qcow2"))
+        subprocess.run([*blockd, "-a", "first", path], check=True, env=environment())
+        images.compare(path, str(before), "qcow2", "raw")
+        subprocess.run([*blockd, "-d", "first", path], check=True, env=environment())
+        images.check(path)
+        self.assertEqual(self.good("snapshot", "-l", "base.qcow2"), "")
+
+    def test_measure(self) -> None:
+        self.chain()
+        subprocess.run(["qemu-img", "bitmap", "--add", "base.qcow2", "b0"], cwd=self.images, check=True)
+        for arguments in (
+            ("--size", "1G"),
+            ("-O", "qcow2", "--size", "1000"),
+            ("-O", "qcow2", "--size", "1T", "--output=json"),
+            ("-O", "qcow2", "-o", "cluster_size=4k,refcount_bits=1,compat=1.1", "--size", "10G"),
+            ("-O", "qcow2", "-o", "preallocation=full", "--size", "1G"),
+            ("-O", "qcow2", "-o", "extended_l2=on", "--size", "3G"),
+            ("-O", "qcow2", "top.qcow2"),
+            ("-O", "qcow2", "base.qcow2"),
+            ("-O", "raw", "top.qcow2"),
+            ("-O", "qcow2", "-f", "raw", "plain.raw"),
+        ):
+            self.good("measure", *arguments)
+        for arguments in ((), ("-O", "nonsense", "--size", "1"), ("-O", "qcow2", "-o", "cluster_size=3", "--size", "1M")):
+            self.assertEqual(self.both("measure", *arguments)[0], 1)
 
 
 class Progress(ImgCase):

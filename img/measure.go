@@ -1,0 +1,197 @@
+package img
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"blockd/blockgraph"
+	"blockd/formats/qcow2"
+	"blockd/qapi"
+	"blockd/qmpclient"
+)
+
+func measureCommand(t *tool) *cobra.Command {
+	var o source
+	var out output
+	var format, size string
+	var options []string
+	cmd := t.command("measure [FILE]", "Tell how long the file of a copy would be", cobra.MaximumNArgs(1), func(s *session, args []string) error {
+		json, err := out.json()
+		if err != nil {
+			return err
+		}
+		if (size != "") == (len(args) == 1) {
+			return errors.New("Either --size N or one filename must be specified.")
+		}
+		if err := s.checkFormat(format); err != nil {
+			return err
+		}
+		parsed, err := parseOptions(options)
+		if err != nil {
+			return err
+		}
+		m := measurement{s: s, o: newImage{format: format, options: parsed}}
+		if size != "" {
+			n, err := parseSize("image size", size)
+			if err != nil {
+				return err
+			}
+			m.o.size = n
+		} else {
+			o.name = args[0]
+			if m.from, err = s.openImage(o, mode{}); err != nil {
+				return err
+			}
+			m.o.size = m.from.Size()
+		}
+		result, err := m.measure()
+		if err != nil {
+			return err
+		}
+		if json {
+			return s.printJSON(result)
+		}
+		text := fmt.Sprintf("required size: %d\nfully allocated size: %d", qmpclient.Int(result, "required"), qmpclient.Int(result, "fully-allocated"))
+		if result.Has("bitmaps") {
+			text += fmt.Sprintf("\nbitmaps size: %d", qmpclient.Int(result, "bitmaps"))
+		}
+		_, err = fmt.Fprintln(s.env.Out, text)
+		return err
+	})
+	o.register(cmd)
+	o.registerShare(cmd)
+	out.register(cmd)
+	f := cmd.Flags()
+	f.StringVarP(&format, "output-format", "O", "raw", "the copy's format")
+	f.StringVar(&size, "size", "", "of an empty disk of that length")
+	f.StringArrayVarP(&options, "options", "o", nil, "options of the copy's format: NAME=VALUE,...")
+	return cmd
+}
+
+// measurement is what measure is asked.
+type measurement struct {
+	s    *session
+	o    newImage
+	from *blockgraph.Node // nil: an empty disk
+}
+
+func (m *measurement) measure() (*qapi.Object, error) {
+	if m.o.format == "raw" {
+		return qapi.NewObject("required", m.o.size, "fully-allocated", m.o.size), nil
+	}
+	typed, err := m.options()
+	if err != nil {
+		return nil, err
+	}
+	cluster := int64(65536)
+	if typed.ClusterSize != nil {
+		cluster = int64(*typed.ClusterSize)
+	}
+	// It also refuses cluster sizes that are none.
+	if _, _, err := qcow2.Measure(typed, 0); err != nil {
+		return nil, err
+	}
+	data := int64(0)
+	if m.from != nil {
+		if data, err = m.data(cluster); err != nil {
+			return nil, err
+		}
+	}
+	required, full, err := qcow2.Measure(typed, data)
+	if err != nil {
+		return nil, err
+	}
+	result := qapi.NewObject("required", required, "fully-allocated", full)
+	if m.from != nil && m.from.Type().Name == "qcow2" {
+		bitmaps, err := m.bitmaps(cluster)
+		if err != nil {
+			return nil, err
+		}
+		if bitmaps >= 0 {
+			result.Set("bitmaps", bitmaps)
+		}
+	}
+	return result, nil
+}
+
+// options are those of the new image, typed.
+func (m *measurement) options() (*qapi.BlockdevCreateOptionsQcow2, error) {
+	flat := m.o.options.Flatten()
+	if err := m.s.checkOptions(&m.o, flat); err != nil {
+		return nil, err
+	}
+	words := qapi.NewObject("driver", m.o.format, "size", m.o.size, "file", "unused")
+	for key, v := range flat.All() {
+		key, v = formatOption(key, v)
+		words.Set(key, v)
+	}
+	var typed qapi.BlockdevCreateOptions
+	if err := qapi.DecodeFlat(words, &typed); err != nil {
+		return nil, err
+	}
+	if typed.Qcow2.Encrypt != nil {
+		return nil, errors.New("Measuring encrypted images is not supported")
+	}
+	typed.Qcow2.Size = uint64(roundUp(int64(typed.Qcow2.Size), 512))
+	return typed.Qcow2, nil
+}
+
+// data returns how many bytes of clusters hold data.
+func (m *measurement) data(cluster int64) (int64, error) {
+	r, err := m.s.root(m.from, blockgraph.PermConsistentRead)
+	if err != nil {
+		return 0, err
+	}
+	defer m.s.closeRoot(r)
+	total, counted := int64(0), int64(0) // counted: the end of the last cluster
+	for off, size := int64(0), m.from.Size(); off < size; {
+		e, err := extentAt(m.s.ctx, r, off, size-off)
+		if err != nil {
+			return 0, err
+		}
+		if e.data() {
+			from, end := max(counted, off/cluster*cluster), roundUp(off+e.N, cluster)
+			total += max(0, end-from)
+			counted = max(counted, end)
+		}
+		off += e.N
+	}
+	return total, nil
+}
+
+// bitmaps returns the room that stored bitmaps would take, -1 where the source
+// can have none.
+func (m *measurement) bitmaps(cluster int64) (int64, error) {
+	info, err := m.s.infoOf(m.from)
+	if err != nil {
+		return 0, err
+	}
+	data := qmpclient.Member(qmpclient.Member(info, "format-specific"), "data")
+	if qmpclient.String(data, "compat") == "0.10" {
+		return -1, nil
+	}
+	total, directory := int64(0), int64(0)
+	for _, b := range qmpclient.Objects(data, "bitmaps") {
+		bits := roundUp(m.from.Size(), qmpclient.Int(b, "granularity")) / qmpclient.Int(b, "granularity")
+		clusters := roundUp(roundUp(bits, 8)/8, cluster) / cluster
+		total += clusters*cluster + roundUp(clusters*8, cluster)
+		directory += roundUp(24+int64(len(qmpclient.String(b, "name"))), 8)
+	}
+	return total + roundUp(directory, cluster), nil
+}
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// formatOption is an option of qemu-img in QMP's words.
+func formatOption(key string, v any) (string, any) {
+	if key == "compat" {
+		if version, ok := map[any]string{"0.10": "v2", "1.1": "v3"}[v]; ok {
+			v = version
+		}
+		return "version", v
+	}
+	return strings.ReplaceAll(key, "_", "-"), v
+}

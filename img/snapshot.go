@@ -1,0 +1,85 @@
+package img
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+	"blockd/qmpclient"
+)
+
+func snapshotCommand(t *tool) *cobra.Command {
+	var o source
+	var list bool
+	var create, apply, remove string
+	cmd := t.command("snapshot FILE", "List, make, delete and go back to snapshots within an image", cobra.ExactArgs(1), func(s *session, args []string) error {
+		o.name = args[0]
+		change := create != "" || apply != "" || remove != ""
+		n, err := s.openImage(o, mode{writable: change, noBacking: true})
+		if err != nil {
+			return err
+		}
+		switch {
+		case create != "":
+			_, err = s.execute("blockdev-snapshot-internal-sync", qapi.NewObject("device", n.Name(), "name", create))
+			return named(err, "Could not create snapshot '%s': %w", create)
+		case apply != "":
+			err = s.withSnapshot(n, apply, func(id string) error {
+				_, err := s.execute("x-blockdev-snapshot-revert", qapi.NewObject("device", n.Name(), "id", id))
+				return err
+			})
+			return named(err, "Could not apply snapshot '%s': %w", apply)
+		case remove != "":
+			err = s.withSnapshot(n, remove, func(id string) error {
+				_, err := s.execute("blockdev-snapshot-delete-internal-sync", qapi.NewObject("device", n.Name(), "id", id))
+				return err
+			})
+			return named(err, "Could not delete snapshot '%s': %w", remove)
+		}
+		info, err := s.infoOf(n)
+		if err != nil {
+			return err
+		}
+		if found := qmpclient.Objects(info, "snapshots"); len(found) > 0 {
+			_, err = fmt.Fprint(s.env.Out, "Snapshot list:\n"+snapshotTable(found))
+		}
+		return err
+	})
+	o.register(cmd)
+	o.registerShare(cmd)
+	f := cmd.Flags()
+	f.BoolVarP(&list, "list", "l", false, "list them (the default)")
+	f.StringVarP(&create, "create", "c", "", "make one of that name")
+	f.StringVarP(&apply, "apply", "a", "", "go back to that one")
+	f.StringVarP(&remove, "delete", "d", "", "delete that one")
+	cmd.MarkFlagsMutuallyExclusive("list", "create", "apply", "delete")
+	return cmd
+}
+
+// named puts an error into a sentence with a name, nil stays nil.
+func named(err error, format, name string) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf(format, name, err)
+}
+
+// withSnapshot does something with the snapshot that goes by a name or, if
+// there is none of that name, by an id.
+func (s *session) withSnapshot(n *blockgraph.Node, word string, do func(id string) error) error {
+	info, err := s.infoOf(n)
+	if err != nil {
+		return err
+	}
+	for _, key := range []string{"name", "id"} {
+		for _, snapshot := range qmpclient.Objects(info, "snapshots") {
+			if qmpclient.String(snapshot, key) == word {
+				return do(qmpclient.String(snapshot, "id"))
+			}
+		}
+	}
+	return errors.New("snapshot not found")
+}
