@@ -177,6 +177,27 @@ func (c *conn) takeOwn(n int64) bool {
 	return true
 }
 
+// reserve takes n more bytes for a request that is being executed, unless that
+// takes time or is more than the connection may have.
+func (c *conn) reserve(r *request, n int64) bool {
+	if !c.server.memory.tryTake(n) {
+		return false
+	}
+	c.mu.Lock()
+	ok := c.bytes+n <= maxInFlightBytes
+	if ok {
+		c.bytes += n
+	}
+	c.mu.Unlock()
+	if !ok {
+		c.server.memory.give(n)
+		return false
+	}
+	r.bytes += n
+	r.memory += n
+	return true
+}
+
 // expired makes Acquire fail where it would wait.
 var expired = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -191,7 +191,11 @@ func (c *conn) admitted(h *nbdproto.Request) (*request, error) {
 	if h.Type == nbdproto.CmdRead || h.PayloadLen(c.framing) > 0 {
 		n = int64(h.Length)
 	}
-	r := c.admit(charge(n))
+	cost := charge(n)
+	if h.Type == nbdproto.CmdBlockStatus {
+		cost += int64(len(c.contexts)) * statusFirst // what its reply begins with
+	}
+	r := c.admit(cost)
 	if r == nil {
 		return nil, net.ErrClosed
 	}

@@ -9,10 +9,11 @@ import (
 
 // Block status. Each context gets one chunk; the last one ends the reply.
 // Extents are encoded as they are found, in memory that grows with their
-// number, up to MaxExtents: a client asks again for the rest.
+// number, up to MaxExtents and as far as memory is to be had at once: a client
+// asks again for the rest.
 
-// statusFirst is the memory that a status reply begins with, in bytes; enough
-// for most.
+// statusFirst is the memory that each context of a status reply begins with, in
+// bytes; enough for most.
 const statusFirst = 4096
 
 func (c *conn) executeStatus(r *request) {
@@ -29,7 +30,7 @@ func (c *conn) executeStatus(r *request) {
 		return
 	}
 	form := r.form()
-	e := extents{framing: c.framing}
+	e := extents{framing: c.framing, r: r}
 	defer e.free()
 	var heads []byte
 	if len(contexts) == 1 {
@@ -81,6 +82,7 @@ func (c *conn) collect(ctx statusContext, e *extents, off, n int64, most int) er
 // extents are the extents of one context in the making.
 type extents struct {
 	framing nbdproto.Framing
+	r       *request // whose reply they are
 	most    int
 	buf     *ioengine.Buffer
 	b       []byte
@@ -110,7 +112,7 @@ func (e *extents) add(length int64, flags uint32) bool {
 		e.length += length
 		return true
 	}
-	if e.count()+1 >= e.most && e.length > 0 {
+	if e.length > 0 && (e.count()+1 >= e.most || !e.room()) {
 		return false
 	}
 	e.end()
@@ -118,16 +120,26 @@ func (e *extents) add(length int64, flags uint32) bool {
 	return true
 }
 
-// end encodes the last extent.
+// room sees to it that the last extent and one more can be encoded, if there is
+// memory for that.
+func (e *extents) room() bool {
+	if len(e.b)+2*e.framing.ExtentSize() <= cap(e.b) {
+		return true
+	}
+	if !e.r.c.reserve(e.r, int64(cap(e.b))) {
+		return false
+	}
+	bigger := ioengine.Bounce(2 * cap(e.b))
+	e.b = append(bigger.Bytes()[:0], e.b...)
+	e.buf.Release()
+	e.buf = bigger
+	return true
+}
+
+// end encodes the last extent, for which there is room.
 func (e *extents) end() {
 	if e.length == 0 {
 		return
-	}
-	if len(e.b)+e.framing.ExtentSize() > cap(e.b) {
-		bigger := ioengine.Bounce(2 * cap(e.b))
-		e.b = append(bigger.Bytes()[:0], e.b...)
-		e.buf.Release()
-		e.buf = bigger
 	}
 	e.b = e.framing.AppendExtent(e.b, uint64(e.length), e.flags)
 	e.length = 0

@@ -262,6 +262,50 @@ func TestBlockStatusEndsAtItsLimit(t *testing.T) {
 	}
 }
 
+// TestBlockStatusKeepsTheMemoryLimit: replies that nobody takes must not hold more
+// than requests may.
+func TestBlockStatusKeepsTheMemoryLimit(t *testing.T) {
+	s, path := server(t, Config{})
+	m := newRAM((nbdproto.MaxExtents+10)*512, 512)
+	for i := range m.layer {
+		m.layer[i] = uint8(i & 1)
+	}
+	add(t, s, m, ExportConfig{})
+	used := func(change int64) int64 {
+		s.memory.mu.Lock()
+		defer s.memory.mu.Unlock()
+		s.memory.used += change
+		return s.memory.used
+	}
+	s.memory.mu.Lock()
+	s.memory.limit = 64 << 10
+	s.memory.mu.Unlock()
+	used(1) // others have some
+	c := connect(t, path, true)
+	for range 3 { // what one has is given back for the next
+		got := c.status(0, uint64(len(m.data)), 0)["base:allocation"]
+		if n := len(got); n < statusFirst/nbdproto.ExtentSize-1 || n > (64<<10+statusFirst)/nbdproto.ExtentSize || got[n-1].length != 512 {
+			t.Errorf("%d extents", n)
+		}
+	}
+	until(t, "all is given back", func() bool { return used(0) == 1 })
+	// One connection's replies count as its requests do.
+	s.memory.mu.Lock()
+	s.memory.limit = 1 << 40
+	s.memory.mu.Unlock()
+	k := s.connections()[0]
+	k.mu.Lock()
+	k.bytes += maxInFlightBytes - 64<<10
+	k.mu.Unlock()
+	if n := len(c.status(0, uint64(len(m.data)), 0)["base:allocation"]); n > 64<<10/nbdproto.ExtentSize {
+		t.Errorf("%d extents", n)
+	}
+	k.mu.Lock()
+	k.bytes -= maxInFlightBytes - 64<<10
+	k.mu.Unlock()
+	used(-1)
+}
+
 func TestFlagsReachTheBackend(t *testing.T) {
 	s, path := server(t, Config{})
 	m := newRAM(1<<20, 4096)
