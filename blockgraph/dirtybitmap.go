@@ -99,6 +99,14 @@ type BitmapStorer interface {
 	BeforeChange(ctx context.Context, off, n int64) error
 }
 
+// BitmapDoubter is a BitmapStorer of an image that others can change without it
+// while the node is read-only.
+type BitmapDoubter interface {
+	// DoubtBitmaps tells whether they may have. It is called before the node becomes
+	// writable again; the bitmaps are inconsistent then.
+	DoubtBitmaps(ctx context.Context) (bool, error)
+}
+
 // marking is who is told of a node's changes.
 type marking struct {
 	list []Marker
@@ -260,6 +268,9 @@ func (tx *Tx) storeBitmaps() error {
 			continue
 		}
 		if rested {
+			if err := tx.doubtBitmaps(n, s); err != nil {
+				return err
+			}
 			// Only after the commit the driver is sure to be able to write. An
 			// image that was read-only or inactive has had no changes; BeforeChange tries
 			// again before the first one.
@@ -279,6 +290,28 @@ func (tx *Tx) storeBitmaps() error {
 				}
 			}
 			return err
+		}
+	}
+	return nil
+}
+
+// doubtBitmaps makes the bitmaps of an image inconsistent that others have changed
+// while it was read-only.
+func (tx *Tx) doubtBitmaps(n *Node, s *NodeState) error {
+	d, ok := n.drv.(BitmapDoubter)
+	if !ok {
+		return nil
+	}
+	doubt, err := d.DoubtBitmaps(tx.ctx)
+	if err != nil || !doubt {
+		return err
+	}
+	s.Bitmaps = slices.Clone(s.Bitmaps)
+	for i, b := range s.Bitmaps {
+		if b.Persistent && !b.Inconsistent {
+			c := *b
+			c.Inconsistent = true
+			s.Bitmaps[i] = &c
 		}
 	}
 	return nil

@@ -185,6 +185,28 @@ func (s *sidecar) distrust(h *sideHeader, id blockgraph.FileIdentity) string {
 	return ""
 }
 
+// doubt tells whether others have changed the image since it was given up. The
+// entries are then inconsistent; that is written with the next change.
+func (s *sidecar) doubt(ctx context.Context) (bool, error) {
+	if s.header == nil || !s.header.clean {
+		return false, nil
+	}
+	id, err := s.host.Identity(ctx)
+	if err != nil {
+		return false, err
+	}
+	why := s.distrust(s.header, id)
+	if why == "" || len(s.entries) == 0 {
+		return false, nil
+	}
+	slog.Warn("the dirty bitmaps beside a raw image are inconsistent", "node", s.d.node.Name(), "file", s.header.id.String(), "reason", why)
+	for _, e := range s.entries {
+		e.flags |= entryInconsistent
+	}
+	s.reflag = true
+	return true, nil
+}
+
 // readBitmap makes the bitmap of an entry.
 func (s *sidecar) readBitmap(ctx context.Context, f blockgraph.Sidecar, h *sideHeader, e *sideEntry, loaded *int64) (*blockgraph.DirtyBitmap, error) {
 	disk, granularity := s.d.node.Size(), int64(1)<<e.granularityBits

@@ -329,6 +329,127 @@ func TestBitmapsOfAReadOnlyImageAreThere(t *testing.T) {
 	}
 }
 
+// TestBitmapsOfAnImageChangedWhileReadOnlyAreInconsistent: nothing keeps others from
+// writing to the image of a read-only node.
+func TestBitmapsOfAnImageChangedWhileReadOnlyAreInconsistent(t *testing.T) {
+	for name, c := range map[string]struct {
+		how    qapi.RawBitmapPersistence
+		opened bool // read-only, and not reopened so
+		change func(path string) error
+		want   bool
+	}{
+		"reopened":          {sidecarOn, false, touch, true},
+		"opened":            {sidecarOn, true, touch, true},
+		"exclusive":         {sidecarAlone, true, touch, true},
+		"longer":            {sidecarOn, false, func(path string) error { return os.Truncate(path, 2<<20) }, true},
+		"unchanged":         {sidecarOn, false, func(string) error { return nil }, false},
+		"unchanged, opened": {sidecarAlone, true, func(string) error { return nil }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := image(t, 1<<20)
+			w := newWorld(t)
+			options := func(readOnly bool) *qapi.BlockdevOptions {
+				o := sideOptions(path, c.how)
+				o.ReadOnly = &readOnly
+				return o
+			}
+			var n *blockgraph.Node
+			update := func(f func(tx *blockgraph.Tx) error) { do(t, w.g.Update(t.Context(), blockgraph.Cause{}, f)) }
+			open := func(readOnly bool) {
+				update(func(tx *blockgraph.Tx) (err error) {
+					if n, err = tx.Open(options(readOnly)); err == nil {
+						tx.SetMonitorOwned(n, true)
+					}
+					return err
+				})
+			}
+			closeNode := func() {
+				update(func(tx *blockgraph.Tx) error { tx.SetMonitorOwned(n, false); return nil })
+			}
+			reopen := func(readOnly bool) {
+				update(func(tx *blockgraph.Tx) error { return tx.Reopen([]*qapi.BlockdevOptions{options(readOnly)}) })
+			}
+			inconsistent := func() bool { return n.State().Bitmap("a").Inconsistent }
+			open(false)
+			update(func(tx *blockgraph.Tx) error { return tx.AddBitmap(n, "a", 4096, true, false) })
+			if c.opened {
+				closeNode()
+				open(true)
+			} else {
+				reopen(true)
+			}
+			do(t, c.change(path))
+			reopen(false)
+			if inconsistent() != c.want {
+				t.Fatalf("reopened: %+v", n.State().Bitmap("a"))
+			}
+			// And so says the file.
+			closeNode()
+			if open(false); inconsistent() != c.want {
+				t.Errorf("opened again: %+v", n.State().Bitmap("a"))
+			}
+			closeNode()
+		})
+	}
+}
+
+// touch is a change of an image by somebody else.
+func touch(path string) error { return os.Chtimes(path, time.Time{}, time.Unix(1_000_000_000, 5)) }
+
+func TestTheFileOfBitmapsIsNotForOthersThanTheImage(t *testing.T) {
+	path := image(t, 1<<20)
+	do(t, os.Chmod(path, 0o600))
+	s := openSided(t, path, sidecarOn)
+	s.add("a")
+	st, err := os.Stat(path + sideSuffix)
+	do(t, err)
+	if st.Mode().Perm()&^0o600 != 0 {
+		t.Errorf("%v", st.Mode())
+	}
+}
+
+func TestAnImageIsNotItsOwnFileOfBitmaps(t *testing.T) {
+	path := image(t, 0)
+	do(t, os.Truncate(path, 1<<20)) // of zeroes, as a new file of bitmaps may be
+	do(t, os.Link(path, path+".same"))
+	for _, name := range []string{path, path + ".same"} {
+		w := newWorld(t)
+		o := sideOptions(path, sidecarOn)
+		o.Raw.XBitmapsFile = &name
+		o.Raw.File.Definition.File.Locking = ptr(qapi.OnOffAutoOff)
+		_, err := w.open(func(tx *blockgraph.Tx) (*blockgraph.Node, error) { return tx.Open(o) })
+		if err == nil || !strings.Contains(err.Error(), "is the image itself") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAnotherFileIsRefusedBelowBitmaps(t *testing.T) {
+	path := image(t, 1<<20)
+	s := openSided(t, path, sidecarOn)
+	s.add("a")
+	s.must(func(tx *blockgraph.Tx, _ *blockgraph.Node) error {
+		o := fileRef(image(t, 1<<20)).Definition
+		o.NodeName = ptr("other")
+		n, err := tx.Open(o)
+		if err == nil {
+			tx.SetMonitorOwned(n, true)
+		}
+		return err
+	})
+	o := sideOptions(path, sidecarOn)
+	o.Raw.File = qapi.BlockdevRef{Reference: ptr("other")}
+	err := s.change(func(tx *blockgraph.Tx, _ *blockgraph.Node) error { return tx.Reopen([]*qapi.BlockdevOptions{o}) })
+	if want := "Cannot change the file of node 'r': its dirty bitmaps belong to this one"; err == nil || err.Error() != want {
+		t.Errorf("%v, not %q", err, want)
+	}
+	s.write(0, 4096)
+	s.close()
+	if s = openSided(t, path, sidecarOn); s.dirty("a") != 4096 {
+		t.Error("another content than before")
+	}
+}
+
 func TestWhatABitmapFileCannotBeIsRefused(t *testing.T) {
 	path := image(t, 1<<20)
 	w := newWorld(t)

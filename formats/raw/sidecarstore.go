@@ -75,7 +75,9 @@ func (s *sidecar) storeFor(ctx context.Context, disk int64, clean bool) error {
 	if clean {
 		// What is behind the last area is of no use to anybody. That it stays after
 		// a failure does no harm.
-		_ = s.file.Truncate(ctx, s.end())
+		if size, err := s.file.Size(ctx); err == nil && size > s.end() {
+			_ = s.file.Truncate(ctx, s.end())
+		}
 	}
 	return nil
 }
@@ -171,8 +173,10 @@ func (s *sidecar) rest(ctx context.Context) error {
 // present tells whether the image is still the one below the node: a job may
 // have put another in its place. Then the file stays as after an unclean end, and
 // tells of the old one.
-func (s *sidecar) present() bool {
-	n := s.d.node.File().Child()
+func (s *sidecar) present() bool { return s.leadsTo(s.d.node.File().Child()) }
+
+// leadsTo tells whether n is the image, or filters above it.
+func (s *sidecar) leadsTo(n *blockgraph.Node) bool {
 	for n != nil {
 		if h, ok := n.Driver().(blockgraph.SidecarHost); ok {
 			return h == s.host

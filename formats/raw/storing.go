@@ -17,6 +17,7 @@ type storing struct {
 
 var (
 	_ blockgraph.BitmapStorer      = (*storing)(nil)
+	_ blockgraph.BitmapDoubter     = (*storing)(nil)
 	_ blockgraph.Reopener          = (*storing)(nil)
 	_ blockgraph.Truncater         = (*storing)(nil)
 	_ blockgraph.ChildPermissioner = (*storing)(nil)
@@ -49,6 +50,17 @@ func (d *storing) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitm
 	return s.store(ctx, false)
 }
 
+// DoubtBitmaps tells whether the image is another than when the bitmaps were read
+// or written for good.
+func (d *storing) DoubtBitmaps(ctx context.Context) (bool, error) {
+	s := d.side
+	if err := s.ahead.Lock(ctx); err != nil {
+		return false, err
+	}
+	defer s.ahead.Unlock()
+	return s.doubt(ctx)
+}
+
 // BeforeChange sees to it that a range is dirty in the file.
 func (d *storing) BeforeChange(ctx context.Context, off, n int64) error {
 	return d.side.ahead.Before(ctx, d.side, off, n)
@@ -62,6 +74,9 @@ func (d *storing) Truncate(ctx context.Context, size int64, exact bool, prealloc
 		return err
 	}
 	defer s.ahead.Unlock()
+	if err := s.Ready(ctx); err != nil {
+		return err
+	}
 	if err := s.announce(ctx, size); err != nil {
 		return err
 	}
@@ -108,6 +123,9 @@ func (d *storing) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest
 	}
 	if was := d.now.Load(); *p != *was {
 		return nil, blockgraph.Errorf(syscall.EINVAL, "Cannot change the part of the file that node '%s' is: its dirty bitmaps belong to this one", d.node.Name())
+	}
+	if child := r.State.File().Child(); child != d.node.File().Child() && s.present() && !s.leadsTo(child) {
+		return nil, blockgraph.Errorf(syscall.EINVAL, "Cannot change the file of node '%s': its dirty bitmaps belong to this one", d.node.Name())
 	}
 	switch {
 	case r.ReadOnly && !s.readOnly:

@@ -52,7 +52,11 @@ func (d *driver) OpenSidecar(ctx context.Context, name, suffix string, write, cr
 	if err != nil {
 		return nil, err
 	}
-	if err := s.check(got.fd, write); err != nil {
+	err = d.check(s, got.fd, write)
+	if err == nil && s.made {
+		err = d.narrow(s, got.fd)
+	}
+	if err != nil {
 		if s.made {
 			removeIfSame(name, got.fd)
 		}
@@ -63,15 +67,21 @@ func (d *driver) OpenSidecar(ctx context.Context, name, suffix string, write, cr
 	return s, nil
 }
 
-// check refuses what is no regular file and, for writing, what another has
-// locked.
-func (s *sidecar) check(fd int, write bool) error {
-	var st unix.Stat_t
+// check refuses what is no regular file or is the image itself and, for writing,
+// what another has locked.
+func (d *driver) check(s *sidecar, fd int, write bool) error {
+	var st, image unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return openError("open", s.name, err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err := d.stat(&image); err != nil {
+		return openError("open", d.name, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return blockgraph.Errorf(syscall.EINVAL, "'file' driver requires '%s' to be a regular file", s.name)
+	case st.Dev == image.Dev && st.Ino == image.Ino:
+		return blockgraph.Errorf(syscall.EINVAL, "'%s' is the image itself", s.name)
 	}
 	if !write {
 		return nil
@@ -81,6 +91,27 @@ func (s *sidecar) check(fd int, write bool) error {
 		return blockgraph.WithHint(blockgraph.Errorf(syscall.EAGAIN, `Failed to get "write" lock`), "Is another process using the file ["+s.name+"]?")
 	}
 	return nil // without locks in the file system, those of the image must do
+}
+
+// narrow keeps a new file from those who have no access to the image.
+func (d *driver) narrow(s *sidecar, fd int) error {
+	var st, image unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if err == nil {
+		err = d.stat(&image)
+	}
+	if mode := st.Mode & image.Mode & 0o777; err == nil && mode != st.Mode&0o777 {
+		err = unix.Fchmod(fd, mode)
+	}
+	if err != nil {
+		return openError("create", s.name, err)
+	}
+	return nil
+}
+
+// stat asks about the image.
+func (d *driver) stat(st *unix.Stat_t) error {
+	return d.file.Do(context.Background(), func(fd int) error { return unix.Fstat(fd, st) })
 }
 
 // Size returns the file's length.
