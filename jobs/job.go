@@ -135,9 +135,10 @@ type Busier interface {
 }
 
 // Orphaner is a job whose body may return before its last request has: after a
-// cancel, when storage does not answer. Drained is called on a worker after
+// cancel, when storage does not answer. Drained is called once, on a worker, after
 // Run; the result is closed when nothing is in flight any more, and nil when
-// nothing was left. The job's end is told at once, but what it holds in the
+// nothing was left. It may wait as long as Run would for what others have begun
+// on the job's behalf. The job's end is told at once, but what it holds in the
 // graph stays until then.
 //
 //blockd:blocking

@@ -82,7 +82,10 @@ type world struct {
 	news   chan struct{} // closed and replaced at each event
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldAt(t, clock.Real()) }
+
+// newWorldAt returns a world whose jobs go by that clock.
+func newWorldAt(t *testing.T, c clock.Clock) *world {
 	w := &world{t: t, disks: map[string]*disk{}, news: make(chan struct{})}
 	file := &blockgraph.DriverType{
 		Name: "file", Protocol: true,
@@ -97,7 +100,7 @@ func newWorld(t *testing.T) *world {
 	image := graphtest.ImageType(true)
 	image.Name = "qcow2"
 	w.graph = blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(), file, image, copybeforewrite.Type(clock.Real()), copyonread.Type())
-	w.jobs = jobs.New(w.graph, clock.Real(), w.emit)
+	w.jobs = jobs.New(w.graph, c, w.emit)
 	t.Cleanup(func() {
 		if err := w.jobs.Shutdown(context.Background()); err != nil {
 			t.Error(err)

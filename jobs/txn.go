@@ -182,11 +182,12 @@ func (t *Txn) runCommit(ctx context.Context, jobs []*Job) {
 //blockd:blocking
 func (t *Txn) runAbort(jobs []*Job) {
 	var at, late []*Job
+	var rest []<-chan struct{} // of the late ones
 	for _, j := range jobs {
-		if j.drained() {
-			at = append(at, j)
+		if c := j.draining(); c != nil {
+			late, rest = append(late, j), append(rest, c)
 		} else {
-			late = append(late, j)
+			at = append(at, j)
 		}
 	}
 	t.abortNow(at)
@@ -197,8 +198,8 @@ func (t *Txn) runAbort(jobs []*Job) {
 		}
 		t.failAll(jobs)
 	})
-	for _, j := range late {
-		<-j.driver.(Orphaner).Drained()
+	for i, j := range late {
+		<-rest[i]
 		t.abortNow([]*Job{j})
 		t.set.loop.Do(func() {
 			j.late = false
@@ -227,25 +228,25 @@ func (t *Txn) abortNow(jobs []*Job) {
 	}
 }
 
-// drained tells whether nothing of the job is in flight. Worker.
+// draining returns a channel that is closed when nothing of the job is in flight
+// any more, nil when nothing is. Worker.
 //
 //blockd:blocking
-func (j *Job) drained() bool {
+func (j *Job) draining() <-chan struct{} {
 	d, ok := j.driver.(Orphaner)
 	if !ok {
-		return true
+		return nil
 	}
 	c := d.Drained()
-	if c == nil {
-		return true
-	}
 	select {
 	case <-c:
-		return true
+		return nil
 	default:
-		slog.Warn("a cancelled job has requests that do not return", "job", j.id)
-		return false
 	}
+	if c != nil {
+		slog.Warn("a cancelled job has requests that do not return", "job", j.id)
+	}
+	return c
 }
 
 // concludeAll ends the jobs of a transaction that succeeded, also those that

@@ -100,6 +100,7 @@ type backup struct {
 	params
 	transfer.Body
 
+	job      *jobs.Job
 	source   *blockgraph.Node
 	node     *blockgraph.Node // the filter's
 	filter   *copybeforewrite.Filter
@@ -107,7 +108,6 @@ type backup struct {
 	target   *blockgraph.Node
 	nodes    transfer.Nodes
 	room     *scratch.Scratch // nil: none
-	drained  atomic.Pointer[chan struct{}]
 
 	// How far a failed copy had come; see bitmap.go.
 	uncopied atomic.Pointer[bitmaps.Bitmap]
@@ -163,6 +163,7 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 
 // attach makes the job a user of its nodes.
 func (b *backup) attach(tx *blockgraph.Tx, j *jobs.Job) error {
+	b.job = j
 	var err error
 	if b.root, err = b.nodes.Use(tx, b.node, "main node", blockgraph.PermConsistentRead, blockgraph.PermAll); err != nil {
 		return err
@@ -240,22 +241,21 @@ func (b *backup) copy(ctx context.Context, j *jobs.Job) error {
 }
 
 // Drained implements jobs.Orphaner: what the engine and what guests' writes left
-// behind. It is called by one goroutine.
+// behind.
 func (b *backup) Drained() <-chan struct{} {
-	if c := b.drained.Load(); c != nil {
-		return *c
-	}
 	engine, guests := b.Body.Drained(), b.filter.Resting()
 	select {
 	case <-engine:
 		engine = nil
 	default:
 	}
+	if engine == nil {
+		guests = transfer.Await(b.job.Set().Clock(), guests)
+	}
 	if engine == nil && guests == nil {
 		return nil
 	}
 	c := make(chan struct{})
-	b.drained.Store(&c)
 	go func() { // ends with the last request, which nobody can hasten
 		defer close(c)
 		if engine != nil {

@@ -82,16 +82,16 @@ func (m *mirror) Busy() bool { return m.Usage().Steps > 0 }
 // way to the target.
 func (m *mirror) Drained() <-chan struct{} {
 	steps, writes := m.Body.Drained(), m.filter.Rest()
-	if writes == nil {
-		return steps
-	}
 	select {
 	case <-steps:
-		return writes
+		steps = nil
 	default:
 	}
-	if steps == nil { // it never came to a step
-		return writes
+	switch {
+	case steps == nil:
+		return transfer.Await(m.job.Set().Clock(), writes)
+	case writes == nil:
+		return steps
 	}
 	both := make(chan struct{})
 	go func() { // ends with the last request, which nobody can hasten

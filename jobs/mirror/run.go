@@ -34,25 +34,9 @@ func (m *mirror) Run(ctx context.Context, j *jobs.Job) error {
 	}
 	if err != nil {
 		m.filter.Abandon()
-		m.letGo()
 	}
 	m.refresh()
 	return err
-}
-
-// letGo waits for guests' writes that are under way to the target, as long as
-// the engine waits for its own steps.
-func (m *mirror) letGo() {
-	writes := m.filter.Rest()
-	if writes == nil {
-		return
-	}
-	t := m.job.Set().Clock().NewTimer(copy.Grace)
-	defer t.Stop()
-	select {
-	case <-writes:
-	case <-t.C():
-	}
 }
 
 func (m *mirror) run(ctx context.Context, j *jobs.Job) error {

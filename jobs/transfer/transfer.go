@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 
 	"blockd/blockgraph"
+	"blockd/clock"
 	"blockd/jobs"
 	"blockd/jobs/copy"
 	"blockd/qapi"
@@ -144,6 +145,23 @@ func (b *Body) Drained() <-chan struct{} {
 		return e.Drained()
 	}
 	return nil
+}
+
+// Await is for what guests' requests have begun on a job's behalf: it waits for
+// rest as long as the engine waits for its own steps. The result is nil when
+// rest was closed by then, or is nil, and else rest. Worker.
+func Await(c clock.Clock, rest <-chan struct{}) <-chan struct{} {
+	if rest == nil {
+		return nil
+	}
+	t := c.NewTimer(copy.Grace)
+	defer t.Stop()
+	select {
+	case <-rest:
+		return nil
+	case <-t.C():
+		return rest
+	}
 }
 
 // Orphans implements jobs.Orphaner.
