@@ -7,6 +7,7 @@ from typing import Any
 
 from iotests.harness import images
 from iotests.harness.case import CANCELLED, FAILED, REFUSED, QMPTestCase, over_images
+from iotests.harness.guest import Guest
 from iotests.harness.images import KiB, MiB
 from iotests.harness.markers import blockd_only
 
@@ -496,6 +497,70 @@ class Errors(MirrorCase):
         self.unexport("exp-s")
         self.daemon.quit()
         self.assert_content(self.target, bytes(self.data))
+
+    def last_copy_fails(self, policy: str) -> Guest:
+        """A pending mirror whose guest's write fails on the target, and again when the job is finalized."""
+        self.opened = {*self.nodes(), "t", "t-file"}
+        hole = {"event": "none", "iotype": "write", "errno": 5, "once": True, "sector": 2 * MiB // 512}
+        self.add_failing_target(hole, hole)
+        self.export("s")
+        guest = self.guest("s")
+        guest.handle.zero(64 * KiB, 2 * MiB)  # so that the job itself writes no data there
+        self.mirror(auto_finalize=False, on_target_error=policy)
+        self.wait_ready()
+        self.qmp.cmd("job-complete", id="m")
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        piece = self.random_bytes(64 * KiB, 3)
+        self.data[2 * MiB : 2 * MiB + 64 * KiB] = piece
+        guest.handle.pwrite(piece, 2 * MiB)
+        self.assertEqual(self.error_events(), [])
+        self.qmp.cmd("job-finalize", id="m")
+        self.qmp.wait_event("BLOCK_JOB_ERROR", {"device": "m"})
+        return guest
+
+    def finalize_again(self, guest: Guest, *gone_back: str) -> None:
+        """The job is pending once more, and pivots."""
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        self.qmp.cmd("job-finalize", id="m")
+        self.wait_status("m", "null")
+        pending = ("waiting", "pending", "BLOCK_JOB_PENDING")
+        self.assert_job_sequence("m", (*READY, *pending, "BLOCK_JOB_ERROR", *gone_back, *pending, *ENDED[2:]))
+        self.assertNotIn("error", self.completed_event("m"))
+        self.assertEqual(bytes(guest.handle.pread(64 * KiB, 2 * MiB)), bytes(self.data[2 * MiB : 2 * MiB + 64 * KiB]))
+        guest.close()
+        self.unexport("exp-s")
+        self.daemon.quit()
+        self.assert_content(self.target, bytes(self.data))
+
+    @blockd_only("the field holds guests up while a mirror is pending, so nothing is left to copy")
+    def test_last_copy_stops_the_job_until_it_is_resumed(self) -> None:
+        guest = self.last_copy_fails("stop")
+        self.wait_status("m", "standby")
+        (job,) = self.qmp.cmd("query-block-jobs")
+        self.assertEqual(
+            {key: job[key] for key in ("status", "paused", "ready", "io-status")},
+            {"status": "standby", "paused": True, "ready": True, "io-status": "failed"},
+        )
+        self.assert_qmp_error("Job 'm' in state 'standby' cannot accept command verb 'finalize'", "job-finalize", id="m")
+        self.qmp.cmd("job-resume", id="m")
+        self.finalize_again(guest, "ready", "standby", "ready")
+
+    @blockd_only("the field holds guests up while a mirror is pending, so nothing is left to copy")
+    def test_last_copy_is_made_up_for(self) -> None:
+        guest = self.last_copy_fails("ignore")
+        self.finalize_again(guest, "ready")
+
+    @blockd_only("the field holds guests up while a mirror is pending, so nothing is left to copy")
+    def test_last_copy_reports(self) -> None:
+        guest = self.last_copy_fails("report")
+        self.wait_status("m", "null")
+        self.assertEqual(self.error_events(), [("write", "report")])
+        self.assertEqual(self.completed_event("m")["error"], "Input/output error")
+        guest.close()
+        self.unexport("exp-s")
+        self.assert_nothing_left(*self.opened)
+        self.daemon.quit()
+        self.assert_content(self.source, bytes(self.data), "qcow2")
 
 
 @over_images(*images.ALL_QCOW2)
