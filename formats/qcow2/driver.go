@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"blockd/blockgraph"
+	"blockd/formats/luks"
 )
 
 // Driver is one opened image.
@@ -100,7 +101,11 @@ func (d *Driver) Size(context.Context) (int64, error) { return d.size.Load(), ni
 
 // Limits returns the request limits.
 func (d *Driver) Limits() blockgraph.Limits {
-	return blockgraph.Limits{ZeroAlignment: d.h.subclusterSize(), DiscardAlignment: d.h.subclusterSize()}
+	l := blockgraph.Limits{ZeroAlignment: d.h.subclusterSize(), DiscardAlignment: d.h.subclusterSize()}
+	if d.crypt != nil {
+		l.RequestAlignment = luks.SectorSize // which are encrypted as a whole
+	}
+	return l
 }
 
 // Caps returns what the driver does itself.

@@ -173,6 +173,18 @@ func TestEncryptedImageOverBackingFile(t *testing.T) {
 	}
 }
 
+// A guest that writes three bytes has the wrapper read and write their sector.
+func TestEncryptedImageTakesWholeSectors(t *testing.T) {
+	for name, option := range cryptOptions {
+		if n := openImage(t, newImage(t, 1<<20, option), nil).Limits().RequestAlignment; n != 512 {
+			t.Errorf("%s: an alignment of %d", name, n)
+		}
+	}
+	if n := openImage(t, newImage(t, 1<<20), nil).Limits().RequestAlignment; n > 1 {
+		t.Errorf("not encrypted: an alignment of %d", n)
+	}
+}
+
 func TestCompressedWriteIsEncryptedInstead(t *testing.T) {
 	f := newImage(t, 1<<20, encrypted, clusterSize(4096))
 	d := openImage(t, f, nil)
