@@ -1,6 +1,7 @@
 package luks
 
 import (
+	"bytes"
 	"context"
 	"syscall"
 
@@ -11,10 +12,10 @@ import (
 // The field's rules for amending key slots, in the field's order.
 
 // Amend adds a key or erases keys, in the header that store has, which may be
-// the one that the volume was opened with or another way to it. Where it fails before it writes, nothing has
-// changed; a write that fails leaves the old or the new keys in force. Its
-// context ends it while keys are derived and not while slots are written.
-// Worker.
+// the one that the volume was opened with or another way to it. It goes by what
+// the header has now. Where it fails before it writes, nothing has changed; a
+// write that fails leaves the old or the new keys in force. Its context ends it
+// while keys are derived and not while slots are written. Worker.
 //
 //blockd:blocking
 func (v *Volume) Amend(ctx context.Context, store Store, o *qapi.QCryptoBlockAmendOptionsLUKS, force bool) error {
@@ -24,10 +25,38 @@ func (v *Volume) Amend(ctx context.Context, store Store, o *qapi.QCryptoBlockAme
 		return ctx.Err()
 	}
 	defer func() { <-v.turn }()
-	if o.State == qapi.QCryptoBlockLUKSKeyslotStateActive {
-		return (&access{v, store}).addKey(ctx, o, force)
+	a := &access{v, store}
+	if err := a.reread(ctx); err != nil {
+		return err
 	}
-	return (&access{v, store}).eraseKeys(ctx, o, force)
+	if o.State == qapi.QCryptoBlockLUKSKeyslotStateActive {
+		return a.addKey(ctx, o, force)
+	}
+	return a.eraseKeys(ctx, o, force)
+}
+
+// reread takes the header as it is now: other nodes may have amended it since it
+// was read, and key slots share sectors.
+func (v *access) reread(ctx context.Context) error {
+	raw := make([]byte, headerSize)
+	if err := v.store.ReadAt(ctx, 0, raw); err != nil {
+		return err
+	}
+	h, err := parseHeader(raw)
+	if err != nil {
+		return err
+	}
+	was := v.now.Load()
+	if !bytes.Equal(h.raw[:fieldSlots], was.raw[:fieldSlots]) {
+		return invalid("The LUKS header is another one than when the image was opened")
+	}
+	for i := range h.slots {
+		if h.slots[i].offset != was.slots[i].offset {
+			return invalid("The LUKS header is another one than when the image was opened")
+		}
+	}
+	v.now.Store(h)
+	return nil
 }
 
 func badSlot(i any) error {

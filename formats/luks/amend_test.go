@@ -128,6 +128,26 @@ func TestKeysComeAndGo(t *testing.T) {
 	}
 }
 
+// Two nodes over one file, each of which has read the header.
+func TestAmendGoesByTheHeaderAsItIs(t *testing.T) {
+	a, s := newVolume(t, cheap())
+	b, err := Open(ctxb, s, ptr("s"), "", testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAmend(t, a, s, qapi.QCryptoBlockAmendOptionsLUKS{State: active, NewSecret: ptr("n")}, false)
+	mustAmend(t, a, s, qapi.QCryptoBlockAmendOptionsLUKS{State: inactive, OldSecret: ptr("s")}, false)
+	expectError(t, amend(b, s, qapi.QCryptoBlockAmendOptionsLUKS{State: inactive, Keyslot: ptr(int64(1))}, false),
+		"Attempt to erase the only active keyslot 1 which will erase all the data in the image irreversibly - refusing operation")
+	mustAmend(t, b, s, qapi.QCryptoBlockAmendOptionsLUKS{State: inactive, Keyslot: ptr(int64(0))}, true)
+	if !opens(s.b, "n") {
+		t.Error("the key that another node has added is gone")
+	}
+	s.b[fieldUUID]++
+	expectError(t, amend(b, s, qapi.QCryptoBlockAmendOptionsLUKS{State: active, NewSecret: ptr("w"), Secret: ptr("n")}, false),
+		"The LUKS header is another one than when the image was opened")
+}
+
 func TestErasedKeyMaterialIsOverwritten(t *testing.T) {
 	v, s := newVolume(t, cheap())
 	mustAmend(t, v, s, qapi.QCryptoBlockAmendOptionsLUKS{State: active, NewSecret: ptr("n")}, false)

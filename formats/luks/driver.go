@@ -107,7 +107,9 @@ func (d *driver) BlockStatus(_ context.Context, _, n int64, _ blockgraph.StatusM
 	return blockgraph.Status{Flags: blockgraph.StatusData | blockgraph.StatusAllocated, N: n}, nil
 }
 
-// Size is what the file has behind the header. EIO: not even that.
+// Size is what the file has behind the header, in whole sectors: a part of one
+// cannot be decrypted (the field shows it, as garbage). EIO: the file ends within
+// the header.
 func (d *driver) Size(ctx context.Context) (int64, error) {
 	size, err := d.node.File().Child().Driver().Size(ctx)
 	if err != nil {
@@ -116,7 +118,7 @@ func (d *driver) Size(ctx context.Context) (int64, error) {
 	if size -= d.volume.PayloadOffset(); size < 0 {
 		return 0, syscall.EIO
 	}
-	return size, nil
+	return size &^ (SectorSize - 1), nil
 }
 
 // Truncate resizes the file. What is new reads as the decryption of whatever
