@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -255,10 +256,7 @@ func (c *client) do(r nbdproto.Request, data ...byte) nbdproto.Errno {
 func (c *client) readData(off uint64, n int, flags nbdproto.CmdFlags) ([]byte, []nbdproto.ChunkType) {
 	c.t.Helper()
 	c.send(nbdproto.Request{Type: nbdproto.CmdRead, Offset: off, Length: uint64(n), Cookie: off, Flags: flags})
-	out := make([]byte, n)
-	for i := range out {
-		out[i] = 0xee // a chunk that is missing shows
-	}
+	out := bytes.Repeat([]byte{0xee}, n) // a chunk that is missing shows
 	var types []nbdproto.ChunkType
 	for {
 		k := c.chunk(n)

@@ -41,14 +41,10 @@ func (c *conn) execute(r *request) {
 		if r.Flags&nbdproto.FlagFastZero != 0 {
 			flags |= blockgraph.NoFallback
 		}
-		if n > 0 {
-			err = b.WriteZeroes(c.ctx, off, n, flags)
-		}
+		err = c.zero(off, n, flags)
 		msg = "writing to file failed"
 	case nbdproto.CmdTrim:
-		if n > 0 {
-			err = b.Discard(c.ctx, off, n)
-		}
+		err = c.inPieces(off, n, func(off, n int64) error { return b.Discard(c.ctx, off, n) })
 		if err == nil && r.Flags&nbdproto.FlagFUA != 0 {
 			err = b.Flush(c.ctx)
 		}
@@ -79,6 +75,41 @@ func (c *conn) writeFlags(r *request) blockgraph.Flags {
 		return blockgraph.FUA
 	}
 	return 0
+}
+
+// longest is the longest range in bytes that is changed in one go: what a header
+// of 32 bits can ask for. A change of the graph waits for what has begun.
+const longest = 1 << 32
+
+// inPieces has f do a range in pieces, which meet at multiples of longest.
+func (c *conn) inPieces(off, n int64, f func(off, n int64) error) error {
+	for n > 0 {
+		k := n
+		if k > longest {
+			k = longest - off%longest
+		}
+		if err := f(off, k); err != nil {
+			return err
+		}
+		if off, n = off+k, n-k; n > 0 && c.ctx.Err() != nil {
+			return c.ctx.Err()
+		}
+	}
+	return nil
+}
+
+// zero is WriteZeroes of a range of any length.
+func (c *conn) zero(off, n int64, flags blockgraph.Flags) error {
+	b := c.export.backend
+	now := flags
+	if n > longest {
+		now &^= blockgraph.FUA // one flush is enough
+	}
+	err := c.inPieces(off, n, func(off, n int64) error { return b.WriteZeroes(c.ctx, off, n, now) })
+	if err == nil && now != flags {
+		err = b.Flush(c.ctx)
+	}
+	return err
 }
 
 // cache reads a range for the sake of its side effects: a copy-on-read node
