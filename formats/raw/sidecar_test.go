@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"blockd/blockgraph"
+	"blockd/clock"
 	"blockd/qapi"
 )
 
@@ -326,6 +327,21 @@ func TestBitmapsOfAReadOnlyImageAreThere(t *testing.T) {
 	do(t, w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error { tx.SetMonitorOwned(n, false); return nil }))
 	if s := openSided(t, path, sidecarOn); s.dirty("a") != 4096 {
 		t.Error("another content than before")
+	}
+}
+
+// TestAChangeRightAfterTheCloseHasAnotherTime: the clock of files goes in steps.
+func TestAChangeRightAfterTheCloseHasAnotherTime(t *testing.T) {
+	path := image(t, 1<<20)
+	s := openSided(t, path, sidecarOn)
+	s.add("a")
+	s.write(0, 4096)
+	s.close()
+	closed := clock.Real().Now()
+	st, err := os.Stat(path)
+	do(t, err)
+	if d := closed.Sub(st.ModTime()); d < timeGrain/2 { // the clock may be corrected meanwhile
+		t.Errorf("%v after the last change", d)
 	}
 }
 

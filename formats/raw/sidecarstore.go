@@ -6,10 +6,12 @@ import (
 	"hash/crc32"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/google/uuid"
 
 	"blockd/blockgraph"
+	"blockd/clock"
 	"blockd/formats/bitmapstore"
 )
 
@@ -61,7 +63,7 @@ func (s *sidecar) storeFor(ctx context.Context, disk int64, clean bool) error {
 	if err := s.d.node.File().Flush(ctx); err != nil {
 		return err
 	}
-	if h.image, err = s.host.Identity(ctx); err != nil {
+	if h.image, err = s.identity(ctx, clean); err != nil {
 		return err
 	}
 	s.stored = false
@@ -80,6 +82,27 @@ func (s *sidecar) storeFor(ctx context.Context, disk int64, clean bool) error {
 		}
 	}
 	return nil
+}
+
+// timeGrain is longer than the step in which the kernel's clock of files goes on.
+const timeGrain = 20 * time.Millisecond
+
+// identity tells which file the image is. settled: whoever changes it from now on
+// gives it other times than it has; what changes twice within a step of the clock
+// has the same ones.
+func (s *sidecar) identity(ctx context.Context, settled bool) (blockgraph.FileIdentity, error) {
+	id, err := s.host.Identity(ctx)
+	if err != nil || id.Device || !settled {
+		return id, err
+	}
+	rest := timeGrain - clock.Real().Now().Sub(time.Unix(0, id.Changed))
+	if rest <= 0 || rest > timeGrain { // or the clock was set
+		return id, nil
+	}
+	if err := clock.Real().Sleep(ctx, rest); err != nil {
+		return id, err
+	}
+	return s.host.Identity(ctx)
 }
 
 // begin opens the file for writing. It stays nil when there is nothing to store
