@@ -196,7 +196,7 @@ func (c *compaction) moveDisk() error {
 				return err
 			}
 		}
-		if err := c.retry(func() error { return c.tryMoveTable(table) }); err != nil {
+		if err := c.moveTable(table); err != nil {
 			return err
 		}
 		if err := c.rest(1); err != nil {
@@ -206,13 +206,19 @@ func (c *compaction) moveDisk() error {
 	return nil
 }
 
-// retry does what needs Driver.mu until nothing is missing any more.
+// retry does what needs Driver.mu until nothing is missing any more. That may take
+// more refcount blocks at once than a guest's request does, so that their cache
+// grows with each try: else one that is loaded might always push out another.
 func (c *compaction) retry(f func() error) error {
 	d := c.d
-	for {
+	r := &d.refs
+	for tries := 1; ; tries++ {
 		d.mu.Lock()
 		err := f()
 		crowded := err == nil && d.pressed()
+		if _, missing := err.(missingBlock); missing {
+			r.capacity = max(r.capacity, len(r.dirty)+min(tries, minRefBlocks))
+		}
 		d.unlock()
 		if err != nil {
 			if err := d.fetch(c.ctx, err); err != nil {
@@ -259,10 +265,11 @@ func (c *compaction) moveSlice(table, index int64) error {
 		if n == 0 || c.full {
 			return c.rest(s.len() << d.h.l2EntryBits)
 		}
-		if err := c.moveRun(table, index, i, n); err != nil {
+		done, err := c.moveRun(table, index, i, n)
+		if err != nil {
 			return err
 		}
-		i += n
+		i += done
 	}
 }
 
@@ -291,20 +298,23 @@ type move struct {
 	host  []int64 // new clusters
 }
 
-// moveRun moves n clusters of the disk, as far as they are still movable.
-func (c *compaction) moveRun(table, index, i, n int64) error {
+// moveRun moves the front of n clusters of the disk, and returns how many are
+// dealt with: at least one, which stays if it is no longer movable.
+func (c *compaction) moveRun(table, index, i, n int64) (done int64, err error) {
 	d := c.d
 	first := table<<d.h.l2Bits + index<<d.sliceBits + i
 	unlock, err := c.lock(c.ctx, first<<d.h.clusterBits, n<<d.h.clusterBits)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var m *move
 	err = c.retry(func() (err error) {
 		m, err = c.tryMove(table, index, i, first, n)
 		return err
 	})
+	done = 1
 	if m != nil {
+		done = int64(len(m.old))
 		err = c.copyClusters(m, first)
 		d.mu.Lock()
 		c.endMove(m, err)
@@ -316,13 +326,13 @@ func (c *compaction) moveRun(table, index, i, n int64) error {
 	}
 	unlock()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return c.rest(n << d.h.clusterBits)
+	return done, c.rest(done << d.h.clusterBits)
 }
 
-// tryMove finds new places for clusters of the disk and claims these; nil: there
-// is nothing to move. Driver.mu is held, and the range of the disk.
+// tryMove finds new places for clusters at the front of n of the disk and claims
+// them; nil: the first is not to be moved. Driver.mu is held, and the range of the disk.
 //
 // +checklocksignore
 func (c *compaction) tryMove(table, index, i, first, n int64) (*move, error) {
@@ -339,30 +349,21 @@ func (c *compaction) tryMove(table, index, i, first, n int64) (*move, error) {
 		return nil, missingSlice{table, index}
 	}
 	m := &move{slice: s, entry: i}
-	giveBack := func(err error) (*move, error) {
-		for _, host := range m.host {
-			d.release(host, 1)
-		}
-		return nil, err
-	}
 	for k := range n {
 		e := s.load(i + k)
 		if !c.movable(e) {
 			break
 		}
 		count, err := d.refcount(int64(e.word&l2OffsetMask) >> d.h.clusterBits)
-		if err != nil {
-			return giveBack(err)
+		host := int64(-1)
+		if err == nil && count == 1 { // else the flag is wrong: a check's business
+			host, err = c.place(1)
 		}
-		if count != 1 {
-			break // the flag is wrong: a check's business
+		if err != nil && k == 0 {
+			return nil, err
 		}
-		host, err := c.place(1)
-		if err != nil {
-			return giveBack(err)
-		}
-		if host < 0 {
-			break
+		if err != nil || host < 0 {
+			break // the others have their turn next
 		}
 		m.old = append(m.old, e)
 		m.host = append(m.host, host)

@@ -59,7 +59,6 @@ type inspection struct {
 
 	// Of a run.
 	limit    int64 // clusters that are looked at
-	fileSize int64
 	flagsFix bool  // repairs flags, and counts nothing
 	wrong    int64 // flags that do not fit
 	broken   bool  // the refcount structures themselves are unsound
@@ -159,8 +158,7 @@ func (c *inspection) runOnce() error {
 	c.res = blockgraph.CheckResult{LeaksFixed: fixedLeaks, CorruptionsFixed: fixedCorruptions}
 	c.wrong, c.broken = 0, false
 	h := c.d.h
-	c.fileSize = c.d.file().Size()
-	c.limit = h.clusters(c.fileSize)
+	c.limit = h.clusters(c.d.file().Size())
 	for from := int64(0); from < c.limit; from += c.window {
 		to := min(from+c.window, c.limit)
 		c.left = (c.limit - to + c.window - 1) / c.window
@@ -340,5 +338,5 @@ func (c *inspection) readCounts() error {
 
 // soundBlock tells whether a refcount block can lie at off.
 func (c *inspection) soundBlock(off int64) bool {
-	return off >= 0 && off&(c.d.h.clusterSize-1) == 0 && off < c.fileSize
+	return off >= 0 && off&(c.d.h.clusterSize-1) == 0 && off < c.d.file().Size()
 }

@@ -96,9 +96,8 @@ type damage struct {
 
 // patient is an image on disk that is to be damaged.
 type patient struct {
-	f      *memFile
-	h      *header
-	tables []int64 // of the active L1 table
+	f *memFile
+	h *header
 }
 
 func (p *patient) setCount(cluster int64, n uint64) {

@@ -98,9 +98,12 @@ func (c *inspection) besides(f func(first, n int64)) {
 		}
 	}
 	bytes(0, h.clusterSize)
+	// These may have grown in memory only, past the end of the file.
 	t := d.l1.Load()
-	bytes(t.offset, int64(len(t.entries))*l1EntrySize)
-	bytes(d.refs.tableOffset, int64(len(d.refs.table))*8)
+	if n := h.clusters(int64(len(t.entries)) * l1EntrySize); n > 0 {
+		f(t.offset>>h.clusterBits, n)
+	}
+	f(d.refs.tableOffset>>h.clusterBits, h.clusters(int64(len(d.refs.table))*8))
 	if d.crypt != nil {
 		bytes(int64(d.crypt.at.offset), int64(d.crypt.at.length))
 	}
@@ -138,10 +141,14 @@ func (c *inspection) besides(f func(first, n int64)) {
 }
 
 // barrier waits until every cluster that was allocated before is mapped or given
-// back. From before that on, what is touched is noted.
+// back. From before that on, what is touched is noted; what was touched earlier
+// and has been judged already is not repaired.
 func (c *inspection) barrier() error {
 	d := c.d
 	d.mu.Lock()
+	for i, w := range c.v.touched {
+		c.found[i] &^= w // what was found of it holds no more
+	}
 	clear(c.v.touched)
 	claims := slices.Clone(d.claims)
 	d.mu.Unlock()

@@ -2,6 +2,18 @@ package qcow2
 
 // Compacting metadata (compact.go).
 
+// moveTable moves an L2 table of the active L1 table alone.
+func (c *compaction) moveTable(table int64) error {
+	d := c.d
+	err := c.retry(func() error { return c.tryMoveTable(table) })
+	if err != nil {
+		d.mu.Lock()
+		delete(d.unsharing, table) // what was loaded for it may go again
+		d.mu.Unlock()
+	}
+	return err
+}
+
 // tryMoveTable moves an L2 table of the active L1 table alone. Driver.mu is
 // held.
 //

@@ -63,12 +63,3 @@ func (s *steps) step(ctx context.Context, n int64) (did int64, more bool, err er
 	}
 	return s.did, false, s.err
 }
-
-// all does everything in one step.
-func (s *steps) all(ctx context.Context) error {
-	for {
-		if _, more, err := s.step(ctx, 1<<62); !more {
-			return err
-		}
-	}
-}

@@ -151,7 +151,13 @@ func (d *Driver) entryChanged(s *slice, i int64, old, entry l2Entry) {
 // tableChanged is for an entry of the L1 table.
 func (d *Driver) tableChanged(table int64, old, entry uint64) {
 	v := d.view
-	if v == nil || table >= v.tables {
+	if v == nil {
+		return
+	}
+	if table == v.readSlice.table {
+		v.changed = true // what is being read may be gone
+	}
+	if table >= v.tables {
 		return
 	}
 	for _, e := range [...]struct {
