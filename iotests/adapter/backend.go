@@ -24,7 +24,6 @@ type backend struct {
 	dinfo        bool // it came with -drive, and goes with its device
 	readOnly     bool // what a new medium is opened as
 	writeThrough bool
-	detectZeroes string
 	throttle     *throttled // or nil
 }
 
