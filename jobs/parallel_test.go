@@ -42,7 +42,7 @@ func (c *crowd) wait(off, _ int64) error {
 // TestStreamAndCommitReadInParallel: over a source with long latency they have
 // eight pieces and more in flight once they have begun well; the field has one.
 func TestStreamAndCommitReadInParallel(t *testing.T) {
-	const clusters = 256 // 16 MiB: 12 pieces after the careful ones
+	const clusters = 256 // 16 MiB: 15 pieces after the careful ones
 	for name, start := range map[string]func(w *world){
 		"stream": func(w *world) { w.startStream(qapi.BlockStreamArg{Device: "top", JobID: ptr("j")}) },
 		"commit": func(w *world) {

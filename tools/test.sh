@@ -48,7 +48,7 @@ fi
 
 # Two packages at a time with two tests each keep two cores busy and leave the timing tests air.
 echo "== unit tests ${race:-(without the race detector)}"
-limit=10m
+limit=20m
 [ "$BLOCKD_TEST_ALL" != 1 ] || limit=4h
 CGO_ENABLED=$cgo "$GO" test -v $race -tags blockddebug -p 2 -parallel 4 -timeout $limit ./... >"$work/unit" 2>&1
 unit_status=$?

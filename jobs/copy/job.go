@@ -25,8 +25,9 @@ const (
 	// the field's for backup and mirror, and for stream and commit.
 	MirrorChunk = 64 << 10
 	StreamChunk = 512 << 10
-	// CarefulStart is how much stream and commit copy carefully, in bytes.
-	CarefulStart = 4 << 20
+	// CarefulStart is how much stream and commit copy carefully, in bytes: their
+	// first two pieces.
+	CarefulStart = 2 * StreamChunk
 )
 
 // Options of a Job.
