@@ -143,8 +143,12 @@ func putOnTop(tx *blockgraph.Tx, overlay, old *blockgraph.Node) error {
 }
 
 // retire makes an image read-only that has an overlay now: it only has readers,
-// unless a user of its own keeps it writable.
+// unless a user of its own keeps it writable. A filter that cannot be reopened
+// stays as it is, and goes on to do its work below the overlay.
 func retire(tx *blockgraph.Tx, old *blockgraph.Node) error {
+	if _, ok := old.Driver().(blockgraph.Reopener); !ok {
+		return nil
+	}
 	const writes = blockgraph.PermWrite | blockgraph.PermWriteUnchanged | blockgraph.PermResize
 	if tx.Used(old)&writes != 0 {
 		return nil

@@ -162,7 +162,7 @@ func (f *Filter) Caps() blockgraph.Caps {
 
 // ImageInfo tells what holds for the image below.
 func (f *Filter) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
-	i, ok := f.below().Child().Driver().(blockgraph.ImageInformer)
+	i, ok := f.below().Child().SkipFilters().Driver().(blockgraph.ImageInformer)
 	if !ok {
 		return nil
 	}

@@ -272,7 +272,7 @@ func (d *driver) AllocatedSize(ctx context.Context) (int64, error) {
 
 // ImageInfo tells what holds for the format below, its own part left out.
 func (d *driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
-	i, ok := d.node.File().Child().Driver().(blockgraph.ImageInformer)
+	i, ok := d.node.File().Child().SkipFilters().Driver().(blockgraph.ImageInformer)
 	if !ok {
 		return nil
 	}

@@ -15,6 +15,12 @@ from .step import Command, Message, Step
 # Names that the daemons make up.
 _MADE_UP = re.compile(r"#block\d+")
 
+# The drivers that use what their users need; raw with a part of its own uses more.
+_FILTERS = frozenset({"raw", "throttle", "copy-on-read", "copy-before-write", "preallocate", "blkdebug"})
+
+# What a tool says of an image whose backing file is not there, or is one that it cannot open.
+_NO_BACKING = re.compile("Could not open backing file")
+
 
 def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: bool) -> str:
     """Where the records first differ, or nothing. The content of images counts unless it is `partial`."""
@@ -25,7 +31,10 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
             return f"step {number}: {step}\n  rival ended: {theirs.ending}\n  blockd: {ours.ending}"
         if number >= len(ours.steps):
             return f"step {number}: {step}\n  blockd ended: {ours.ending}"
-        found = _step(step, ours.steps[number], theirs.steps[number])
+        try:
+            found = _step(step, ours.steps[number], theirs.steps[number], theirs.steps[: number + 1])
+        except _PartedError:
+            return ""
         if found:
             return f"step {number}: {step}\n{found}"
     if ours.ending:
@@ -35,14 +44,22 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
     return f"rival at the end: {theirs.ending}" if theirs.ending else _images(ours.folder, theirs.folder, partial)
 
 
-def _step(step: Step, ours: Seen, theirs: Seen) -> str:
+class _PartedError(Exception):
+    """The two went different ways, as they are to."""
+
+
+def _step(step: Step, ours: Seen, theirs: Seen, so_far: Sequence[Seen]) -> str:
     for what, left, right in (
         ("reply", _reply(step, ours.reply), _reply(step, theirs.reply)),
         ("jobs", _jobs(ours.jobs, step), _jobs(theirs.jobs, step)),
         ("events", _events(ours.events, step), _events(theirs.events, step)),
         ("state", _state(ours.state, step), _state(theirs.state, step)),
     ):
-        if left != right and not known.wanted(step, what, left, right):
+        if left == right:
+            continue
+        if known.parts(step, what, left, right, so_far):
+            raise _PartedError
+        if not known.wanted(step, what, left, right):
             return f"  {what}\n    blockd: {_only(left, right)}\n    rival:  {_only(right, left)}"
     return ""
 
@@ -113,7 +130,7 @@ def _state(state: Message, step: Step) -> Any:
     labels = {node["node-name"]: _label(node) for node in nodes}
     return {
         "nodes": _numbered((labels[node["node-name"]], _node(node)) for node in nodes),
-        "graph": _graph(state["x-debug-query-block-graph"], labels),
+        "graph": _graph(state["x-debug-query-block-graph"], labels, {labels[node["node-name"]] for node in nodes if node["drv"] in _FILTERS}),
         "exports": collections.Counter(str(sorted(plain(e).items())) for e in state["query-block-exports"]),
         "block jobs": {
             job["device"]: {key: job[key] for key in ("type", "paused", "io-status", "ready", "status", "auto-finalize", "auto-dismiss")}
@@ -146,8 +163,9 @@ def _node(node: Message) -> Message:
     image = node["image"]
     kept = {key: plain(node[key]) for key in ("drv", "file", "ro", "backing_file", "backing_file_depth", "encrypted", "detect_zeroes", "cache", "write_threshold") if key in node}
     for key in ("virtual-size", "format", "filename", "backing-filename", "full-backing-filename", "backing-filename-format", "cluster-size"):
-        # How long a file is below a format depends on how that allocates.
-        if key in image and (node["drv"], key) != ("file", "virtual-size"):
+        # How long a file is below a format depends on how that allocates; and a filter of the rival does not
+        # notice that what is below it was resized.
+        if key in image and not (key == "virtual-size" and (node["drv"] == "file" or node["node-name"].startswith("filter"))):
             kept["image." + key] = plain(image[key])
     # Those without names are a daemon's own.
     kept["bitmaps"] = sorted(str(sorted(bitmap.items())) for bitmap in node.get("dirty-bitmaps", []) if "name" in bitmap)
@@ -155,21 +173,23 @@ def _node(node: Message) -> Message:
     return kept
 
 
-def _graph(graph: Message, labels: Message) -> Any:
+def _graph(graph: Message, labels: Message, filters: set[str]) -> Any:
     names = {}
     for node in graph["nodes"]:
         kind = node["type"]
         names[node["id"]] = labels.get(node["name"], plain(node["name"])) if kind == "block-driver" else f"({kind} {node['name']})"
     return collections.Counter(
-        f"{names[edge['parent']]} -{edge['name']}-> {names[edge['child']]}{_permissions(edge, names)}" for edge in graph["edges"]
+        f"{names[edge['parent']]} -{edge['name']}-> {names[edge['child']]}{_permissions(edge, names, filters)}" for edge in graph["edges"]
     )
 
 
-def _permissions(edge: Message, names: Message) -> str:
+def _permissions(edge: Message, names: Message, filters: set[str]) -> str:
     """What an edge uses and shares. A job's own users and filters do their work in other ways, with other needs."""
     if any(names[edge["parent"]].startswith(own) for own in ("(", "#copy-before-write", "#copy-on-read", "#mirror_top", "#commit_top")):
         return ""
-    uses = "" if edge["name"] == "backing" else f" uses {sorted(edge['perm'])}"  # which is what those above need
+    # What those above need, a job's filters among them.
+    passed_on = edge["name"] == "backing" or names[edge["parent"]] in filters
+    uses = "" if passed_on else f" uses {sorted(edge['perm'])}"
     return f"{uses} shares {sorted(edge['shared-perm'])}"
 
 
@@ -186,8 +206,8 @@ def _images(ours: Path, theirs: Path, partial: bool) -> str:
             continue
         kind = "qcow2" if left.read_bytes()[:4] == b"QFI\xfb" else "raw"
         if kind == "qcow2":
-            check = subprocess.run(["qemu-img", "check", "-q", "-f", kind, str(left)], capture_output=True, text=True)
-            if check.returncode not in (0, 3):
+            check = subprocess.run(["qemu-img", "check", "-q", "-f", kind, name], cwd=ours, capture_output=True, text=True)
+            if check.returncode not in (0, 3) and not _NO_BACKING.search(check.stderr):
                 return f"images: {name} is damaged: {check.stdout}{check.stderr}"
         if partial:
             continue

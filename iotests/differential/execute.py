@@ -9,7 +9,7 @@ import select
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from iotests.harness.daemon import environment
 from iotests.harness.deadline import SCALE, Deadline
@@ -37,7 +37,7 @@ class Record:
 
     steps: list[Seen]
     ending: str  # "" or how the daemon ended badly
-    crashed: bool  # it ended by itself
+    crashed: bool  # it ended by itself, or hung after it had damaged an image
     folder: Path
 
 
@@ -68,7 +68,7 @@ class Run:
         try:
             for number, step in enumerate(steps):
                 reply = self.act(step)
-                jobs = self.settle(step)
+                jobs = self.settle(step, reply)
                 look = number % look_every == look_every - 1 or number == len(steps) - 1
                 state = self.look() if look else {}
                 record.steps.append(Seen(reply, self.qmp.take_events(), jobs, state))
@@ -86,7 +86,9 @@ class Run:
         if status != 0 and not record.ending:
             record.ending, record.crashed = f"exit status {status}", True
         if record.ending:
-            record.ending += "\n" + (self.folder / "stderr").read_text(errors="replace")[-4000:]
+            said = (self.folder / "stderr").read_text(errors="replace")[-4000:]
+            record.ending += "\n" + said
+            record.crashed = record.crashed or "Marking image as corrupt" in said
         return record
 
     def act(self, step: Step) -> Message:
@@ -117,33 +119,19 @@ class Run:
         """A guest; the socket's name must be short, and is relative to a folder that is not ours."""
         return Guest(os.path.join(self.folder, "nbd.sock"), export)
 
-    def settle(self, step: Step) -> list[Message]:
+    def settle(self, step: Step, reply: Message) -> list[Message]:
         """Waits until no job moves by itself; the jobs then."""
         deadline = Deadline(STEP_SECONDS * SCALE, doing=f"jobs to settle after {step}")
+        leaving = _told_to_end(step, reply)
         before: list[Message] = []
         while True:
             jobs = self.qmp.execute("query-jobs")
-            busy = {job["device"] for job in self.qmp.execute("query-block-jobs") if job["busy"]}
-            if all(self.rests(job, step, jobs, busy) for job in jobs) and (not step.slow | step.endless or jobs == before):
+            details = {job["device"]: job for job in self.qmp.execute("query-block-jobs")}
+            states = {job["id"]: job["status"] for job in jobs}
+            if all(_rests(job, step, states, details, leaving) for job in jobs) and (not step.slow | step.endless or jobs == before):
                 return jobs
             before = jobs
             select.select([self.qmp.fileno()], [], [], min(0.01, deadline.remaining()))
-
-    @staticmethod
-    def rests(job: Message, step: Step, jobs: Sequence[Message], busy: set[str]) -> bool:
-        """Whether a job is where it stays."""
-        identity, status = job["id"], job["status"]
-        if status == "running":
-            if identity in step.paused or identity in busy:
-                return False
-            return identity in step.endless or (identity in step.slow and job["current-progress"] > 0)
-        if status == "waiting":
-            return any(other["id"] in step.slow | step.endless for other in jobs)
-        if status == "pending":
-            return identity in step.held or any(other["id"] in step.slow | step.endless | step.held for other in jobs)
-        if status == "concluded":
-            return identity in step.kept
-        return status in ("paused", "ready", "standby")
 
     def look(self) -> Message:
         """What is there."""
@@ -159,3 +147,41 @@ class Run:
             except QMPError as error:
                 state[command] = error.reply["error"]
         return state
+
+
+def _told_to_end(step: Step, reply: Message) -> str:
+    """The job that does not stay ready after a step, or nothing."""
+    if not isinstance(step.action, Command) or "return" not in reply:
+        return ""
+    name, arguments = step.action.name, step.action.arguments
+    if name not in ("block-job-complete", "block-job-cancel", "job-complete", "job-cancel"):
+        return ""
+    identity = str(arguments.get("device", arguments.get("id")))
+    # What a guest writes while it is slow keeps it there.
+    return "" if identity in step.slow else identity
+
+
+def _rests(job: Message, step: Step, states: Mapping[str, str], details: Mapping[str, Message], leaving: str) -> bool:
+    """
+    Whether a job is where it stays. The states are those of all jobs, the details come from query-block-jobs a
+    moment later.
+    """
+    identity, status = job["id"], job["status"]
+    if job["type"] == "create":
+        return bool(status == "concluded")
+    if identity not in details or details[identity]["status"] != status:
+        return False
+    detail, others = details[identity], step.together(identity) & set(states)
+    if status == "running":
+        if identity in step.paused or detail["busy"]:
+            return False
+        return identity in step.endless or (identity in step.slow and job["current-progress"] > 0)
+    if status == "waiting":
+        return any(states[other] not in ("waiting", "pending", "aborting", "concluded") for other in others)
+    if status == "pending":
+        return any(not details[other]["auto-finalize"] for other in {identity, *others} & set(details))
+    if status == "concluded":
+        return not detail["auto-dismiss"]
+    if status == "ready":
+        return identity != leaving
+    return status in ("paused", "standby")

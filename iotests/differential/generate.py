@@ -57,6 +57,11 @@ class Generator:
         while len(self.steps) < LENGTH:
             weights = [weight for weight, _ in self.actions]
             self.rng.choices([action for _, action in self.actions], weights)[0]()
+        # The end of a daemon does not wait for those that are behind.
+        for job in self.world.jobs.values():
+            if job.behind:
+                for verb in ("resume", "cancel"):
+                    self.steps.append(self.world.step(Command(f"block-job-{verb}", {"device": job.id})))
         return self.steps
 
     @property
@@ -161,7 +166,9 @@ class Generator:
         if kind == "throttle":
             options["throttle-group"] = self.rng.choice([*self.world.groups, "nogroup"])
         if kind == "copy-before-write":
-            target = self.world.any_node()
+            # A target that is part of the source ends the rival soon.
+            apart = sorted(set(self.world.nodes) - self.world.family(below))
+            target = self.rng.choice([*apart, "nope"])
             options["target"] = target
             under.append(target)
         if self.send("blockdev-add", options):
@@ -251,7 +258,6 @@ class Generator:
             job.kept = True
         if self.chance(0.15):
             arguments["auto-finalize"] = False
-            job.held = True
         return job
 
     def start(self, command: str, kind: str, arguments: Message) -> None:
@@ -392,7 +398,8 @@ class Generator:
         elif verb == "resume":
             job.paused = False
         elif verb in ("cancel", "dismiss"):
-            self.world.partial = self.world.partial or job.slow
+            hard = not old or arguments.get("force", False)
+            self.world.partial = self.world.partial or job.slow or (hard and job.behind)
             # A soft cancel of a paused job is refused, and it stays as it is.
             refused = old and verb == "cancel" and job.paused and not arguments.get("force")
             if not refused and (verb == "dismiss" or not job.kept):
@@ -456,6 +463,8 @@ class Generator:
         if self.send("transaction", arguments):
             for job in made:
                 self.world.jobs[job.id] = job
+            if grouped:
+                self.world.groups_of_jobs.append(frozenset(job.id for job in made))
             self.settle_again()
 
     # Exports, guests.
@@ -492,6 +501,8 @@ class Generator:
         length = min(self.rng.choice([512, 4096, 65536, 200 * KiB]), SIZE - offset)
         if self.chance(0.7):
             action: Any = GuestWrite(export, offset, length, self.rng.randrange(256))
+            for job in self.world.jobs.values():
+                job.behind = job.behind or job.kind in ("mirror", "commit")
         else:
             action = GuestRead(export, offset, length)
         self.steps.append(self.world.step(action))

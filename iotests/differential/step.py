@@ -61,9 +61,12 @@ class Step:
     endless: frozenset[str] = frozenset()
     # Of both, what the user has paused.
     paused: frozenset[str] = frozenset()
-    # Waiting to be finalized, when they have come so far; and to be dismissed.
-    held: frozenset[str] = frozenset()
-    kept: frozenset[str] = frozenset()
+    # Those that wait for each other.
+    groups: tuple[frozenset[str], ...] = ()
+
+    def together(self, identity: str) -> frozenset[str]:
+        """The jobs that one waits for before it ends."""
+        return frozenset[str]().union(*(group for group in self.groups if identity in group)) - {identity}
 
     def __str__(self) -> str:
         return str(self.action)

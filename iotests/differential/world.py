@@ -82,8 +82,8 @@ class Job:
     endless: bool = False
     paused: bool = False
     ready: bool = False
-    held: bool = False  # it waits to be finalized
     kept: bool = False  # it waits to be dismissed
+    behind: bool = False  # a guest has written what it may not have copied
 
 
 class World:
@@ -95,6 +95,7 @@ class World:
         self.jobs: dict[str, Job] = {}
         self.exports: dict[str, str] = {}  # id -> node
         self.groups: list[str] = []
+        self.groups_of_jobs: list[frozenset[str]] = []
         self.server = False
         self.partial = False
         self.numbers = 0
@@ -116,6 +117,16 @@ class World:
             return self.rng.choice(sorted(self.jobs))
         return "nojob"
 
+    def family(self, name: str) -> set[str]:
+        """A node with all that stands on it, and all that these stand on."""
+        found = {name}
+        while True:
+            above = {node.name for node in self.nodes.values() if found & set(node.below)}
+            below = {other for node in found if node in self.nodes for other in self.nodes[node].below}
+            if above | below <= found:
+                return found
+            found |= above | below
+
     def unused_nodes(self) -> list[str]:
         """Nodes that nothing should stand on."""
         used = {name for node in self.nodes.values() for name in node.below} | set(self.exports.values())
@@ -129,6 +140,5 @@ class World:
             slow=frozenset(job.id for job in jobs if job.slow),
             endless=frozenset(job.id for job in jobs if job.endless),
             paused=frozenset(job.id for job in jobs if (job.slow or job.endless) and job.paused),
-            held=frozenset(job.id for job in jobs if job.held),
-            kept=frozenset(job.id for job in jobs if job.kept),
+            groups=tuple(self.groups_of_jobs),
         )

@@ -38,6 +38,15 @@ class Queries(QMPTestCase):
         children = self.nodes()["top"].get("children", [])
         self.assertCountEqual(children, self.per_daemon(blockd=expected, rival=[]))
 
+    def test_clusters_below_several_filters(self) -> None:
+        self.qmp.cmd("object-add", qom_type="throttle-group", id="group")
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="top")
+        self.qmp.cmd("blockdev-add", driver="raw", node_name="raw", file="cor")
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="upper", file="raw")
+        self.qmp.cmd("blockdev-add", driver="throttle", node_name="slow", throttle_group="group", file="upper")
+        nodes = self.nodes()
+        self.assertEqual([nodes[name]["image"]["cluster-size"] for name in ("cor", "raw", "slow")], [65536] * 3)
+
     def test_image_of_a_node(self) -> None:
         image = self.nodes()["top"]["image"]
         self.assertEqual((image["filename"], image["format"]), (self.top, "qcow2"))

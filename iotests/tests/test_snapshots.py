@@ -163,6 +163,12 @@ class Snapshot(QMPTestCase):
         self.qmp.cmd("blockdev-snapshot", node="base", overlay="over")
         self.assertEqual((self.nodes()["base"]["ro"], self.nodes()["over"]["ro"]), (True, False))
 
+    def test_filter_goes_on_below_the_overlay(self) -> None:
+        self.add_node("over", self.overlay, backing=None)
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="base")
+        self.qmp.cmd("blockdev-snapshot", node="cor", overlay="over")
+        self.assertEqual((self.nodes()["cor"]["ro"], self.nodes()["over"]["ro"]), (False, False))
+
     def test_errors(self) -> None:
         snapshot = "blockdev-snapshot"
         self.add_node("over", self.overlay, backing=None)
