@@ -102,6 +102,38 @@ func TestCopyModeChangesBothWays(t *testing.T) {
 	}
 }
 
+// TestCopyModeThatCannotBeHadIsRefused also while the job is about to end, which
+// for its own part does without.
+func TestCopyModeThatCannotBeHadIsRefused(t *testing.T) {
+	w, g, _ := mirrorWorld(t)
+	w.startMirror("source", "target", qapi.BlockdevMirror{AutoFinalize: ptr(false)})
+	w.expectEvents("m READY", mirrorReady)
+	w.guest(w.node("source")) // may write beside the filter
+	pending, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			if err := w.setCopyMode(qapi.MirrorCopyModeWriteBlocking); err == nil {
+				t.Error("accepted")
+			}
+			select {
+			case <-pending:
+				return
+			default:
+			}
+		}
+	}()
+	w.complete()
+	w.await("m PENDING")
+	close(pending)
+	<-stopped
+	w.verb("m", (*jobs.Job).Finalize)
+	w.await("m null")
+	if g.r.Node().Name() != "target" {
+		t.Errorf("guest over %s", g.r.Node().Name())
+	}
+}
+
 // TestGuestGoesOnWhenTheTargetFails in write-blocking mode.
 func TestGuestGoesOnWhenTheTargetFails(t *testing.T) {
 	w, g, target := mirrorWorld(t)

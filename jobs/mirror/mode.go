@@ -12,10 +12,10 @@ import (
 
 // setMode makes the filter active or passive, as the user's copy mode and the
 // job's state want it. note, if not nil, changes that state within the same
-// change, and is not undone if the change fails. A job that is to end goes on
-// without synchronous writes if they cannot be had. Worker, or the body.
+// change, and is not undone if the change fails. It fails when others write to
+// the source. Worker, or the body.
 func (m *mirror) setMode(ctx context.Context, note func()) error {
-	err := m.job.Change(ctx, func(tx *blockgraph.Tx) error {
+	return m.job.Change(ctx, func(tx *blockgraph.Tx) error {
 		if note != nil {
 			note()
 		}
@@ -40,6 +40,12 @@ func (m *mirror) setMode(ctx context.Context, note func()) error {
 		tx.OnCommit(func() { m.filter.SetActive(active) })
 		return nil
 	})
+}
+
+// setFinal makes guests' writes synchronous for the job's end, which does without
+// if that cannot be had. The body.
+func (m *mirror) setFinal(ctx context.Context) error {
+	err := m.setMode(ctx, func() { m.final = true })
 	if err != nil && ctx.Err() == nil && m.final {
 		slog.Info("a mirror ends while others write to its source", "job", m.job.ID(), "error", err)
 		return nil

@@ -119,7 +119,7 @@ func (m *mirror) settle(ctx context.Context, w *work) (more bool, err error) {
 			if err := m.guardReplaced(ctx); err != nil {
 				return false, err
 			}
-			if err := m.setMode(ctx, func() { m.final = true }); err != nil {
+			if err := m.setFinal(ctx); err != nil {
 				return false, err
 			}
 		default:
