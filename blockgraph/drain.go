@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"blockd/clock"
 )
 
 // This file brings to rest what a change is about to touch: first the roots
@@ -71,6 +73,14 @@ func (tx *Tx) drain(roots []*Root, nodes []*Node) error {
 			fresh = append(fresh, r)
 		}
 	}
+	if len(fresh)+len(nodes) == 0 {
+		return nil
+	}
+	began := tx.g.clock.Now()
+	defer func() {
+		tx.g.drains.Add(1)
+		tx.g.drainNs.Add(int64(clock.Since(tx.g.clock, began)))
+	}()
 	for _, r := range releasers(fresh, nodes) {
 		r.ReleaseBegin()
 		defer r.ReleaseEnd()

@@ -405,6 +405,14 @@ type Amender interface {
 //blockd:io
 type EnterFunc func(ctx context.Context, f func() error) error
 
+// StatsCounter is a driver with counters of its own.
+//
+//blockd:any
+type StatsCounter interface {
+	// DriverStats returns them for a driver of that name. It does not wait.
+	DriverStats(name string) *qapi.BlockStatsSpecific
+}
+
 // Activator is a driver that has to do something before a node that has been
 // inactive is used again: another program may have changed what is below.
 type Activator interface {

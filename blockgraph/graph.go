@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
+	"time"
 
 	"github.com/tidwall/btree"
 
@@ -33,6 +35,10 @@ type Graph struct {
 	devices    Devices // nil: none
 	corruption func(node, msg string, off, n int64, fatal bool)
 	crossed    func(node string, exceeded, threshold uint64)
+
+	drains atomic.Int64
+	// drainNs is the time that changes have spent in drains, in nanoseconds.
+	drainNs atomic.Int64
 
 	// Held by the token.
 	seq     uint64 //blockd:global
@@ -63,6 +69,13 @@ func (g *Graph) OnCorruption(f func(node, msg string, off, n int64, fatal bool))
 
 // Loop returns the control plane's loop.
 func (g *Graph) Loop() *Loop { return g.loop }
+
+// Drains returns how often graph changes have waited for requests in flight and
+// for nodes' own work, and for how long in all. Drains that still wait are not
+// counted. Any goroutine.
+func (g *Graph) Drains() (n int64, waited time.Duration) {
+	return g.drains.Load(), time.Duration(g.drainNs.Load())
+}
 
 // DriverType returns a driver by name, or nil.
 func (g *Graph) DriverType(name string) *DriverType { return g.types[name] }

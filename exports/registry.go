@@ -308,6 +308,51 @@ func (r *Registry) Query() []qapi.BlockExportInfo {
 	return list
 }
 
+// Use is what an export does at the moment.
+type Use struct {
+	ID   string
+	Type qapi.BlockExportType
+	// Root is what its requests go through.
+	Root         *blockgraph.Root
+	ShuttingDown bool
+
+	nbd *nbd.Export
+}
+
+// Clients returns how many clients use the export now. It does not wait.
+//
+//blockd:io
+func (u *Use) Clients() int { return u.nbd.Clients() }
+
+// Uses returns all exports, the oldest first. Seen from the loop they fit the
+// graph's roots. It does not wait.
+//
+//blockd:global
+func (r *Registry) Uses() []Use {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]Use, 0, len(r.exports))
+	for _, e := range slices.Backward(r.exports) {
+		list = append(list, Use{ID: e.id, Type: e.typ, Root: e.root, ShuttingDown: e.shuttingDown, nbd: e.nbd})
+	}
+	return list
+}
+
+// Connections returns how many clients the NBD server has, those that have not
+// chosen an export yet among them, and how many it takes, 0 for any number. ok
+// is false when there is no server. It does not wait.
+//
+//blockd:io
+func (r *Registry) Connections() (n int, most uint32, ok bool) {
+	r.mu.Lock()
+	server := r.server
+	r.mu.Unlock()
+	if server == nil {
+		return 0, 0, false
+	}
+	return server.Connections(), server.MaxConnections(), true
+}
+
 // Close ends every export and the server, disconnecting all clients. What has
 // not ended when ctx does is named in the error. On a worker; the loop must
 // still run.

@@ -38,21 +38,13 @@ func NodeStats(n *blockgraph.Node) qapi.BlockStats {
 	return s
 }
 
-// statsCounter is a driver with counters of its own.
-//
-//blockd:any
-type statsCounter interface {
-	// DriverStats returns them for a driver of that name. It does not wait.
-	DriverStats(name string) *qapi.BlockStatsSpecific
-}
-
 // nodeStats only looks at counters. Control plane.
 //
 //blockd:global
 func nodeStats(n *blockgraph.Node) qapi.BlockStats {
 	name := n.Name()
 	s := qapi.BlockStats{NodeName: &name, Stats: qapi.BlockDeviceStats{WrHighestOffset: n.WriteHighest(), TimedStats: []qapi.BlockDeviceTimedStats{}}}
-	if d, counts := n.Driver().(statsCounter); counts {
+	if d, counts := n.Driver().(blockgraph.StatsCounter); counts {
 		s.DriverSpecific = d.DriverStats(n.Type().Name)
 	}
 	if e := storage(n); e != nil {

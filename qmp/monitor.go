@@ -48,7 +48,7 @@ func (s *Server) AddMonitor(o qapi.MonitorOptions) error {
 	if s.closed {
 		s.mu.Unlock()
 		dev.Detach()
-		return qapi.Errorf("The monitor server is closed")
+		return errClosed
 	}
 	s.monitors = append(s.monitors, m)
 	m.loop.Go(m.run)

@@ -41,6 +41,7 @@ type Server struct {
 	cfg    Config
 	hub    *Hub
 	fdsets *FdSets
+	ran    func(command string, took time.Duration, err error) // nil: nobody is told
 
 	life      context.Context // of the commands
 	endLife   context.CancelFunc
@@ -53,6 +54,9 @@ type Server struct {
 	mu       sync.Mutex
 	closed   bool       // +checklocks:mu
 	monitors []*Monitor // +checklocks:mu
+	// visits are clients without a character device, with the commands that they
+	// leave behind.
+	visits sync.WaitGroup
 }
 
 // NewServer makes a server without monitors.
@@ -73,8 +77,41 @@ func NewServer(cfg Config) *Server {
 	return s
 }
 
+// Observe sets who is told of each registered command that has run, with its
+// error; on the goroutine that ran it, before the client is answered. Before
+// Start, under Config.Hold.
+func (s *Server) Observe(ran func(command string, took time.Duration, err error)) { s.ran = ran }
+
 // Start lets monitors take clients, under Config.Hold.
 func (s *Server) Start() { s.startOnce.Do(func() { close(s.started) }) }
+
+// errClosed is for clients that come too late.
+var errClosed = qapi.Errorf("The monitor server is closed")
+
+// ServeConn serves one client that no character device has brought, as a monitor
+// of its own. It closes conn and returns when the session has ended; a command
+// of a client that has left may then still run. Not before Start.
+func (s *Server) ServeConn(conn chardev.Conn) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		conn.Close()
+		return errClosed
+	}
+	s.visits.Add(1)
+	s.mu.Unlock()
+	m := &Monitor{srv: s, slots: make(chan struct{}, 1)}
+	m.slots <- struct{}{}
+	s.fdsets.clientArrives()
+	newSession(m, conn).serve()
+	s.fdsets.clientLeaves()
+	go func() {
+		defer s.visits.Done()
+		m.commands.Wait()
+		m.fds.closeAll()
+	}()
+	return nil
+}
 
 // Hub is where events go.
 func (s *Server) Hub() *Hub { return s.hub }
@@ -99,6 +136,7 @@ func (s *Server) Close(ctx context.Context) {
 	for _, m := range monitors {
 		m.close()
 	}
+	s.visits.Wait()
 	s.endLife()
 	s.fdsets.Close()
 }

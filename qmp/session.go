@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"blockd/chardev"
+	"blockd/clock"
 	"blockd/qapi"
 )
 
@@ -208,7 +209,15 @@ func (s *Session) execute(q *request, files *[]*os.File) (any, error) {
 		return nil, qapi.Errorf("The command %s does not support OOB", q.command)
 	}
 	ctx := qapi.WithOrigin(s.mon.srv.life, qapi.Origin{Command: q.command, ID: q.id, HasID: q.hasID})
-	return c.run(&Context{Context: ctx, s: s, files: files}, q.args)
+	run := &Context{Context: ctx, s: s, files: files}
+	ran := s.mon.srv.ran
+	if ran == nil {
+		return c.run(run, q.args)
+	}
+	began := s.mon.srv.cfg.Clock.Now()
+	ret, err := c.run(run, q.args)
+	ran(c.name, clock.Since(s.mon.srv.cfg.Clock, began), err)
+	return ret, err
 }
 
 // negotiate is the command qmp_capabilities.

@@ -23,6 +23,9 @@ type ListenOptions struct {
 	// Every opens all addresses that a host name stands for, on one port;
 	// without it the first that can be had.
 	Every bool
+	// Private makes the file of a unix socket with mode 0600: nobody but the
+	// user himself can connect, from the first moment on.
+	Private bool
 }
 
 // Listener is a listening socket; a net.Listener whose methods may be called
@@ -131,6 +134,13 @@ func bindUnix(asked *qapi.SocketAddress, addr *qapi.UnixSocketAddress, o ListenO
 		if err := removeStale(path); err != nil {
 			unix.Close(fd)
 			return nil, err
+		}
+	}
+	if o.Private {
+		// The file gets its mode from the socket's own inode, less the umask.
+		if err := unix.Fchmod(fd, 0o600); err != nil {
+			unix.Close(fd)
+			return nil, qapi.Errorf("Failed to set the mode of socket %s: %s", path, Reason(err))
 		}
 	}
 	if err := rawCall(unix.SYS_BIND, fd, &raw, size); err != nil {

@@ -94,6 +94,13 @@ func NewServer(cfg Config, listeners ...net.Listener) *Server {
 // MaxConnections returns the limit, 0 for none.
 func (s *Server) MaxConnections() uint32 { return s.maxConnections }
 
+// Connections returns how many clients there are.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
 // Addrs returns the addresses that the server listens on.
 func (s *Server) Addrs() []net.Addr {
 	addrs := make([]net.Addr, len(s.listeners))
