@@ -22,6 +22,7 @@ import (
 	"blockd/qapi"
 	"blockd/qmp"
 	"blockd/sockets"
+	"blockd/web"
 )
 
 // Config says how a daemon differs from program to program.
@@ -75,6 +76,8 @@ type Daemon struct {
 	Registry *qmp.Registry
 	Monitor  *monitor.Monitor
 
+	version  string
+	web      *web.Server // nil: none
 	complain func(message string)
 	ended    func()
 	letGo    func(ctx context.Context) error
@@ -91,7 +94,8 @@ func New(c Config) *Daemon {
 		c.Virtual = real
 	}
 	d := &Daemon{
-		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ended: c.Ended, letGo: c.LetGo,
+		version: c.Version.Package,
+		Loop:    blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ended: c.Ended, letGo: c.LetGo,
 		ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1),
 	}
 	d.stop <- struct{}{}
@@ -156,6 +160,9 @@ func devicesOf(c Config) monitor.Devices {
 func (d *Daemon) Start() {
 	close(d.ready)
 	d.QMP.Start()
+	if d.web != nil {
+		d.web.Serve()
+	}
 }
 
 // Quit is closed when a client has asked for the end, and jobs and exports have
@@ -187,7 +194,7 @@ type Option struct {
 }
 
 // Apply works off an option that configures a part: blockdev, chardev, export,
-// monitor, nbd-server, object; any other does nothing. The end of ctx ends what
+// monitor, nbd-server, object, web; any other does nothing. The end of ctx ends what
 // waits.
 func (d *Daemon) Apply(ctx context.Context, o Option) error {
 	ctx = qapi.WithOrigin(ctx, qapi.Origin{Option: o.Name})
@@ -227,6 +234,8 @@ func (d *Daemon) Apply(ctx context.Context, o Option) error {
 		return d.Exports.StartNBD(ctx, &n)
 	case "object":
 		return d.Objects.AddOption(ctx, o.Value)
+	case "web":
+		return d.openWeb(ctx, o.Value)
 	}
 	return nil
 }

@@ -72,6 +72,9 @@ func (d *Daemon) Close() {
 	if !within(late, func() { d.QMP.Close(ctx) }) {
 		d.complain("commands did not end in time")
 	}
+	if d.web != nil {
+		d.web.Close(late)
+	}
 	d.Chardevs.Close()
 	d.QMP.FdSets().Close()
 	d.Loop.Stop()

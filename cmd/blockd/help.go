@@ -34,6 +34,9 @@ A storage daemon: QMP in, jobs over disk images, events out
   --scratch [directory=]<path>[,memory=<bytes>][,max-size=<bytes>]
                          where backups keep what guests overwrite, until a
                          slow target has taken it
+  --web [addr=]<ip>:<port>|unix:<path>[,qmp=on|off]
+                         serve metrics over HTTP, on this machine only; with
+                         qmp=on QMP over WebSocket, too
 
 Options are worked off in their order.
 `

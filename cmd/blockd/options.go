@@ -36,6 +36,7 @@ var optionSpecs = []optionSpec{
 	{name: "scratch", value: true},
 	{name: "trace", short: 'T', value: true},
 	{name: "version", short: 'V'},
+	{name: "web", value: true},
 }
 
 // readOptions returns the options in their order. An argument that is none has

@@ -56,6 +56,19 @@ class Mistakes(QMPTestCase):
             with self.subTest(value=value):
                 self.assert_mistake(f"--blockdev {value}: {message}", "--blockdev", value)
 
+    @blockd_only("the rival has no web address")
+    def test_web(self) -> None:
+        for value, message in {
+            "0.0.0.0:8080": "Address '0.0.0.0:8080' is refused: without TLS and tokens, which do not exist yet,"
+            " only a loopback address or a unix socket is served",
+            "localhost": "Parameter 'addr' expects IP:PORT or unix:PATH",
+            "addr=unix:": "Parameter 'addr' expects a path after 'unix:'",
+            "qmp=on": "Parameter 'addr' is missing",
+            "unix:w,tls=on": "Parameter 'tls' is unexpected",
+        }.items():
+            with self.subTest(value=value):
+                self.assert_mistake(f"--web {value}: {message}", "--web", value)
+
     @blockd_only("the rival prints names as they are")
     def test_message_stays_one_line(self) -> None:
         value = '{"driver":"file","node-name":"x","filename":"a\\nb\\u001b[2J"}'

@@ -49,6 +49,10 @@ var rules = []rule{
 	{of: "exports/...", never: []string{"jobs", "qmp", "monitor", "formats", "protocols", "chardev"}, why: "an export is one user of the graph beside others"},
 	{of: "exports/nbd", never: []string{"exports/..."}, why: "the server is below the registry of exports"},
 	{of: "qmpclient", only: []string{"qapi"}, why: "it speaks to any server"},
+	{of: "metrics", never: []string{"qmp", "monitor", "formats", "protocols", "filters", "chardev"}, why: "it reads what others count"},
+	{of: "/...", never: []string{"metrics"}, why: "nothing knows that it is watched"},
+	{of: "web", only: []string{"chardev", "clock", "qapi", "sockets"}, why: "what is served is handed in"},
+	{of: "/...", never: []string{"web"}, why: "only the daemon ties it to the rest"},
 	{of: "cli", only: []string{"cli/picture", "clock", "qapi", "qmpclient"}, why: "a subcommand is a client like any other"},
 	{of: "cli/picture", only: []string{}, why: "a drawing knows no blocks"},
 	{of: "/...", never: []string{"monitor"}, why: "only the daemon ties the commands to the rest"},
@@ -57,7 +61,7 @@ var rules = []rule{
 }
 
 // above are those that a rule for all packages does not concern.
-var above = map[string][]string{"monitor": {"daemon", "cmd", "img", "iotests/adapter"}, "daemon": {"cmd", "img", "iotests/adapter"}, "cmd": {"cmd"}}
+var above = map[string][]string{"monitor": {"daemon", "cmd", "img", "iotests/adapter"}, "metrics": {"daemon", "cmd", "img", "iotests/adapter"}, "web": {"daemon", "cmd", "img", "iotests/adapter"}, "daemon": {"cmd", "img", "iotests/adapter"}, "cmd": {"cmd"}}
 
 // imports are the direct imports within the module, by package; both without
 // the module's name.
