@@ -164,6 +164,8 @@ func crashCases() []crashCase {
 		crashCase{name: "compact-backing", set: optionSet{cluster: 2048, run: smallCache}, size: 200 << 10, backing: true, steps: 40, big: 40, more: []crashStep{compacting, leaking}},
 		crashCase{name: "compact-shared", set: optionSet{cluster: 1024}, size: 100 << 10, shared: true, steps: 40, big: 40, more: []crashStep{compacting, leaking}},
 		crashCase{name: "compact-extended", set: optionSet{cluster: 16 << 10, opts: []imageOption{extended}}, size: 400 << 10, backing: true, steps: 40, big: 60, more: []crashStep{compacting, leaking}},
+		crashCase{name: "compact-encrypted", set: optionSet{cluster: 4096, opts: []imageOption{encrypted}}, size: 200 << 10, steps: 40, big: 40, more: []crashStep{compacting, leaking}},
+		crashCase{name: "compact-data-file", set: optionSet{cluster: 1024, opts: []imageOption{external}}, size: 100 << 10, backing: true, steps: 40, big: 40, more: []crashStep{compacting, leaking}},
 		crashCase{name: "resize-extended", set: optionSet{cluster: 16 << 10, opts: []imageOption{extended}}, size: 200 << 10, backing: true, steps: 50, big: 60, more: resized},
 		crashCase{name: "shared-extended", set: optionSet{cluster: 16 << 10, opts: []imageOption{extended}}, size: 400 << 10, shared: true, steps: 40, big: 60},
 		crashCase{name: "concurrent-extended", set: optionSet{cluster: 16 << 10, opts: []imageOption{extended}, run: smallCache}, size: 400 << 10, backing: true, steps: 20, workers: 4, big: 60},
@@ -172,7 +174,7 @@ func crashCases() []crashCase {
 		crashCase{name: "bitmaps-discard", set: optionSet{cluster: 1024, run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}}, size: 120 << 10, steps: 40, big: 40, bitmaps: true},
 	)
 	for _, tc := range snapshotCrashCases {
-		tc.snaps, tc.steps, tc.big, tc.more = true, 35, 40, []crashStep{snapshotting}
+		tc.snaps, tc.steps, tc.big, tc.more = true, 35, 40, append(tc.more, snapshotting)
 		cases = append(cases, tc)
 	}
 	for _, s := range []optionSet{{name: "512", cluster: 512}, {name: "4K-v2", cluster: 4096, v2: true}, {name: "small-cache", cluster: 1024, run: smallCache}} {

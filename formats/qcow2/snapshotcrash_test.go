@@ -26,6 +26,9 @@ var snapshotCrashCases = []crashCase{
 	{name: "snapshots-v2", size: 100 << 10, set: optionSet{cluster: 512, v2: true}},
 	{name: "snapshots-bitmaps", size: 100 << 10, bitmaps: true, set: optionSet{cluster: 1024}},
 	{name: "snapshots-narrow-counts", size: 100 << 10, set: optionSet{cluster: 512, opts: []imageOption{refcountBits(2)}}},
+	{name: "snapshots-extended", size: 400 << 10, backing: true, set: optionSet{cluster: 16 << 10, opts: []imageOption{extended}}},
+	{name: "snapshots-encrypted", size: 100 << 10, set: optionSet{cluster: 1024, opts: []imageOption{encryptedAES}}},
+	{name: "snapshots-compact", size: 100 << 10, set: optionSet{cluster: 512}, more: []crashStep{compacting, leaking}},
 }
 
 // snapshotting makes, removes or goes back to a snapshot; it runs alone.
