@@ -50,6 +50,9 @@ type storedBitmap struct {
 	bits *bitmaps.Bitmap
 	// loose: the image has bits that the bitmap has not.
 	loose bool
+	// settled: its place in the directory is from when the image was opened or
+	// given up last, and stays.
+	settled bool
 }
 
 func dirEntrySize(name string) int64 { return (bitmapEntrySize + int64(len(name)) + 7) &^ 7 }
@@ -92,7 +95,7 @@ func (d *Driver) loadBitmaps(ctx context.Context) error {
 		if err := d.readBitmap(ctx, e, b.Bits, &loaded); err != nil {
 			return err
 		}
-		e.bits, e.size = b.Bits, d.size.Load()
+		e.bits, e.size, e.settled = b.Bits, d.size.Load(), true
 		s.want = append(s.want, b)
 	}
 	// The newest is the first in memory and the last in the directory.

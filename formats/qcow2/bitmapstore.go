@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"log/slog"
@@ -109,7 +110,13 @@ func (d *Driver) closeBitmaps(ctx context.Context, list []*blockgraph.DirtyBitma
 	}
 	s.final = true
 	defer func() { s.final = false }()
-	return d.storeWanted(ctx, d.size.Load(), nil)
+	if err := d.storeWanted(ctx, d.size.Load(), nil); err != nil {
+		return err
+	}
+	for _, e := range s.dir {
+		e.settled = true
+	}
+	return nil
 }
 
 // reopenBitmaps undoes closeBitmaps.
@@ -262,11 +269,11 @@ func (w *bitmapWriter) plan(ctx context.Context) (next []*storedBitmap, changed 
 	for _, e := range s.dir {
 		byName[e.name] = e
 	}
-	for _, b := range slices.Backward(s.want) {
-		if !b.Persistent {
-			continue
-		}
+	for _, b := range s.inOrder() {
 		old := byName[b.Name]
+		if old == nil && s.onClose && !s.final {
+			continue // the image learns of it when it is given up
+		}
 		if b.Inconsistent {
 			if old == nil {
 				return nil, false, syscall.EINVAL
@@ -274,7 +281,7 @@ func (w *bitmapWriter) plan(ctx context.Context) (next []*storedBitmap, changed 
 			next = append(next, old)
 			continue
 		}
-		e := &storedBitmap{name: b.Name, granularityBits: bitmapstore.GranularityBits(b.Bits), bits: b.Bits}
+		e := &storedBitmap{name: b.Name, granularityBits: bitmapstore.GranularityBits(b.Bits), bits: b.Bits, settled: old != nil && old.settled}
 		if !b.Disabled {
 			e.flags |= bitmapAuto
 		}
@@ -294,6 +301,27 @@ func (w *bitmapWriter) plan(ctx context.Context) (next []*storedBitmap, changed 
 	}
 	same := func(a, b *storedBitmap) bool { return a.name == b.name }
 	return next, changed || !slices.EqualFunc(next, s.dir, same), nil
+}
+
+// inOrder returns the persistent bitmaps that are wanted in the order of the
+// field's directories, by which clients see them when the image is opened
+// again: those that it was opened with stay where they are, and new ones follow,
+// the newest first. turn is held.
+func (s *bitmapStore) inOrder() []*blockgraph.DirtyBitmap {
+	rank := make(map[string]int, len(s.dir))
+	for i, e := range s.dir {
+		if e.settled {
+			rank[e.name] = i - len(s.dir)
+		}
+	}
+	var list []*blockgraph.DirtyBitmap
+	for _, b := range s.want {
+		if b.Persistent {
+			list = append(list, b)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b *blockgraph.DirtyBitmap) int { return cmp.Compare(rank[a.Name], rank[b.Name]) })
+	return list
 }
 
 // keeps tells whether the image's data of a bitmap may stay.

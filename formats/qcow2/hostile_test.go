@@ -80,7 +80,7 @@ func bitmapImage(t testing.TB) *memFile {
 	img := newImage(t, 64<<10, clusterSize(512))
 	d := openImage(t, img, nil)
 	var list []*blockgraph.DirtyBitmap
-	for _, name := range []string{"a", "b"} {
+	for _, name := range []string{"b", "a"} {
 		b := &blockgraph.DirtyBitmap{Name: name, Persistent: true, Bits: bitmaps.New(64<<10, 512)}
 		b.Bits.Set(0, 1)
 		list = append(list, b)
@@ -90,7 +90,7 @@ func bitmapImage(t testing.TB) *memFile {
 	}
 	closeImage(t, d)
 	dir := int(d.ext.bitmaps.offset)
-	binary.BigEndian.PutUint32(img.b[dir+12:], bitmapAuto|bitmapInUse) // the first, which is the older
+	binary.BigEndian.PutUint32(img.b[dir+12:], bitmapAuto|bitmapInUse) // the first, b
 	return img
 }
 
