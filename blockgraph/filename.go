@@ -131,7 +131,8 @@ func (g *Naming) full(n *Node, s *NodeState, overridden bool) *qapi.Object {
 	}
 	var list []any
 	for _, e := range s.Edges {
-		if e.name == "backing" && !overridden {
+		// A filter has no header that would name what is below it.
+		if e.name == "backing" && !overridden && n.typ.BackingOption != nil {
 			continue
 		}
 		if n.typ.ChildList != "" && strings.HasPrefix(e.name, n.typ.ChildList+".") {
