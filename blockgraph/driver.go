@@ -244,6 +244,15 @@ type ImageInformer interface {
 	ImageInfo(ctx context.Context, info *qapi.ImageInfo) error
 }
 
+// BitmapWorker is a filter that works with bitmaps of its own, which queries list
+// without names, before those that have one: on its own node, and on the node
+// that it filters. On the loop.
+//
+//blockd:global
+type BitmapWorker interface {
+	WorkingBitmaps() (own, below []qapi.BlockDirtyInfo)
+}
+
 // AllocatedSizer tells how many bytes the image takes on its storage.
 //
 //blockd:io

@@ -199,6 +199,11 @@ func (b *bitmapMerge) prepare(tx *blockgraph.Tx) error {
 func bitmapInfos(s *blockgraph.NodeState) []qapi.BlockDirtyInfo {
 	var list []qapi.BlockDirtyInfo
 	for _, b := range s.Bitmaps {
+		if next := b.Successor; next != nil {
+			list = append(list, qapi.BlockDirtyInfo{Count: next.Count(), Granularity: uint32(next.Granularity()), Recording: !b.Disabled})
+		}
+	}
+	for _, b := range s.Bitmaps {
 		info := qapi.BlockDirtyInfo{
 			Name: &b.Name, Count: b.Bits.Count(), Granularity: uint32(b.Bits.Granularity()),
 			Recording: b.Recorder() != nil, Busy: b.Busy, Persistent: b.Persistent,

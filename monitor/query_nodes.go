@@ -46,16 +46,26 @@ type view struct {
 	states map[*blockgraph.Node]*blockgraph.NodeState
 	limits map[*blockgraph.Node]blockgraph.Limits
 	names  *blockgraph.Naming
+	// working are the bitmaps of nodes that drivers work with.
+	working map[*blockgraph.Node][]qapi.BlockDirtyInfo
 	// implicit: chains show nodes that jobs inserted for themselves, too.
 	implicit bool
 }
 
 func (m *Monitor) view() *view {
-	v := &view{implicit: true, states: map[*blockgraph.Node]*blockgraph.NodeState{}, limits: map[*blockgraph.Node]blockgraph.Limits{}}
+	v := &view{implicit: true, states: map[*blockgraph.Node]*blockgraph.NodeState{}, limits: map[*blockgraph.Node]blockgraph.Limits{},
+		working: map[*blockgraph.Node][]qapi.BlockDirtyInfo{}}
 	m.loop.Do(func() {
 		v.nodes = m.graph.Nodes()
 		for _, n := range v.nodes {
 			v.states[n], v.limits[n] = n.State(), n.Limits()
+			if w, ok := n.Driver().(blockgraph.BitmapWorker); ok {
+				own, below := w.WorkingBitmaps()
+				v.working[n] = append(v.working[n], own...)
+				if f := n.Filtered(); f != nil {
+					v.working[f.Child()] = append(v.working[f.Child()], below...)
+				}
+			}
 		}
 	})
 	v.names = blockgraph.NewNaming(v.states)
@@ -107,7 +117,7 @@ func (v *view) deviceInfo(ctx context.Context, n *blockgraph.Node, flat bool, in
 		File: v.names.Filename(n), NodeName: n.Name(), RO: s.ReadOnly, Drv: n.Type().Name,
 		Active: !s.Inactive, DetectZeroes: s.DetectZeroes,
 		Cache:    qapi.BlockdevCacheInfo{Writeback: true, Direct: isTrue(o.Cache.Direct), NoFlush: isTrue(o.Cache.NoFlush)},
-		Children: children(s), WriteThreshold: int64(n.WriteThreshold()), DirtyBitmaps: bitmapInfos(s),
+		Children: children(s), WriteThreshold: int64(n.WriteThreshold()), DirtyBitmaps: slices.Concat(v.working[n], bitmapInfos(s)),
 	}
 	if b := s.Backing(); b != nil && !n.Type().Filter {
 		below := b.Child()

@@ -40,7 +40,9 @@ type Filter struct {
 	scratch     *scratch.Scratch // nil: none
 	breakIfFull bool
 
-	snapshot snapshot
+	snapshot    snapshot
+	overwritten *overwritten
+	unchosen    int64 // bytes that a job leaves out, see Restrict
 
 	broken    atomic.Pointer[error]
 	brokenSig chan struct{} // closed when broken is set
@@ -154,6 +156,7 @@ func (f *Filter) before(ctx context.Context, off, n int64, flags blockgraph.Flag
 			f.breakSnapshot(err)
 		}
 	}
+	f.noteOverwritten(off, n)
 	return f.waitReaders(ctx, off, n)
 }
 

@@ -60,11 +60,12 @@ func open(ctx context.Context, r *blockgraph.OpenRequest, real clock.Clock) (blo
 		return nil, err
 	}
 	f.clusters = copy.NewClusters(source.Size(), size)
+	f.overwritten = newOverwritten((source.Size() + size - 1) / size)
 	if b := r.Bitmap; b != nil {
 		if to, from := source.Size(), b.Bits.Size(); to != from {
 			return nil, qapi.Errorf("Failed to merge bitmap '%s' to internal copy-bitmap: Bitmaps are of different sizes (destination size is %d, source size is %d) and can't be merged", b.Name, to, from)
 		}
-		f.Restrict(b.Bits)
+		f.restrict(b.Bits)
 	}
 	if target.ChainContains(source) {
 		// Readers of the target read through to the source what is not saved

@@ -2,10 +2,18 @@ package copybeforewrite
 
 import "blockd/bitmaps"
 
-// Restrict leaves out the clusters in which the bitmap marks nothing: they are
-// not copied, and a reader of the snapshot does not get at them. Before the
-// filter is in the graph.
+// Restrict has a job leave out the clusters in which the bitmap marks nothing:
+// they are not copied, and a reader of the snapshot does not get at them. In
+// queries, as in the field's, that is nothing about readers. Before the filter is
+// in the graph.
 func (f *Filter) Restrict(to *bitmaps.Bitmap) {
+	before := f.goneBitmap().Count()
+	f.restrict(to)
+	f.unchosen += f.goneBitmap().Count() - before
+}
+
+// restrict is Restrict for the node's own bitmap.
+func (f *Filter) restrict(to *bitmaps.Bitmap) {
 	size, length := f.clusters.Size(), f.clusters.Len()
 	gone := f.goneBitmap()
 	for off := int64(0); off < length; {
