@@ -50,7 +50,9 @@ type clusterWork struct {
 	c *Clusters
 	o ClusterOptions
 
-	// Of the planner.
+	// Of the planner. It first looks for what can be left out, so that the
+	// progress, and after a failure the bitmap, tell of what is to be copied.
+	looked bool
 	cursor int64
 	extent Piece
 }
@@ -63,12 +65,26 @@ func (w *clusterWork) Unit() int64 { return w.c.size }
 
 // Next implements Work.
 func (w *clusterWork) Next(ctx context.Context, l Limit) (Piece, error) {
-	c := w.c
 	if w.o.Scratch != nil {
 		if p, ok := w.nextSaved(l); ok {
 			return p, nil
 		}
 	}
+	for w.o.Top != nil && !w.looked {
+		p, err := w.plan(ctx, Limit{Data: maxStatus, Zero: maxStatus})
+		if err != nil || p.N > 0 && p.Kind == Skip {
+			return p, err
+		}
+		if p.N == 0 {
+			w.looked, w.cursor, w.extent = true, 0, Piece{}
+		}
+	}
+	return w.plan(ctx, l)
+}
+
+// plan returns the next piece from the cursor on; an empty one is the end.
+func (w *clusterWork) plan(ctx context.Context, l Limit) (Piece, error) {
+	c := w.c
 	if w.cursor >= c.length {
 		return Piece{}, nil
 	}
