@@ -54,6 +54,8 @@ type Config struct {
 	LetGo func(ctx context.Context) error
 	// Virtual is the clock of throttle groups; nil: the real one.
 	Virtual clock.Clock
+	// BitmapsOnClose is x-bitmaps=on-close for qcow2 nodes that have no x-bitmaps.
+	BitmapsOnClose bool
 }
 
 // Devices are those of an emulator, by name for commands and as queries list
@@ -110,7 +112,7 @@ func New(c Config) *Daemon {
 	})
 	emit := d.QMP.Hub().Emit
 	d.Objects = objects.New(c.Virtual)
-	drivers := newDrivers(d, c.AllowedPaths, real)
+	drivers := newDrivers(d, c, real)
 	d.Graph = blockgraph.NewGraph(d.Loop, real, drivers.types...)
 	d.Graph.KeepHistory(c.History, real, func(s *blockgraph.Step) { d.Monitor.TellStep(d.QMP.Hub(), s) })
 	if c.Devices != nil {

@@ -37,13 +37,13 @@ type drivers struct {
 	formats    map[string]monitor.FormatCreator
 }
 
-func newDrivers(d *Daemon, allowed []string, clk clock.Clock) drivers {
+func newDrivers(d *Daemon, c Config, clk clock.Clock) drivers {
 	warn := func(text string) { d.complain("warning: " + text) }
 	host := file.New(file.Config{
 		Opener: func(name string, flags int) (*os.File, func(), error) {
 			return d.QMP.FdSets().Open(name, flags)
 		},
-		Policy: pathPolicy(allowed),
+		Policy: pathPolicy(c.AllowedPaths),
 		Warn:   warn,
 	})
 	rawType := raw.DriverType(raw.Config{Probe: func(head []byte) string { return d.Graph.Probe(head) }, Warn: warn})
@@ -54,7 +54,11 @@ func newDrivers(d *Daemon, allowed []string, clk clock.Clock) drivers {
 	}))
 	types = append(types, nbd.Type(nbd.Config{Clock: clk, TakeFD: d.takeSocket, Credentials: d.Objects.TLSClient, Log: slog.Default()}))
 	keys := luks.Config{Secret: d.Objects.SecretText, Clock: clk}
-	types = append(types, rawType, luks.DriverType(keys), qcow2.DriverType(keys), copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.Objects),
+	persistence := qapi.Qcow2BitmapPersistenceCrashSafe
+	if c.BitmapsOnClose {
+		persistence = qapi.Qcow2BitmapPersistenceOnClose
+	}
+	types = append(types, rawType, luks.DriverType(keys), qcow2.DriverType(keys, persistence), copybeforewrite.Type(clk), copyonread.Type(), throttle.Type(d.Objects),
 		blklogwrites.Type(), blkverify.Type(), compress.Type(), preallocate.Type(), snapshotaccess.Type(),
 		quorum.Type(d.QMP.Hub().Emit))
 	return drivers{

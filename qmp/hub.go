@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"time"
@@ -202,4 +203,22 @@ func (h *Hub) leave(s *Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.sessions, s)
+}
+
+// Flush waits until what is queued for clients has been written, or ctx ends: a
+// client may not read.
+func (h *Hub) Flush(ctx context.Context) {
+	h.mu.Lock()
+	var waits []<-chan struct{}
+	for s := range h.sessions {
+		waits = append(waits, s.out.written())
+	}
+	h.mu.Unlock()
+	for _, w := range waits {
+		select {
+		case <-w:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -25,7 +25,9 @@ type output struct {
 	writing int // bytes that the writer holds
 	// +checklocks:mu
 	ended bool // nothing more may be appended
-	wake  chan struct{}
+	// +checklocks:mu
+	waiters []chan struct{} // for the queue to be empty
+	wake    chan struct{}
 }
 
 func newOutput(limit int) *output {
@@ -72,14 +74,47 @@ func (o *output) end(drop bool) {
 	o.signal()
 }
 
+// written returns a channel that is closed when the queue was empty once, or
+// nothing more is written.
+func (o *output) written() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c := make(chan struct{})
+	if o.ended || len(o.pending)+o.writing == 0 {
+		close(c)
+		return c
+	}
+	o.waiters = append(o.waiters, c)
+	return c
+}
+
+// release ends the waiting. mu is held.
+//
+// +checklocks:o.mu
+func (o *output) release() {
+	for _, c := range o.waiters {
+		close(c)
+	}
+	o.waiters = nil
+}
+
 // run writes to conn until the queue has ended and is empty, or writing fails.
 func (o *output) run(conn chardev.Conn) error {
 	var buf []byte
+	defer func() {
+		o.mu.Lock()
+		o.writing = 0
+		o.release()
+		o.mu.Unlock()
+	}()
 	for {
 		o.mu.Lock()
 		buf, o.pending = o.pending, buf[:0]
 		o.writing = len(buf)
 		ended := o.ended
+		if len(buf) == 0 {
+			o.release()
+		}
 		o.mu.Unlock()
 		if len(buf) == 0 {
 			if ended {

@@ -18,11 +18,11 @@ import (
 var Type = DriverType(luks.Config{
 	Secret: func(id string) (string, error) { return "", errHeader("No secret with id '%s'", id) },
 	Clock:  clock.Real(),
-})
+}, qapi.Qcow2BitmapPersistenceCrashSafe)
 
 // DriverType returns the driver for the graph's registry, with the keys of
-// encrypted images.
-func DriverType(keys luks.Config) *blockgraph.DriverType {
+// encrypted images, and how dirty bitmaps are stored unless x-bitmaps says.
+func DriverType(keys luks.Config, persistence qapi.Qcow2BitmapPersistence) *blockgraph.DriverType {
 	return &blockgraph.DriverType{
 		Name:  "qcow2",
 		Probe: probe,
@@ -35,10 +35,11 @@ func DriverType(keys luks.Config) *blockgraph.DriverType {
 		},
 		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 			ch := openingChildren{nodeChildren{r.Node}, r, keys}
-			d, err := open(ctx, ch, r.Options, r.ReadOnly)
+			o := withPersistence(r.Options, persistence)
+			d, err := open(ctx, ch, o, r.ReadOnly)
 			if err != nil && r.AutoReadOnly && !r.ReadOnly && errors.Is(err, syscall.EACCES) {
 				r.Node.FallBackReadOnly()
-				d, err = open(ctx, ch, r.Options, true)
+				d, err = open(ctx, ch, o, true)
 			}
 			if err != nil {
 				return nil, err
@@ -54,6 +55,17 @@ func DriverType(keys luks.Config) *blockgraph.DriverType {
 		Remembers:     true,
 		StrongOptions: strongOptions,
 	}
+}
+
+// withPersistence returns options with x-bitmaps; those of the node stay as the
+// user gave them.
+func withPersistence(o *qapi.BlockdevOptions, p qapi.Qcow2BitmapPersistence) *qapi.BlockdevOptions {
+	if o.Qcow2 == nil || o.Qcow2.XBitmaps != nil {
+		return o
+	}
+	whole, own := *o, *o.Qcow2
+	own.XBitmaps, whole.Qcow2 = &p, &own
+	return &whole
 }
 
 // strongOptions: without its key an image cannot be read.

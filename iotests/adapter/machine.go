@@ -37,9 +37,16 @@ type machine struct {
 // release is the release whose suite is run.
 var release = qapi.VersionInfo{QEMU: qapi.VersionTriple{Major: 7, Minor: 2, Micro: 22}, Package: "blockd"}
 
+// printf prints to standard output, where QMP may be, too: after what clients
+// have been sent by then.
+func (m *machine) printf(format string, args ...any) {
+	m.daemon.QMP.Hub().Flush(m.life)
+	fmt.Printf(format, args...)
+}
+
 // announce prints what an emulator prints about an image that it makes.
-func announce(i monitor.NewImage) {
-	fmt.Println(img.Announce(i.File, i.Format, i.Size, i.Backing, i.BackingFormat))
+func (m *machine) announce(i monitor.NewImage) {
+	m.printf("%s\n", img.Announce(i.File, i.Format, i.Size, i.Backing, i.BackingFormat))
 }
 
 func newMachine(opts []option) *machine {
@@ -49,7 +56,8 @@ func newMachine(opts []option) *machine {
 	m.devices = newDevices(m)
 	c := daemon.Config{
 		Version: release, Complain: complain, History: blockgraph.DefaultHistory,
-		Devices: m.backends, Making: announce, Ended: m.ended, LetGo: m.backends.letGo,
+		Devices: m.backends, Making: m.announce, Ended: m.ended, LetGo: m.backends.letGo,
+		BitmapsOnClose: true, // what the tests look at in images
 	}
 	// The first accelerator wins.
 	if a := values(opts, "accel"); len(a) > 0 && a[0] == "qtest" {

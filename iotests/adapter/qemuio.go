@@ -137,17 +137,17 @@ func (s *ioSession) run(ctx context.Context, line string) error {
 	}
 	c, ok := ioCommands[words[0]]
 	if !ok {
-		fmt.Printf("command \"%s\" not found\n", words[0])
+		s.m.printf("command \"%s\" not found\n", words[0])
 		return nil
 	}
 	o, ok := parseIO(words[1:], c.letters)
 	if !ok || len(o.args) < c.min || c.max >= 0 && len(o.args) > c.max {
-		fmt.Printf("bad argument count %d to %s\n", len(words)-1, words[0])
+		s.m.printf("bad argument count %d to %s\n", len(words)-1, words[0])
 		return nil
 	}
 	r := s.current()
 	if r == nil {
-		fmt.Println("no file open, try 'help open'")
+		s.m.printf("no file open, try 'help open'\n")
 		return nil
 	}
 	if c.perm != 0 {
@@ -170,11 +170,11 @@ func (s *ioSession) require(ctx context.Context, r *blockgraph.Root, perm blockg
 }
 
 // span reads an offset and a length.
-func span(args []string) (off, n int64, ok bool) {
+func (s *ioSession) span(args []string) (off, n int64, ok bool) {
 	for i, to := range []*int64{&off, &n} {
 		v, err := qapi.ParseSize(args[i])
 		if err != nil {
-			fmt.Printf("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- %s\n", args[i])
+			s.m.printf("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- %s\n", args[i])
 			return 0, 0, false
 		}
 		*to = int64(v)
@@ -185,16 +185,16 @@ func span(args []string) (off, n int64, ok bool) {
 func now() time.Time { return clock.Real().Now() }
 
 // report prints what a request has done, and how fast.
-func (o *ioOptions) report(op string, off, n int64, begun time.Time) {
+func (s *ioSession) report(o *ioOptions, op string, off, n int64, begun time.Time) {
 	if o.set['q'] {
 		return
 	}
 	sec := max(clock.Since(clock.Real(), begun).Seconds(), 1e-9)
 	if o.set['C'] {
-		fmt.Printf("%d,1,%.6f,%.3f,%.3f\n", n, sec, float64(n)/sec, 1/sec)
+		s.m.printf("%d,1,%.6f,%.3f,%.3f\n", n, sec, float64(n)/sec, 1/sec)
 		return
 	}
-	fmt.Printf("%s %d/%d bytes at offset %d\n%s, 1 ops; %05.2f sec (%s/sec and %.4f ops/sec)\n",
+	s.m.printf("%s %d/%d bytes at offset %d\n%s, 1 ops; %05.2f sec (%s/sec and %.4f ops/sec)\n",
 		op, n, n, off, bytesText(float64(n)), sec, bytesText(float64(n)/sec), 1/sec)
 }
 
@@ -212,8 +212,8 @@ func bytesText(v float64) string {
 }
 
 // failed prints an error of a request.
-func failed(op string, err error) {
-	fmt.Printf("%s failed: %s\n", op, blockgraph.Strerror(err))
+func (s *ioSession) failed(op string, err error) {
+	s.m.printf("%s failed: %s\n", op, blockgraph.Strerror(err))
 }
 
 func filled(n int64, pattern byte) []byte {
@@ -240,7 +240,7 @@ func (s *ioSession) doRead(ctx context.Context, o *ioOptions, name string, off, 
 		err = s.current().ReadV(ctx, off, blockgraph.MakeIOVec(b), 0)
 	}
 	if err != nil {
-		failed(name, err)
+		s.failed(name, err)
 		return
 	}
 	if o.set['P'] {
@@ -253,16 +253,16 @@ func (s *ioSession) doRead(ctx context.Context, o *ioOptions, name string, off, 
 		}
 		for _, c := range b[at : at+length] {
 			if c != o.pattern(0) {
-				fmt.Printf("Pattern verification failed at offset %d, %d bytes\n", off+at, length)
+				s.m.printf("Pattern verification failed at offset %d, %d bytes\n", off+at, length)
 				break
 			}
 		}
 	}
-	o.report("read", off, n, begun)
+	s.report(o, "read", off, n, begun)
 }
 
 func (s *ioSession) read(ctx context.Context, o *ioOptions) error {
-	if off, n, ok := span(o.args); ok {
+	if off, n, ok := s.span(o.args); ok {
 		s.doRead(ctx, o, "read", off, n)
 	}
 	return nil
@@ -288,14 +288,14 @@ func (s *ioSession) doWrite(ctx context.Context, o *ioOptions, name string, off,
 		err = s.current().WriteV(ctx, off, blockgraph.MakeIOVec(filled(n, o.pattern(0xcd))), flags)
 	}
 	if err != nil {
-		failed(name, err)
+		s.failed(name, err)
 		return
 	}
-	o.report("wrote", off, n, begun)
+	s.report(o, "wrote", off, n, begun)
 }
 
 func (s *ioSession) write(ctx context.Context, o *ioOptions) error {
-	if off, n, ok := span(o.args); ok {
+	if off, n, ok := s.span(o.args); ok {
 		s.doWrite(ctx, o, "write", off, n)
 	}
 	return nil
@@ -317,10 +317,10 @@ func (s *ioSession) aio(ctx context.Context, f func(ctx context.Context)) {
 
 func (s *ioSession) aioRead(ctx context.Context, o *ioOptions) error {
 	if o.set['i'] {
-		fmt.Println("injecting invalid read request")
+		s.m.printf("injecting invalid read request\n")
 		return nil
 	}
-	if off, n, ok := span(o.args); ok {
+	if off, n, ok := s.span(o.args); ok {
 		s.aio(ctx, func(ctx context.Context) { s.doRead(ctx, o, "readv", off, n) })
 	}
 	return nil
@@ -328,10 +328,10 @@ func (s *ioSession) aioRead(ctx context.Context, o *ioOptions) error {
 
 func (s *ioSession) aioWrite(ctx context.Context, o *ioOptions) error {
 	if o.set['i'] {
-		fmt.Println("injecting invalid write request")
+		s.m.printf("injecting invalid write request\n")
 		return nil
 	}
-	if off, n, ok := span(o.args); ok {
+	if off, n, ok := s.span(o.args); ok {
 		s.aio(ctx, func(ctx context.Context) { s.doWrite(ctx, o, "aio_write", off, n) })
 	}
 	return nil
@@ -351,16 +351,16 @@ func (s *ioSession) flush(ctx context.Context, _ *ioOptions) error {
 }
 
 func (s *ioSession) discard(ctx context.Context, o *ioOptions) error {
-	off, n, ok := span(o.args)
+	off, n, ok := s.span(o.args)
 	if !ok {
 		return nil
 	}
 	begun := now()
 	if err := s.current().Discard(ctx, off, n); err != nil {
-		failed("discard", err)
+		s.failed("discard", err)
 		return nil
 	}
-	o.report("discard", off, n, begun)
+	s.report(o, "discard", off, n, begun)
 	return nil
 }
 
@@ -370,14 +370,14 @@ func (s *ioSession) allocation(ctx context.Context, _ *ioOptions) error {
 	for off, size := int64(0), r.Size(); off < size; {
 		st, depth, err := r.BlockStatus(ctx, off, size-off, blockgraph.StatusPrecise)
 		if err != nil || st.N == 0 {
-			fmt.Println("Failed to get allocation status")
+			s.m.printf("Failed to get allocation status\n")
 			return nil
 		}
 		what := "not allocated"
 		if depth == 1 && st.Flags&blockgraph.StatusAllocated != 0 {
 			what = "    allocated"
 		}
-		fmt.Printf("%s (0x%x) bytes %s at offset %s (0x%x)\n", bytesText(float64(st.N)), st.N, what, bytesText(float64(off)), off)
+		s.m.printf("%s (0x%x) bytes %s at offset %s (0x%x)\n", bytesText(float64(st.N)), st.N, what, bytesText(float64(off)), off)
 		off += st.N
 	}
 	return nil
@@ -385,21 +385,21 @@ func (s *ioSession) allocation(ctx context.Context, _ *ioOptions) error {
 
 func (s *ioSession) setBreak(_ context.Context, o *ioOptions) error {
 	if err := s.current().Node().Breakpoint(o.args[0], o.args[1]); err != nil {
-		fmt.Printf("Could not set breakpoint: %s\n", blockgraph.Strerror(err))
+		s.m.printf("Could not set breakpoint: %s\n", blockgraph.Strerror(err))
 	}
 	return nil
 }
 
 func (s *ioSession) removeBreak(_ context.Context, o *ioOptions) error {
 	if err := s.current().Node().RemoveBreakpoint(o.args[0]); err != nil {
-		fmt.Printf("Could not remove breakpoint %s: %s\n", o.args[0], blockgraph.Strerror(err))
+		s.m.printf("Could not remove breakpoint %s: %s\n", o.args[0], blockgraph.Strerror(err))
 	}
 	return nil
 }
 
 func (s *ioSession) resume(_ context.Context, o *ioOptions) error {
 	if err := s.current().Node().ResumeBreakpoint(o.args[0]); err != nil {
-		fmt.Printf("Could not resume request: %s\n", blockgraph.Strerror(err))
+		s.m.printf("Could not resume request: %s\n", blockgraph.Strerror(err))
 	}
 	return nil
 }
