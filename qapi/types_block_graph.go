@@ -210,6 +210,8 @@ type BlockdevOptionsFile struct {
 	AIOMaxBatch *int64 `qapi:"aio-max-batch"`
 	// Default true.
 	DropCache *bool `qapi:"drop-cache"`
+	// Verifies that the cache was dropped. Default false.
+	XCheckCacheDropped *bool `qapi:"x-check-cache-dropped,features=unstable"`
 }
 
 // BlockdevOptionsNbd are the options of nbd.

@@ -13,7 +13,7 @@ func isFdset(name string) bool { return strings.HasPrefix(name, fdsetPrefix) }
 
 // reopenable are the options of a file that may change while it is open: what
 // means nothing here. Its name, locking, aio and the rest may not.
-var reopenable = []string{"drop-cache", "aio-max-batch"}
+var reopenable = []string{"drop-cache", "x-check-cache-dropped", "aio-max-batch"}
 
 // reopened is how a file is open, so that it can be so again.
 type reopened struct {
