@@ -504,7 +504,7 @@ func (n *Node) refreshSize(ctx context.Context) error {
 	if err != nil {
 		return Errorf(Errno(err), "Could not refresh total sector count: %s", Strerror(err))
 	}
-	if size > maxOffset {
+	if size > MaxSize {
 		return Errorf(syscall.EFBIG, "Could not refresh total sector count: %s", Strerror(syscall.EFBIG))
 	}
 	n.setSize(alignUp(size, sectorSize))
@@ -531,12 +531,12 @@ func (n *Node) checkWrite(off, length int64) error {
 	return nil
 }
 
-// maxOffset is the largest length of a node in bytes (the field:
+// MaxSize is the largest length of a node in bytes (the field:
 // BDRV_MAX_LENGTH).
-const maxOffset = (1<<63 - 1) &^ (1<<30 - 1)
+const MaxSize = (1<<63 - 1) &^ (1<<30 - 1)
 
 func checkRange(off, length int64) error {
-	if off < 0 || length < 0 || off > maxOffset-length {
+	if off < 0 || length < 0 || off > MaxSize-length {
 		return syscall.EIO
 	}
 	return nil

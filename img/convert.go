@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -139,6 +140,12 @@ func (c *conversion) create(s *session, size int64) error {
 		return fmt.Errorf("%s is the source", c.to.name)
 	}
 	n := newImage{file: c.to.name, format: c.to.format, options: o}
+	c.to.secrets = qapi.NewObject()
+	for key, v := range o.Flatten().All() {
+		if strings.HasSuffix(key, "key-secret") {
+			c.to.secrets.Set(key, v)
+		}
+	}
 	if err := s.create(&n); err != nil {
 		if unknown := (*unknownOption)(nil); errors.As(err, &unknown) {
 			return err

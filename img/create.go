@@ -147,9 +147,12 @@ func (s *session) createTyped(o *qapi.Object) error {
 // checkOptions refuses options that nobody knows, before anything is made.
 func (s *session) checkOptions(n *newImage, flat *qapi.Object) error {
 	for key := range flat.All() {
-		known := slices.ContainsFunc(shown, func(o struct{ key, value string }) bool { return o.key == key })
-		if n.format == "raw" {
+		known := slices.ContainsFunc(shown, func(o option) bool { return o.key == key })
+		switch n.format {
+		case "raw":
 			known = slices.Contains(ofFile, key) || key == "size" || key == "preallocation"
+		case "luks":
+			known = slices.Contains(ofLUKS, key) || slices.Contains(ofFile, key)
 		}
 		if !known {
 			return &unknownOption{key}
@@ -212,9 +215,12 @@ func resolve(image, name string) string {
 	return filepath.Join(filepath.Dir(image), name)
 }
 
+// option is one that can be announced, with its default if that is, too.
+type option struct{ key, value string }
+
 // shown are the options in the order in which they are announced, with the
 // defaults of those that always are.
-var shown = []struct{ key, value string }{
+var shown = []option{
 	{"encrypt.format", ""}, {"encrypt.key-secret", ""}, {"encrypt.cipher-alg", ""}, {"encrypt.cipher-mode", ""},
 	{"encrypt.ivgen-alg", ""}, {"encrypt.ivgen-hash-alg", ""}, {"encrypt.hash-alg", ""}, {"encrypt.iter-time", ""},
 	{"cluster_size", "65536"}, {"extended_l2", "off"}, {"preallocation", ""}, {"compression_type", "zlib"}, {"size", ""},
@@ -232,12 +238,22 @@ func Announce(file, format string, size int64, backing, backingFormat string) st
 	return n.announcement()
 }
 
+// ofLUKS are the options of luks, in the order in which they are announced.
+var ofLUKS = []string{"size", "key-secret", "cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time", "preallocation"}
+
 // announcement is the line that says what was made.
 func (n *newImage) announcement() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Formatting '%s', fmt=%s", n.file, n.format)
 	flat := n.options.Flatten()
-	for _, o := range shown {
+	options := shown
+	if n.format == "luks" {
+		options = nil
+		for _, key := range append(ofLUKS[:len(ofLUKS):len(ofLUKS)], ofFile...) {
+			options = append(options, option{key: key})
+		}
+	}
+	for _, o := range options {
 		v, given := flat.Get(o.key)
 		switch {
 		case o.key == "size":

@@ -20,6 +20,8 @@ type source struct {
 	imageOpts bool   // name is options
 	share     bool   // -U
 	cache     string // -t or -T
+	// secrets are options that name secrets, for an image that was just made.
+	secrets *qapi.Object
 }
 
 // register adds the flags of an image that is opened.
@@ -69,6 +71,11 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	if o.format != "" {
 		options.Set("driver", o.format)
 	}
+	if o.secrets != nil {
+		for key, v := range o.secrets.All() {
+			options.Set(key, v)
+		}
+	}
 	if err := setCache(options, o.cache); err != nil {
 		return nil, err
 	}
@@ -85,12 +92,45 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	if m.noBacking {
 		// The format is not known before the image is open.
 		options.Set("backing", nil)
-		if n, err := s.openOptions(filename, options); err == nil || err.Error() != noBackingFiles {
+		if n, err := s.openEncrypted(filename, options); err == nil || err.Error() != noBackingFiles {
 			return n, err
 		}
 		options.Delete("backing")
 	}
-	return s.openOptions(filename, options)
+	return s.openEncrypted(filename, options)
+}
+
+// isOlder is how an image with the older encryption refuses the newer one.
+const isOlder = "Header reported 'aes' encryption format but options specify 'luks'"
+
+// openEncrypted opens by options that, as in the field's tools, need not say how
+// an image is encrypted.
+func (s *session) openEncrypted(filename string, options *qapi.Object) (*blockgraph.Node, error) {
+	flat := options.Flatten()
+	formats := []string{}
+	for key := range flat.All() {
+		if within, ok := strings.CutSuffix(key, "encrypt.key-secret"); ok && !flat.Has(within+"encrypt.format") {
+			formats = append(formats, within+"encrypt.format")
+		}
+	}
+	if len(formats) == 0 {
+		return s.openOptions(filename, options)
+	}
+	with := func(name string) *qapi.Object {
+		o := qapi.NewObject()
+		for key, v := range flat.All() {
+			o.Set(key, v)
+		}
+		for _, key := range formats {
+			o.Set(key, name)
+		}
+		return o
+	}
+	n, err := s.openOptions(filename, with("luks"))
+	if err != nil && err.Error() == isOlder {
+		return s.openOptions(filename, with("aes"))
+	}
+	return n, err
 }
 
 func (s *session) openOptions(filename string, options *qapi.Object) (*blockgraph.Node, error) {

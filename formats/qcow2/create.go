@@ -281,7 +281,12 @@ func (c *creation) layOut(ctx context.Context, f storage, size, luksSize int64) 
 	}
 	h.setGeometry()
 	l1 := h.l1Entries(h.size)
-	if size < 0 || l1 > maxL1Size/l1EntrySize {
+	switch {
+	case size < 0:
+		return nil, blockgraph.Errorf(syscall.EINVAL, "Could not resize image: Image size cannot be negative")
+	case size > blockgraph.MaxSize:
+		return nil, blockgraph.Errorf(syscall.EFBIG, "Could not resize image: offset(%d) exceeds maximum(%d)", size, int64(blockgraph.MaxSize))
+	case l1 > maxL1Size/l1EntrySize:
 		return nil, blockgraph.Errorf(syscall.EFBIG, "Could not resize image: Failed to grow the L1 table: File too large")
 	}
 	l1Clusters := h.clusters(int64(l1) * l1EntrySize)

@@ -223,6 +223,8 @@ func TestCreateErrors(t *testing.T) {
 		{opts{Version: ptr(qapi.BlockdevQcow2VersionV2), RefcountBits: ptr(int64(8))}, "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)"},
 		{opts{Version: ptr(qapi.BlockdevQcow2VersionV2), LazyRefcounts: ptr(true)}, "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)"},
 		{opts{BackingFile: ptr("x"), Preallocation: ptr(qapi.PreallocModeFull)}, "Backing file and preallocation can only be used at the same time if extended_l2 is on"},
+		{opts{Size: 1 << 63}, "Could not resize image: Image size cannot be negative"},
+		{opts{Size: 1<<63 - 512}, "Could not resize image: offset(9223372036854775296) exceeds maximum(9223372035781033984)"},
 		{opts{Size: 1 << 62}, "Could not resize image: Failed to grow the L1 table: File too large"},
 	} {
 		err := create(ctxb, &memFile{}, &c.o)

@@ -476,3 +476,299 @@ class Progress(ImgCase):
         self.assertIn('Failed to get "write" lock\nIs another process using the image', done.stderr)
         done = subprocess.run([BLOCKD, "img", "info", "-U", path], capture_output=True, text=True, env=environment())
         self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+class Encryption(ImgCase):
+    """Encrypted images, by a secret."""
+
+    SECRET = ("--object", "secret,id=s,data=hunter")
+
+    def options(self, name: str) -> str:
+        """How qemu-img is told of an encrypted image."""
+        if name.endswith(".luks"):
+            return f"driver=luks,key-secret=s,file.filename={name}"
+        return f"driver=qcow2,encrypt.key-secret=s,file.filename={name}"
+
+    def test_convert_into_a_longer_target(self) -> None:
+        self.chain()
+        self.make("long.qcow2", "-f", "qcow2", "6M")
+        self.write("long.qcow2", "write -P 8 5M 64k")
+        self.good("convert", "-n", "-O", "qcow2", "base.qcow2", "long.qcow2")
+        self.same_image("long.qcow2")
+
+    def test_convert_refused(self) -> None:
+        self.chain()
+        self.make("short.qcow2", "-f", "qcow2", "1M")
+        for arguments in (
+            ("-O", "raw", "missing", "out.raw"),
+            ("-O", "qcow2", "-o", "nonsense=1", "top.qcow2", "out.qcow2"),
+            ("-n", "-O", "qcow2", "top.qcow2", "short.qcow2"),
+        ):
+            with self.subTest(arguments=arguments):
+                self.assertEqual(self.both("convert", *arguments)[0], 1)
+
+    def test_convert_spares_its_source(self) -> None:
+        self.chain()
+        before = (self.images / "base.qcow2").read_bytes()
+        status, _, errors = self.run_in(self.ours, [BLOCKD, "img"], ("convert", "-O", "qcow2", "base.qcow2", "base.qcow2"))
+        self.assertEqual((status, errors), (1, "base.qcow2 is the source"))
+        self.assertEqual((self.ours / "base.qcow2").read_bytes(), before)
+
+    def test_dd(self) -> None:
+        self.chain()
+        for arguments in (
+            ("-O", "qcow2", "if=top.qcow2", "of=out.qcow2"),
+            ("bs=64k", "count=40", "if=top.qcow2", "of=out.raw"),
+            ("-f", "raw", "-O", "raw", "bs=1M", "skip=1", "if=plain.raw", "of=out.raw"),
+        ):
+            with self.subTest(arguments=arguments):
+                self.good("dd", *arguments)
+                self.same_image(arguments[-1].removeprefix("of="))
+        # The rival compares where to begin with the length of the part, and copies nothing.
+        self.run_in(self.ours, [BLOCKD, "img"], ("dd", "bs=64k", "count=3", "skip=6", "if=top.qcow2", "of=out.raw"))
+        subprocess.run(["qemu-img", "convert", "-O", "raw", "top.qcow2", "whole.raw"], cwd=self.images, check=True)
+        whole = (self.images / "whole.raw").read_bytes()
+        self.assertEqual((self.ours / "out.raw").read_bytes(), whole[6 * 64 * KiB : 9 * 64 * KiB])
+        self.assertEqual(self.both("dd", "if=top.qcow2")[0], 1)
+        self.assertEqual(self.both("dd", "if=top.qcow2", "of=x", "nonsense=1")[0], 1)
+
+
+class Change(ImgCase):
+    """resize, commit, rebase, bitmap."""
+
+    def test_resize(self) -> None:
+        self.chain()
+        for arguments in (
+            ("base.qcow2", "+1M"),
+            ("-q", "base.qcow2", "6M"),
+            ("--preallocation=falloc", "other.qcow2", "5M"),
+            ("--shrink", "other.qcow2", "1M"),
+            ("--shrink", "-f", "raw", "plain.raw", "-1M"),
+        ):
+            with self.subTest(arguments=arguments):
+                self.good("resize", *arguments)
+                self.same_image(arguments[-2])
+
+    def test_resize_refused(self) -> None:
+        self.chain()
+        status, output, errors = self.run_in(self.ours, [BLOCKD, "img"], ("resize", "base.qcow2", "1M"))
+        self.assertEqual((status, output), (1, ""))
+        self.assertTrue(errors.startswith("Use the --shrink option to perform a shrink operation."))
+        self.assertEqual(images.info(str(self.ours / "base.qcow2"))["virtual-size"], 4 * MiB)
+        self.assertEqual(self.both("resize", "base.qcow2", "-4M")[0], 1)
+
+    def test_commit(self) -> None:
+        self.chain()
+        self.good("commit", "-d", "top.qcow2")
+        self.same_image("base.qcow2")
+        self.same_image("top.qcow2")
+
+    def test_commit_over_several_images(self) -> None:
+        self.chain()
+        self.make("upper.qcow2", "-f", "qcow2", "-obacking_file=top.qcow2,backing_fmt=qcow2")
+        self.write("upper.qcow2", "write -P 6 3M 256k")
+        self.good("commit", "-b", "base.qcow2", "upper.qcow2")
+        self.same_image("base.qcow2")
+        self.good("commit", "-q", "-d", "upper.qcow2")
+        self.same_image("top.qcow2")
+
+    def test_commit_refused(self) -> None:
+        self.chain()
+        for arguments in (("base.qcow2",), ("missing",), ("-b", "missing", "top.qcow2")):
+            self.assertEqual(self.both("commit", *arguments)[0], 1)
+
+    def test_rebase_keeps_the_content(self) -> None:
+        self.chain()
+        self.make("short.qcow2", "-f", "qcow2", "1M")
+        self.write("short.qcow2", "write -P 1 0 1M")
+        for name in ("other.qcow2", "short.qcow2"):
+            with self.subTest(backing=name):
+                self.good("rebase", "-b", name, "-F", "qcow2", "top.qcow2")
+                self.same_image("top.qcow2")
+                images.compare(str(self.ours / "top.qcow2"), str(self.images / "top.qcow2"), "qcow2", "qcow2")
+
+    def test_rebase_onto_nothing(self) -> None:
+        self.chain()
+        self.good("rebase", "-b", "", "top.qcow2")
+        self.same_image("top.qcow2")
+        images.compare(str(self.ours / "top.qcow2"), str(self.images / "top.qcow2"), "qcow2", "qcow2")
+
+    def test_rebase_of_the_name_only(self) -> None:
+        self.chain()
+        self.good("rebase", "-u", "-b", "other.qcow2", "-F", "qcow2", "top.qcow2")
+        self.same_image("top.qcow2")
+
+    def test_rebase_refused(self) -> None:
+        self.chain()
+        self.assertEqual(self.both("rebase", "-b", "missing", "-F", "qcow2", "top.qcow2")[0], 1)
+
+    def test_bitmap(self) -> None:
+        self.chain()
+        for arguments in (
+            ("--add", "base.qcow2", "b0"),
+            ("--add", "--disable", "-g", "32k", "base.qcow2", "b0"),
+        ):
+            with self.subTest(arguments=arguments):
+                self.good("bitmap", *arguments)
+                self.same_image("base.qcow2")
+        subprocess.run(["qemu-img", "bitmap", "--add", "base.qcow2", "b0"], cwd=self.images, check=True)
+        self.write("base.qcow2", "write -P 7 1M 64k")
+        subprocess.run(["qemu-img", "bitmap", "--add", "-g", "32k", "base.qcow2", "b1"], cwd=self.images, check=True)
+        for arguments in (
+            ("--remove", "base.qcow2", "b0"),
+            ("--clear", "--disable", "base.qcow2", "b0"),
+            ("--disable", "--merge", "b0", "base.qcow2", "b1"),
+            ("--merge", "b0", "-b", "base.qcow2", "-F", "qcow2", "--add", "other.qcow2", "n0"),
+        ):
+            with self.subTest(arguments=arguments):
+                if "--add" in arguments:
+                    arguments = ("--add", "--merge", "b0", "-b", "base.qcow2", "-F", "qcow2", "other.qcow2", "n0")
+                self.good("bitmap", *arguments)
+                self.same_image(arguments[-2])
+
+    def test_bitmap_refused(self) -> None:
+        self.chain()
+        for arguments in (
+            ("base.qcow2", "b0"),
+            ("--remove", "base.qcow2", "b0"),
+            ("--merge", "nope", "base.qcow2", "b0"),
+            ("--add", "-g", "3", "base.qcow2", "b0"),
+        ):
+            with self.subTest(arguments=arguments):
+                self.assertEqual(self.both("bitmap", *arguments)[0], 1)
+
+
+class Care(ImgCase):
+    """check, snapshot, measure."""
+
+    def damaged(self) -> None:
+        """leak.qcow2 has a leak, bad.qcow2 an entry that leads beyond the file."""
+        self.make("leak.qcow2", "-f", "qcow2", "1M")
+        self.write("leak.qcow2", "write -P 1 0 256k")
+        path = self.images / "leak.qcow2"
+        data = bytearray(path.read_bytes())
+        (l1,) = struct.unpack(">Q", data[40:48])
+        l2 = struct.unpack(">Q", data[l1 : l1 + 8])[0] & ((1 << 56) - 1)
+        (entry,) = struct.unpack(">Q", data[l2 : l2 + 8])
+        (self.images / "bad.qcow2").write_bytes(data[:l2] + struct.pack(">Q", entry + MiB) + data[l2 + 8 :])
+        path.write_bytes(data[:l2] + bytes(8) + data[l2 + 8 :])
+
+    def checked(self, *arguments: str) -> tuple[int, str]:
+        """What both say, but for the single findings on stderr, which have other words."""
+        theirs = self.run_in(self.theirs, ["qemu-img"], ("check", *arguments))
+        ours = self.run_in(self.ours, [BLOCKD, "img"], ("check", *arguments))
+        self.assertEqual(ours[:2], theirs[:2])
+        if "-r" not in arguments:  # what was repaired is only counted
+            self.assertEqual(bool(ours[2]), bool(theirs[2]))
+        return ours[:2]
+
+    def test_check(self) -> None:
+        self.chain()
+        self.damaged()
+        for output in ([], ["--output=json"]):
+            self.assertEqual(self.checked(*output, "top.qcow2")[0], 0)
+            self.assertEqual(self.checked(*output, "leak.qcow2")[0], 3)
+            self.assertEqual(self.checked(*output, "bad.qcow2")[0], 2)
+        self.assertEqual(self.checked("-q", "base.qcow2"), (0, ""))
+        self.assertEqual(self.both("check", "-f", "raw", "plain.raw")[0], 63)
+        self.assertEqual(self.both("check", "missing")[0], 1)
+
+    def test_repair_of_leaks(self) -> None:
+        self.damaged()
+        self.assertEqual(self.checked("-r", "leaks", "leak.qcow2")[0], 0)
+        self.same_image("leak.qcow2")
+
+    def test_snapshots(self) -> None:
+        self.chain()
+        self.good("snapshot", "-l", "base.qcow2")
+        self.assertEqual(self.both("snapshot", "-d", "nope", "base.qcow2")[0], 1)
+        blockd = [BLOCKD, "img", "snapshot"]
+        path = str(self.images / "base.qcow2")
+        subprocess.run([*blockd, "-c", "first", path], check=True, env=environment())
+        before = self.images / "before.raw"
+        subprocess.run(["qemu-img", "convert", "-O", "raw", path, str(before)], check=True)
+        self.write("base.qcow2", "write -P 9 0 2M")
+        images.check(path)
+        self.assertIn("first", self.good("snapshot", "-l", "base.qcow2"))
+        subprocess.run([*blockd, "-a", "first", path], check=True, env=environment())
+        images.compare(path, str(before), "qcow2", "raw")
+        subprocess.run([*blockd, "-d", "first", path], check=True, env=environment())
+        images.check(path)
+        self.assertEqual(self.good("snapshot", "-l", "base.qcow2"), "")
+
+    def test_measure(self) -> None:
+        self.chain()
+        subprocess.run(["qemu-img", "bitmap", "--add", "base.qcow2", "b0"], cwd=self.images, check=True)
+        for arguments in (
+            ("--size", "1G"),
+            ("-O", "qcow2", "--size", "1000"),
+            ("-O", "qcow2", "--size", "1T", "--output=json"),
+            ("-O", "qcow2", "-o", "cluster_size=4k,refcount_bits=1,compat=1.1", "--size", "10G"),
+            ("-O", "qcow2", "-o", "preallocation=full", "--size", "1G"),
+            ("-O", "qcow2", "-o", "extended_l2=on", "--size", "3G"),
+            ("-O", "qcow2", "top.qcow2"),
+            ("-O", "qcow2", "base.qcow2"),
+            ("-O", "raw", "top.qcow2"),
+            ("-O", "qcow2", "-f", "raw", "plain.raw"),
+        ):
+            self.good("measure", *arguments)
+        for arguments in ((), ("-O", "nonsense", "--size", "1"), ("-O", "qcow2", "-o", "cluster_size=3", "--size", "1M")):
+            self.assertEqual(self.both("measure", *arguments)[0], 1)
+
+
+class Progress(ImgCase):
+    """What only shows itself while something goes on."""
+
+    def test_progress_ends_at_100(self) -> None:
+        self.chain()
+        status, output, _ = self.run_in(self.ours, [BLOCKD, "img"], ("convert", "-p", "-O", "raw", "top.qcow2", "out.raw"))
+        self.assertEqual(status, 0)
+        self.assertTrue(output.endswith("    (100.00/100%)\n"), output)
+
+    def test_images_in_use_are_refused(self) -> None:
+        path = self.create_image("used.qcow2", 64 * KiB)
+        self.launch("--blockdev", f"qcow2,node-name=n,file.driver=file,file.filename={path}")
+        done: Any = subprocess.run([BLOCKD, "img", "resize", path, "1M"], capture_output=True, text=True, env=environment())
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('Failed to get "write" lock\nIs another process using the image', done.stderr)
+        done = subprocess.run([BLOCKD, "img", "info", "-U", path], capture_output=True, text=True, env=environment())
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+class Encryption(ImgCase):
+    """Encrypted images, by a secret."""
+
+    SECRET = ("--object", "secret,id=s,data=hunter")
+
+    def options(self, name: str) -> str:
+        """How qemu-img is told of an encrypted image."""
+        if name.endswith(".luks"):
+            return f"driver=luks,key-secret=s,file.filename={name}"
+        return f"driver=qcow2,encrypt.key-secret=s,file.filename={name}"
+
+    def test_read(self) -> None:
+        self.encrypted()
+        self.make("plain.raw", "-f", "raw", "1M")
+        self.write("plain.raw", "write -P 7 64k 64k")
+        for name in ("a.luks", "a.qcow2", "b.qcow2"):
+            with self.subTest(name=name):
+                plain = "driver=raw,file.filename=plain.raw"
+                self.good("compare", *self.SECRET, "--image-opts", self.options(name), plain)
+                self.good("convert", *self.SECRET, "--image-opts", "-O", "raw", self.options(name), "out.raw")
+                self.same_image("out.raw")
+
+    def test_convert_into(self) -> None:
+        self.make("plain.raw", "-f", "raw", "1M")
+        self.write("plain.raw", "write -P 7 64k 64k")
+        for target, options in (
+            ("t.luks", ("-O", "luks", "-o", "key-secret=s,iter-time=10")),
+            ("t.qcow2", ("-O", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")),
+        ):
+            with self.subTest(target=target):
+                folder = str(self.images)
+                source, made = f"{folder}/plain.raw", f"{folder}/{target}"
+                images.run_tool(BLOCKD, "img", "convert", *self.SECRET, "-f", "raw", *options, source, made)
+                images.run_tool(
+                    "qemu-img", "compare", *self.SECRET, "--image-opts",
+                    self.options(made), f"driver=raw,file.filename={source}",
+                )  # fmt: skip
