@@ -4,7 +4,8 @@
 //
 // A Server holds what all monitors share: the Registry of commands, the Hub
 // that spreads events, the descriptor sets. Each Monitor owns one character
-// device and serves its clients one after the other, each by a Session.
+// device and serves its clients one after the other, each by a Session. A client
+// that comes another way (Server.ServeConn) has a Monitor for itself.
 //
 // A Session has three goroutines: a reader, a dispatcher that runs the commands
 // in order, and a writer. Whatever is sent goes through one queue per session,

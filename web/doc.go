@@ -12,7 +12,7 @@
 // answer by answerTime; connections by maxConnections. What is beyond is closed
 // at once.
 //
-// Locks: limited.mu and wsConn's, both leaves. Server.Close waits; so do
+// Locks: qmpHandler.mu and wsConn.mu, both leaves. Server.Close waits; so do
 // handlers. Imports chardev, clock, qapi and sockets.
 //
 //blockd:blocking
