@@ -8,7 +8,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # another owner.
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
-.PHONY: all build build-test adapter iotests-qemu lint test test-all demo bench clean
+.PHONY: all build build-test adapter differential iotests-qemu lint test test-all demo bench clean
 
 all: build
 
@@ -28,6 +28,10 @@ adapter:
 iotests-qemu: adapter build
 	/usr/bin/python3 iotests/qemu_suite.py $(if $(RECORD),--record) $(TESTS)
 	$(if $(RECORD),/usr/bin/python3 iotests/qemu_suite.py --table)
+
+# Random sequences against the rival; SEEDS is how many, FIRST the first seed.
+differential: build-test
+	/usr/bin/python3 -m iotests.differential --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0) --keep-going --coverage
 
 lint:
 	@GO='$(GO)' sh tools/lint.sh

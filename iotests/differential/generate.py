@@ -401,7 +401,8 @@ class Generator:
             hard = not old or arguments.get("force", False)
             self.world.partial = self.world.partial or job.slow or (hard and job.behind)
             # A soft cancel of a paused job is refused, and it stays as it is.
-            refused = old and verb == "cancel" and job.paused and not arguments.get("force")
+            # And who is on the way cannot be dismissed.
+            refused = job.slow or job.endless if verb == "dismiss" else old and job.paused and not arguments.get("force")
             if not refused and (verb == "dismiss" or not job.kept):
                 self.world.jobs.pop(identity)
         self.settle_again()

@@ -12,6 +12,9 @@ from .execute import Seen
 from .step import Step
 
 
+_BUSY = "Node '.*' is busy: block device is in use by block job: "
+
+
 def wanted(step: Step, what: str, ours: Any, theirs: Any) -> bool:
     """Whether a difference is one of those. The state after it is the same in both."""
     if what == "jobs":
@@ -50,7 +53,7 @@ def _resize_in_use(step: Step, ours: str, theirs: str) -> bool:
 
 def _concluded_job_holds_nodes(step: Step, ours: str, theirs: str) -> bool:
     """The rival's stream keeps its nodes until it is dismissed; blockd's gives them up when it ends."""
-    return theirs == "Need a root block node"
+    return theirs == "Need a root block node" or (ours == "" and re.fullmatch(_BUSY + "stream", theirs) is not None)
 
 
 def _copy_before_write_unused(step: Step, ours: str, theirs: str) -> bool:
@@ -61,6 +64,12 @@ def _copy_before_write_unused(step: Step, ours: str, theirs: str) -> bool:
 def _create_size(ours: str, theirs: str) -> bool:
     """Of two mistakes blockd names the file's first, the rival the sizes'."""
     return theirs.startswith(("Image size must be a multiple of", "Cluster size must be a power of two")) and ours != ""
+
+
+def _busy_for_another_reason(step: Step, ours: str, theirs: str) -> bool:
+    """Of several reasons why a node is in use each names the one it comes to first."""
+    left, right = re.match("Node '.*' is busy: ", ours), re.match("Node '.*' is busy: ", theirs)
+    return left is not None and right is not None and left[0] == right[0]
 
 
 def _long_backing_format(step: Step, ours: str, theirs: str) -> bool:
@@ -76,10 +85,17 @@ def _conflict_of_another_edge(step: Step, ours: str, theirs: str) -> bool:
     return left is not None and right is not None and left[0] == right[0]
 
 
+def _filter_as_image(step: Step, ours: str, theirs: str) -> bool:
+    """Of two mistakes, a filter as the image and one of another chain, each names one."""
+    return ours.startswith("not allowing backing file change on") and theirs.endswith("and image file are not in the same chain")
+
+
 _RULES = (
+    _filter_as_image,
     _resize_in_use,
     _concluded_job_holds_nodes,
     _copy_before_write_unused,
+    _busy_for_another_reason,
     _long_backing_format,
     _conflict_of_another_edge,
 )
