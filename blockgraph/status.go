@@ -63,6 +63,11 @@ func (n *Node) recurseStatus(ctx context.Context, off int64, st Status, mode Sta
 		return Status{Flags: StatusZero | StatusAllocated | StatusEOF, N: st.N}, nil
 	}
 	low.Flags &^= StatusEOF
+	if !n.typ.Filter && st.File.BackingChain() != nil {
+		// What the file leaves to its backing file is this node's content, and there
+		// is nobody below who could say so.
+		low.Flags |= StatusAllocated
+	}
 	if off+low.N >= n.size.Load() {
 		low.Flags |= StatusEOF
 	}

@@ -170,11 +170,11 @@ func TestRepairLeavesWhatTheFieldLeaves(t *testing.T) {
 	}}
 	for _, x := range append(damages[:len(damages):len(damages)], everything) {
 		for name, fix := range fixes {
+			if x.rebuilt && fix == blockgraph.CheckFixLeaks {
+				continue // the field gives up
+			}
 			for _, cs := range []uint64{512, 65536} {
 				t.Run(fmt.Sprintf("%s-%s-%d", x.name, name, cs), func(t *testing.T) {
-					if x.rebuilt && fix == blockgraph.CheckFixLeaks {
-						t.Skip("the field gives up")
-					}
 					p := newPatient(t, cs, 40)
 					x.do(p)
 					want, repaired := fieldResult(t, p.f, fix)
