@@ -3,6 +3,7 @@ package img
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"os"
 	"strings"
 
@@ -162,7 +163,8 @@ func (c *conversion) copyBitmaps(s *session, from, to *blockgraph.Node) error {
 		return err
 	}
 	data := qmpclient.Member(qmpclient.Member(info, "format-specific"), "data")
-	for _, b := range qmpclient.Objects(data, "bitmaps") {
+	// The last one added comes first in the target.
+	for _, b := range slices.Backward(qmpclient.Objects(data, "bitmaps")) {
 		name := qmpclient.String(b, "name")
 		flags, _ := b.Get("flags")
 		if has(flags, "in-use") {
