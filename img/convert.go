@@ -3,8 +3,8 @@ package img
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
