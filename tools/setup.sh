@@ -2,7 +2,7 @@
 # Installs what is missing of the named groups when it may (root, with apt-get), and else says in one line
 # what to install. Exit status: 0 when everything named is there, 1 when something is missing.
 #
-# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio compiler
+# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler
 set -u
 
 # need GROUP: prints the packages of a group that are missing.
@@ -16,6 +16,7 @@ need() {
 		command -v nbdkit >/dev/null || echo nbdkit
 		/usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
 		;;
+	tls) command -v openssl >/dev/null || echo openssl ;;
 	fio) command -v fio >/dev/null || echo fio ;;
 	compiler)
 		echo 'int main(void) { return 0; }' | "${CC:-cc}" -xc -o /dev/null - 2>/dev/null || echo gcc libc6-dev

@@ -30,7 +30,7 @@ verdict() {
 	fi
 }
 
-sh tools/setup.sh python qemu rival nbd fio compiler
+sh tools/setup.sh python qemu rival nbd fio tls compiler
 
 echo "== vet"
 "$GO" vet ./...
