@@ -326,11 +326,14 @@ func fullDiskAt(t *testing.T, set *optionSet, kind string, nth int, forever bool
 			t.Log(what)
 		}
 	}()
+	var mu sync.Mutex // compressed clusters are written side by side
 	count := 0
 	f.setFault(func(op string, _, _ int64) error {
 		if op != kind {
 			return nil
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if count++; count-1 == nth || forever && count-1 > nth {
 			hit = true
 			return blockgraph.Errorf(28, "No space left on device")
