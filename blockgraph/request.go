@@ -48,7 +48,8 @@ const (
 	// StatusCompressed: the range is stored compressed.
 	StatusCompressed
 	// StatusRecurse: the driver passes the range through to File at Offset; the
-	// wrapper asks there for zeroes. It never leaves the wrapper.
+	// wrapper asks there for zeroes. Of a node that it describes by itself: File
+	// shows here what its own chain has.
 	StatusRecurse
 )
 

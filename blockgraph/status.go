@@ -63,10 +63,8 @@ func (n *Node) recurseStatus(ctx context.Context, off int64, st Status, mode Sta
 		return Status{Flags: StatusZero | StatusAllocated | StatusEOF, N: st.N}, nil
 	}
 	low.Flags &^= StatusEOF
-	if !n.typ.Filter && st.File.BackingChain() != nil {
-		// What the file leaves to its backing file is this node's content, and there
-		// is nobody below who could say so.
-		low.Flags |= StatusAllocated
+	if !n.typ.Filter && low.Flags&StatusAllocated == 0 && st.File.BackingChain() != nil {
+		low.Flags |= StatusRecurse // see StatusAbove
 	}
 	if off+low.N >= n.size.Load() {
 		low.Flags |= StatusEOF
@@ -157,13 +155,18 @@ func (n *Node) StatusAbove(ctx context.Context, base *Node, off, length int64, m
 		}
 		cur = next.child
 	}
-	if base == nil {
-		st = Status{Flags: StatusZero, N: length}
-	} else {
-		st = Status{N: length}
+	switch {
+	case st.Flags&(StatusRecurse|StatusZero) == StatusRecurse:
+		// The last node shows a chain that is not its own: what that leaves to its
+		// backing file is content here, and there is nobody below who could say so.
+		st = Status{Flags: StatusAllocated, N: length}
+	case base == nil:
+		st, depth = Status{Flags: StatusZero, N: length}, 0
+	default:
+		st, depth = Status{N: length}, 0
 	}
 	if off+st.N >= eof {
 		st.Flags |= StatusEOF
 	}
-	return st, 0, nil
+	return st, depth, nil
 }

@@ -15,8 +15,11 @@ import (
 	"blockd/blockgraph"
 	"blockd/blockgraph/graphtest"
 	"blockd/clock"
+	"blockd/filters/copyonread"
+	"blockd/formats/raw"
 	"blockd/ioengine"
 	"blockd/jobs/copy"
+	"blockd/qapi"
 )
 
 const streamPerm = blockgraph.PermConsistentRead | blockgraph.PermWriteUnchanged
@@ -87,6 +90,32 @@ func TestReadPopulatesWholeClustersOnce(t *testing.T) {
 		}
 		_ = top
 	})
+}
+
+// A raw node has no chain of its own: what the image below it leaves to its backing
+// file is lacking there, and yet it is the raw node's content.
+func TestReadThroughRawPopulatesTheImageBelow(t *testing.T) {
+	w := &world{graphtest.New(t, graphtest.ImageType(true), copyonread.Type(), raw.DriverType(raw.Config{}))}
+	_, base := w.Mem("base", 1<<20)
+	fill(base, 1, 0, 1<<20)
+	w.Mem("file", 1<<20)
+	_, d := w.Image("top", "file", "base")
+	name, below := "raw", "top"
+	rawNode := w.Add(&qapi.BlockdevOptions{Driver: qapi.BlockdevDriverRaw, NodeName: &name, Raw: &qapi.BlockdevOptionsRaw{File: qapi.BlockdevRef{Reference: &below}}})
+	r := w.Root(rawNode, blockgraph.PermConsistentRead, blockgraph.PermAll)
+	for _, mode := range []blockgraph.StatusMode{blockgraph.StatusPrecise, blockgraph.StatusAllocation} {
+		st, _, err := r.BlockStatus(t.Context(), 0, 1<<20, mode)
+		if err != nil || st.Flags&blockgraph.StatusZero != 0 || st.Flags&blockgraph.StatusAllocated == 0 {
+			t.Errorf("mode %v: %+v, %v", mode, st, err)
+		}
+	}
+	guest := w.Root(w.Add(corOptions("cor", "raw", "")), graphtest.ReadWrite, blockgraph.PermAll)
+	if got := w.read(guest, 0, 2*graphtest.Cluster); !bytes.Equal(got, base.Bytes()[:2*graphtest.Cluster]) {
+		t.Error("wrong data")
+	}
+	if got := d.Allocated()[:3]; !slices.Equal(got, []bool{true, true, false}) {
+		t.Errorf("allocated %v", got)
+	}
 }
 
 func TestBottomKeepsWhatLiesBelowItOut(t *testing.T) {
