@@ -75,7 +75,7 @@ const (
 )
 
 // Change is one difference between two states. For nodes: Node and Driver. For
-// roots: Root and Job. For edges: the user, which is Node or, when that is "",
+// roots: Root, Job and Label. For edges: the user, which is Node or, when that is "",
 // Root with its Job; Name and Child; for Linked the permissions, for Unlinked
 // the old ones, else both.
 type Change struct {
@@ -86,6 +86,8 @@ type Change struct {
 	// Root is the root's number; see Root.ID.
 	Root uint64
 	Job  string
+	// Label is what the log calls the root, or "".
+	Label string
 
 	Name, Child string
 	// OldChild is what a Relinked edge led to.
@@ -155,7 +157,7 @@ func (h *History) add(cause Cause, changes []Change) {
 func weigh(changes []Change) int {
 	w := 256 + maxCauseID
 	for i := range changes {
-		w += 192 + len(changes[i].Job)
+		w += 208 + len(changes[i].Job) + len(changes[i].Label)
 	}
 	return w
 }
@@ -182,7 +184,7 @@ func ofNode(kind ChangeKind, n *Node) Change {
 }
 
 func ofRoot(kind ChangeKind, r *Root) Change {
-	return Change{Kind: kind, Root: r.id, Job: r.job}
+	return Change{Kind: kind, Root: r.id, Job: r.job, Label: r.label}
 }
 
 // differences lists what publishing the staged graph changes: what comes first,

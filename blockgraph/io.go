@@ -24,30 +24,42 @@ const MaxRequest = 1 << 30
 // Data plane.
 func (e *Edge) ReadV(ctx context.Context, off int64, v *IOVec, flags Flags) error {
 	assertPerm(e, PermConsistentRead, flags)
-	return e.child.readV(ctx, off, v, flags)
+	err := e.child.readV(ctx, off, v, flags)
+	e.passed(v.Len(), 0, err)
+	return err
 }
 
 // WriteV writes through the edge. A write past the end makes the child longer
 // where its driver can. Data plane.
 func (e *Edge) WriteV(ctx context.Context, off int64, v *IOVec, flags Flags) error {
 	assertPerm(e, PermWrite, flags)
-	return e.child.writeV(ctx, off, v, flags)
+	err := e.child.writeV(ctx, off, v, flags)
+	e.passed(0, v.Len(), err)
+	return err
 }
 
 // WriteZeroes makes bytes [off, off+n) zero. Data plane.
 func (e *Edge) WriteZeroes(ctx context.Context, off, n int64, flags Flags) error {
 	assertPerm(e, PermWrite, flags)
-	return e.child.writeZeroes(ctx, off, n, flags)
+	err := e.child.writeZeroes(ctx, off, n, flags)
+	e.passed(0, n, err)
+	return err
 }
 
 // Discard gives up bytes [off, off+n). Data plane.
 func (e *Edge) Discard(ctx context.Context, off, n int64) error {
 	assertPerm(e, PermWrite, 0)
-	return e.child.discard(ctx, off, n)
+	err := e.child.discard(ctx, off, n)
+	e.passed(0, 0, err)
+	return err
 }
 
 // Flush makes completed writes durable. Data plane.
-func (e *Edge) Flush(ctx context.Context) error { return e.child.flush(ctx) }
+func (e *Edge) Flush(ctx context.Context) error {
+	err := e.child.flush(ctx)
+	e.passed(0, 0, err)
+	return err
+}
 
 // BlockStatus describes the range at off as the child sees it, without its
 // backing files. Data plane.

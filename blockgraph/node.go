@@ -185,6 +185,12 @@ func (n *Node) FilterOrCOWIn(s *NodeState) *Edge {
 	return s.backing
 }
 
+// Blockers returns what forbids operations on the node, the oldest first. The
+// caller must not change the list. Control plane.
+//
+//blockd:global
+func (n *Node) Blockers() []*Blocker { return n.blockers }
+
 // Implicit tells whether a job inserted the node for itself, without a name
 // from the user.
 func (n *Node) Implicit() bool { return n.implicit }
@@ -280,6 +286,8 @@ type Edge struct {
 	perms  atomic.Uint32 // perm | shared<<8
 	ahead  atomic.Uint32 // what a change in the making lets its driver use before the commit
 
+	traffic atomic.Pointer[edgeTraffic] // nil: nobody watches
+
 	index int //blockd:global // in child.parents; control plane
 }
 
@@ -316,6 +324,11 @@ func (e *Edge) user() string {
 	}
 	return "node '" + e.node.name + "'"
 }
+
+// Frozen tells whether jobs rely on the edge, so that it stays. Control plane.
+//
+//blockd:global
+func (e *Edge) Frozen() bool { return *e.frozen > 0 }
 
 // Blocker forbids operations on a node while it is in place.
 type Blocker struct {

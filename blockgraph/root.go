@@ -87,6 +87,9 @@ func (r *Root) String() string {
 	return s
 }
 
+// Label is what the log calls the root, or "".
+func (r *Root) Label() string { return r.label }
+
 // Job returns the id of the job that the root belongs to, or "".
 func (r *Root) Job() string { return r.job }
 

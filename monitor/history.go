@@ -111,7 +111,7 @@ func graphChange(c *blockgraph.Change) qapi.GraphChange {
 	case blockgraph.NodeAdded, blockgraph.NodeRemoved:
 		g.Node = &qapi.GraphChangeNode{NodeName: c.Node, Driver: c.Driver}
 	case blockgraph.RootAdded, blockgraph.RootRemoved:
-		g.Root = &qapi.GraphChangeRoot{Root: c.Root, Job: job}
+		g.Root = &qapi.GraphChangeRoot{Root: c.Root, Job: job, Label: optional(c.Label)}
 	case blockgraph.Linked:
 		g.Linked = &qapi.GraphChangeLink{GraphChangeEdge: edge, GraphChangePermissions: perms}
 	case blockgraph.Unlinked:

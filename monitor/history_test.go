@@ -13,6 +13,7 @@ import (
 	"blockd/blockgraph"
 	"blockd/blockgraph/graphtest"
 	"blockd/clock"
+	"blockd/exports"
 	"blockd/qapi"
 )
 
@@ -44,6 +45,31 @@ func draw(g *blockgraph.Graph) picture {
 			p.count(names[e.Parent], 1)
 		}
 		p.count(edgeText(names[e.Parent], e.Name, strings.TrimPrefix(names[e.Child], "block-driver "), e.Perm, e.SharedPerm), 1)
+	}
+	return p
+}
+
+// viewed is the same from x-query-graph.
+func viewed(m *Monitor) picture {
+	v := &qapi.GraphView{}
+	m.viewGraph(v)
+	p := picture{}
+	users := map[uint64]string{}
+	for _, n := range v.Nodes {
+		p.count("block-driver "+n.NodeName, 1)
+	}
+	for _, r := range v.Roots {
+		users[r.Root] = rootText(r.Job)
+		p.count(users[r.Root], 1)
+	}
+	for _, e := range v.Edges {
+		var parent string
+		if e.ParentNode != nil {
+			parent = "block-driver " + *e.ParentNode
+		} else {
+			parent = users[*e.ParentRoot]
+		}
+		p.count(edgeText(parent, e.Name, e.Child, e.Perm, e.SharedPerm), 1)
 	}
 	return p
 }
@@ -227,7 +253,7 @@ func TestHistoryLeadsFromAnyStateToAnyOther(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := graphtest.New(t)
 		defer w.Graph.Loop().Stop()
-		m := New(Config{Graph: w.Graph})
+		m := New(Config{Graph: w.Graph, Exports: exports.New(exports.Options{Graph: w.Graph})})
 		pictures := []picture{{}}
 		w.Graph.KeepHistory(1000, clock.Real(), func(s *blockgraph.Step) {
 			if s.Number != uint64(len(pictures)) {
@@ -250,8 +276,11 @@ func TestHistoryLeadsFromAnyStateToAnyOther(t *testing.T) {
 				}
 				return nil
 			})
-			var now picture
-			w.Graph.Loop().Do(func() { now = draw(w.Graph) })
+			var now, view picture
+			w.Graph.Loop().Do(func() { now, view = draw(w.Graph), viewed(m) })
+			if !maps.Equal(now, view) {
+				rt.Fatalf("x-query-graph shows another graph:\n%v\n%v", view, now)
+			}
 			if last := pictures[len(pictures)-1]; !maps.Equal(now, last) {
 				rt.Fatalf("the graph is not what the last step left:\n%v\n%v", now, last)
 			}

@@ -76,6 +76,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerIothread(r)
 	m.registerQueries(r)
 	m.registerHistory(r)
+	m.registerGraphView(r)
 	m.registerCreate(r)
 	m.registerAmend(r)
 	m.registerSnapshots(r)

@@ -139,6 +139,8 @@ type GraphChangeRoot struct {
 	Root uint64 `qapi:"root"`
 	// The job whose root it is.
 	Job *string `qapi:"job"`
+	// What the daemon's log calls it, if it has a name there.
+	Label *string `qapi:"label"`
 }
 
 // GraphChangeEdge names an edge: its user, a node or a root, and the name that
