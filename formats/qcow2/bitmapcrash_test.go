@@ -11,6 +11,7 @@ import (
 
 	"blockd/bitmaps"
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 )
 
 // Bitmaps in the crash tests: whatever survives, no sector that is another than
@@ -57,15 +58,6 @@ func (m *crashBitmaps) after(off, n int64) {
 	}
 }
 
-// values returns what the sectors hold.
-func (m *crashBitmaps) values() []uint64 {
-	v := make([]uint64, len(m.c.hist))
-	for i, h := range m.c.hist {
-		v[i] = h[len(h)-1].value
-	}
-	return v
-}
-
 // store stores a list in which the bitmap of that name has changed.
 func (m *crashBitmaps) store(name string, list []*blockgraph.DirtyBitmap) {
 	began := m.c.now()
@@ -84,7 +76,7 @@ func (m *crashBitmaps) store(name string, list []*blockgraph.DirtyBitmap) {
 			s.must.Merge(b.Successor)
 		}
 		if b.Recorder() != nil {
-			s.values = m.values()
+			s.values = m.c.vals.Values()
 		}
 	}
 	m.states[name] = append(m.states[name], s)
@@ -216,7 +208,7 @@ func TestStoredBitmapsFitTheDiskAfterCrashAnywhere(t *testing.T) {
 	for k := range len(f.log) + 1 {
 		for way := range uint64(4) {
 			g := c.rebuild(k, func(op, sector int) bool {
-				return way == 0 || way > 1 && mix(seed^way+uint64(op)<<32+uint64(sector))&1 == 0
+				return way == 0 || way > 1 && graphtest.CrashMix(seed^way+uint64(op)<<32+uint64(sector))&1 == 0
 			})
 			mustCheck(t, g, false)
 			d := openImage(t, g, nil)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -261,7 +262,7 @@ func runCrash(t *testing.T, tc *crashCase, seed uint64, budget int, count *crash
 	if workers > 1 {
 		// Let others in at each operation.
 		c.f.setFault(func(string, int64, int64) error {
-			for range mix(c.next.Load()+uint64(c.now())) % 8 {
+			for range graphtest.CrashMix(c.vals.NewValue()) % 8 {
 				runtime.Gosched()
 			}
 			return nil
@@ -296,7 +297,7 @@ func newCrashCase(t *testing.T, tc *crashCase) *crashDisk {
 	if tc.backing {
 		backing = &memFile{}
 		for i := range tc.size / sector * 3 / 4 {
-			backing.b = append(backing.b, sectorOf(uint64(i)|1<<40)...)
+			backing.b = append(backing.b, graphtest.Sector(uint64(i)|1<<40)...)
 		}
 	}
 	return newCrashDisk(t, f, backing, &tc.set.run)
@@ -307,7 +308,7 @@ func sharedImage(t *testing.T, f *memFile) *memFile {
 	d := openImage(t, f, nil)
 	for s := range d.size.Load() / sector {
 		if s/16%3 > 0 {
-			put(t, d, s*sector, sectorOf(uint64(s)|1<<42))
+			put(t, d, s*sector, graphtest.Sector(uint64(s)|1<<42))
 		}
 	}
 	if _, err := d.CreateSnapshot(ctxb, "s", time.Unix(1, 0)); err != nil {
@@ -331,9 +332,9 @@ func (c *crashDisk) close() {
 
 // reopen closes all images, which makes everything durable, and opens them.
 func (c *crashDisk) reopen() {
-	start := c.clock.Add(1)
+	start := c.vals.FlushBegins()
 	c.close()
-	c.flushed(start)
+	c.vals.Flushed(start)
 	c.d, c.below = c.openChain(c.files, c.topAt(c.now()), c.live)
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -34,7 +35,7 @@ func newCommitChain(t *testing.T, tc *crashCase) *crashDisk {
 			if s/7%4 != int64(i) {
 				continue
 			}
-			put(t, d, s*sector, sectorOf(uint64(s)|1<<(40+i)))
+			put(t, d, s*sector, graphtest.Sector(uint64(s)|1<<(40+i)))
 		}
 		closeImage(t, d)
 	}
@@ -75,7 +76,7 @@ var committingActive = crashStep{"commit of the active layer", 1, func(c *crashD
 		return
 	}
 	to := c.below.s.(imageBelow)
-	start := c.clock.Add(1)
+	start := c.vals.FlushBegins()
 	c.commit(c.d, to.d)
 	closeImage(c.t, c.d)
 	for i, x := range c.files {
@@ -84,7 +85,7 @@ var committingActive = crashStep{"commit of the active layer", 1, func(c *crashD
 		}
 	}
 	c.d, c.f, c.below = to.d, to.memFile, c.below.under
-	c.flushed(start)
+	c.vals.Flushed(start)
 }}
 
 // commit copies what is allocated in one image to another, and flushes that.

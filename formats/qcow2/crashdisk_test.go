@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -25,21 +25,6 @@ import (
 //
 // Points in time are numbers of entries in the log: something happened at k
 // when k entries had been made.
-
-// change is a new value of a guest sector. It began when the log had from
-// entries; done is when it was complete, on the test's own clock.
-type change struct {
-	value uint64
-	from  int
-	done  int64
-}
-
-// guestFlush began at start on the clock and ended when the log had to
-// entries.
-type guestFlush struct {
-	start int64
-	to    int
-}
 
 // crashSize is a length of the disk in bytes: begun at from, and there for
 // good when the log had to entries.
@@ -73,24 +58,20 @@ func linkData(files, copies []*crashFile) {
 
 // crashDisk is a disk of which every sector is filled with a number.
 type crashDisk struct {
-	t       *testing.T
-	f       *memFile // the top image's file
-	d       *Driver
-	base    []byte // of the file, durable at the beginning
-	files   []*crashFile
-	tops    []crashTop
-	run     qapi.BlockdevOptionsQcow2
-	hist    [][]change
-	sizes   []crashSize
-	flushes []guestFlush
-	next    atomic.Uint64
-	clock   atomic.Int64
-	seq     atomic.Int64
-	mu      sync.Mutex
-	marks   *crashBitmaps   // nil: the disk has no bitmaps
-	snaps   *crashSnapshots // nil: no snapshots come and go
-	below   *crashBelow     // of the top image
-	live    map[string]*Driver
+	t     *testing.T
+	f     *memFile // the top image's file
+	d     *Driver
+	base  []byte // of the file, durable at the beginning
+	files []*crashFile
+	tops  []crashTop
+	run   qapi.BlockdevOptionsQcow2
+	vals  graphtest.CrashValues
+	sizes []crashSize
+	seq   atomic.Int64
+	marks *crashBitmaps   // nil: the disk has no bitmaps
+	snaps *crashSnapshots // nil: no snapshots come and go
+	below *crashBelow     // of the top image
+	live  map[string]*Driver
 	// nameless is what lies below an image whose header names nothing.
 	nameless *memFile
 }
@@ -153,21 +134,6 @@ func (c *crashDisk) change(off, n int64, f func() error) error {
 // now is how many entries the log has.
 func (c *crashDisk) now() int { return int(c.seq.Load()) }
 
-func sectorOf(value uint64) []byte {
-	b := make([]byte, sector)
-	if value != 0 {
-		for i := 0; i < sector; i += 8 {
-			binary.LittleEndian.PutUint64(b[i:], value)
-		}
-	}
-	return b
-}
-
-// valueOf returns the number that a sector is filled with.
-func valueOf(b []byte) (v uint64, whole bool) {
-	return binary.LittleEndian.Uint64(b), bytes.Equal(b[8:sector], b[:sector-8])
-}
-
 // newCrashDisk opens the image in f for writing, with a raw file below it that
 // does not change, if that is not nil.
 func newCrashDisk(t *testing.T, f, backing *memFile, o *qapi.BlockdevOptionsQcow2) *crashDisk {
@@ -192,18 +158,13 @@ func (c *crashDisk) start(below []*crashFile) {
 	}
 	c.files = append(c.files, below...)
 	c.tops = []crashTop{{0, 0}}
-	c.next.Store(1)
+	c.vals.Now = c.now
 	c.live = map[string]*Driver{}
 	c.d, c.below = c.openChain(c.files, 0, c.live)
 	size := c.d.size.Load()
 	c.sizes = []crashSize{{size: size}}
-	content := get(t, c.d, 0, size)
-	for i := range size / sector {
-		v, whole := valueOf(content[i*sector : (i+1)*sector])
-		if !whole {
-			t.Fatal("the content at the beginning has no values")
-		}
-		c.hist = append(c.hist, []change{{value: v}})
+	if err := c.vals.Begin(get(t, c.d, 0, size)); err != nil {
+		t.Fatal(err)
 	}
 	for _, x := range c.files {
 		x.base = bytes.Clone(x.f.b)
@@ -245,21 +206,6 @@ func (c *crashDisk) openChain(files []*crashFile, i int, live map[string]*Driver
 	return d, below
 }
 
-// step runs a request that gives sectors [s, s+n) the values that f returns.
-func (c *crashDisk) step(s, n int64, run func(), f func(i int64) uint64) {
-	from := c.now()
-	run()
-	done := c.clock.Add(1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i := range n {
-		for s+i >= int64(len(c.hist)) {
-			c.hist = append(c.hist, nil)
-		}
-		c.hist[s+i] = append(c.hist[s+i], change{f(i), from, done})
-	}
-}
-
 func (c *crashDisk) fail(what string, err error) {
 	if err != nil {
 		c.t.Helper()
@@ -270,16 +216,16 @@ func (c *crashDisk) fail(what string, err error) {
 func (c *crashDisk) write(s, n int64) { c.writeAs(s, n, 0) }
 
 func (c *crashDisk) writeAs(s, n int64, flags blockgraph.Flags) {
-	v := c.next.Add(1)
-	c.step(s, n, func() {
+	v := c.vals.NewValue()
+	c.vals.Change(s, n, func() {
 		c.fail("write", c.change(s*sector, n*sector, func() error {
-			return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(bytes.Repeat(sectorOf(v), int(n))), flags)
+			return c.d.WriteV(ctxb, s*sector, blockgraph.MakeIOVec(bytes.Repeat(graphtest.Sector(v), int(n))), flags)
 		}))
 	}, func(int64) uint64 { return v })
 }
 
 func (c *crashDisk) zero(s, n int64, flags blockgraph.Flags) {
-	c.step(s, n, func() {
+	c.vals.Change(s, n, func() {
 		c.fail("zero write", c.change(s*sector, n*sector, func() error {
 			return c.orZeroes(s, n, c.d.WriteZeroes(ctxb, s*sector, n*sector, flags))
 		}))
@@ -299,15 +245,14 @@ func (c *crashDisk) orZeroes(s, n int64, err error) error {
 // what it was.
 func (c *crashDisk) discard(s, n int64) {
 	var left []byte
-	c.step(s, n, func() {
+	c.vals.Change(s, n, func() {
 		c.fail("discard", c.change(s*sector, n*sector, func() error {
 			return c.orZeroes(s, n, c.d.Discard(ctxb, s*sector, n*sector))
 		}))
 		left = get(c.t, c.d, s*sector, n*sector)
 	}, func(i int64) uint64 {
-		v, _ := valueOf(left[i*sector : (i+1)*sector])
-		list := c.hist[s+i]
-		if v != 0 && (!c.d.h.extended || v != list[len(list)-1].value) {
+		v, _ := graphtest.SectorValue(left[i*sector : (i+1)*sector])
+		if v != 0 && (!c.d.h.extended || v != c.vals.Last(s+i)) {
 			c.t.Errorf("sector %d holds %d after a discard", s+i, v)
 		}
 		return v
@@ -318,45 +263,32 @@ func (c *crashDisk) discard(s, n int64) {
 func (c *crashDisk) holds() {
 	c.t.Helper()
 	size := c.d.size.Load()
-	got := get(c.t, c.d, 0, size)
-	for s := range int(size / sector) {
-		v, whole := valueOf(got[s*sector : (s+1)*sector])
-		if want := c.hist[s][len(c.hist[s])-1].value; !whole || v != want {
-			c.t.Fatalf("sector %d holds %d, not %d, without a crash: history %+v", s, v, want, c.hist[s])
-		}
+	if err := c.vals.Holds(get(c.t, c.d, 0, size)); err != nil {
+		c.t.Fatal(err)
 	}
 }
 
-// flushed notes that everything that was complete at start on the clock is
-// durable.
-func (c *crashDisk) flushed(start int64) {
-	to := c.now()
-	c.mu.Lock()
-	c.flushes = append(c.flushes, guestFlush{start, to})
-	c.mu.Unlock()
-}
-
 func (c *crashDisk) flush() {
-	start := c.clock.Add(1)
+	start := c.vals.FlushBegins()
 	if err := c.d.Flush(ctxb); err != nil {
 		c.t.Error(err)
 		return
 	}
-	c.flushed(start)
+	c.vals.Flushed(start)
 }
 
 // resize changes the length of the disk, which is durable when it returns, as
 // is everything before. Nothing else runs.
 func (c *crashDisk) resize(sectors int64) {
-	start, from, old := c.clock.Add(1), c.now(), c.sizes[len(c.sizes)-1].size/sector
+	start, from, old := c.vals.FlushBegins(), c.now(), c.sizes[len(c.sizes)-1].size/sector
 	if sectors == old {
 		return // nothing happens, and nothing becomes durable
 	}
-	c.step(min(old, sectors), max(old, sectors)-min(old, sectors), func() {
+	c.vals.Change(min(old, sectors), max(old, sectors)-min(old, sectors), func() {
 		c.fail("resize", c.d.Truncate(ctxb, sectors*sector, true, "", false))
 	}, func(int64) uint64 { return 0 })
 	c.sizes = append(c.sizes, crashSize{sectors * sector, from, c.now()})
-	c.flushed(start)
+	c.vals.Flushed(start)
 }
 
 // sizeAllowed tells whether the disk may have a length after a crash at k.
@@ -373,29 +305,6 @@ func (c *crashDisk) sizeAllowed(size int64, k int) bool {
 	return ok
 }
 
-// allowed tells whether a sector may hold value after a crash at k.
-func (c *crashDisk) allowed(s int, value uint64, k int) bool {
-	durable := int64(-1)
-	for _, f := range c.flushes {
-		if f.to <= k {
-			durable = max(durable, f.start)
-		}
-	}
-	list := c.hist[s]
-	first := 0
-	for i, h := range list {
-		if i > 0 && h.done < durable {
-			first = i
-		}
-	}
-	for i := first; i < len(list); i++ {
-		if list[i].value == value && (i == first || list[i].from < k) {
-			return true
-		}
-	}
-	return false
-}
-
 // topAt returns which file is the top image after a crash at k.
 func (c *crashDisk) topAt(k int) int {
 	top := 0
@@ -410,7 +319,7 @@ func (c *crashDisk) topAt(k int) int {
 // judge opens the image as whoever comes after a crash does, and checks it.
 func (c *crashDisk) judge(x *crash) {
 	c.t.Helper()
-	top := c.topAt(x.k)
+	top := c.topAt(x.K)
 	for i, y := range x.files {
 		if !y.qcow2 {
 			continue
@@ -423,24 +332,18 @@ func (c *crashDisk) judge(x *crash) {
 	}
 	d, _ := c.openChain(x.files, top, nil)
 	size := d.size.Load()
-	if !c.sizeAllowed(size, x.k) || !c.sizeAllowed(size, x.until) {
+	if !c.sizeAllowed(size, x.K) || !c.sizeAllowed(size, x.Until) {
 		c.t.Fatalf("%v: the disk has %d bytes: %+v", x, size, c.sizes)
 	}
 	got := get(c.t, d, 0, size)
 	if c.marks != nil {
-		c.marks.judge(d.bitmaps.want, got, x.k, x.how)
+		c.marks.judge(d.bitmaps.want, got, x.K, x.How)
 	}
 	if c.snaps != nil {
 		c.snaps.judge(x, x.files[top].f, d.snapshots.Load().list)
 	}
-	for s := range int(size / sector) {
-		v, whole := valueOf(got[s*sector : (s+1)*sector])
-		if !whole {
-			c.t.Fatalf("%v: sector %d is torn", x, s)
-		}
-		if !c.allowed(s, v, x.k) || !c.allowed(s, v, x.until) {
-			c.t.Fatalf("%v until %d: sector %d holds %d, history %+v, flushes %+v", x, x.until, s, v, c.hist[s], c.flushes)
-		}
+	if err := c.vals.Judge(x.CrashState, got); err != nil {
+		c.t.Fatal(err)
 	}
 	closeImage(c.t, d)
 }

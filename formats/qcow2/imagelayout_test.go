@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"blockd/blockgraph/graphtest"
 )
 
 // layout says what each cluster of an image is for, by a reading of the
@@ -112,7 +114,7 @@ type writeNames struct {
 
 // describeWrites says what a log wrote, from the image before it to the one
 // after it.
-func describeWrites(t testing.TB, before []byte, log []fileOp, after []byte) string {
+func describeWrites(t testing.TB, before []byte, log []graphtest.CrashOp, after []byte) string {
 	w := &writeNames{layoutOf(t, before), layoutOf(t, after), bytes.Clone(before)}
 	var out, window []string
 	end := func() {
@@ -122,22 +124,22 @@ func describeWrites(t testing.TB, before []byte, log []fileOp, after []byte) str
 	for _, op := range log {
 		line := ""
 		switch {
-		case op.flush:
+		case op.Flush:
 			end()
 			out = append(out, "flush")
 			continue
-		case op.data == nil:
+		case op.Data == nil:
 			line = "resize the file"
-		case op.discard:
+		case op.Discard:
 			line = "punch  " + w.roles(&op)
 		default:
 			line = "write  " + w.roles(&op) + w.changes(&op)
 		}
-		if n := len(op.points); n > 0 && announcesWrite.MatchString(op.points[n-1]) {
-			line += " [" + op.points[n-1] + "]"
+		if n := len(op.Points); n > 0 && announcesWrite.MatchString(op.Points[n-1]) {
+			line += " [" + op.Points[n-1] + "]"
 		}
 		window = append(window, line)
-		w.b = op.apply(w.b, func(int64) bool { return true })
+		w.b = op.Apply(w.b, func(int64) bool { return true })
 	}
 	end()
 	return strings.Join(out, "\n") + "\n"
@@ -147,9 +149,9 @@ func describeWrites(t testing.TB, before []byte, log []fileOp, after []byte) str
 var announcesWrite = regexp.MustCompile("write|update|hookup|switch|activate")
 
 // roles are the roles of all that an entry touches.
-func (w *writeNames) roles(op *fileOp) string {
+func (w *writeNames) roles(op *graphtest.CrashOp) string {
 	var list []string
-	for c := op.off / w.after.cs; c*w.after.cs < op.off+int64(len(op.data)); c++ {
+	for c := op.Off / w.after.cs; c*w.after.cs < op.Off+int64(len(op.Data)); c++ {
 		if r := w.roleOf(c); len(list) == 0 || list[len(list)-1] != r {
 			list = append(list, r)
 		}
@@ -171,22 +173,22 @@ func (w *writeNames) roleOf(cluster int64) string {
 func (w *writeNames) role(off int64) string { return w.roleOf(off / w.after.cs) }
 
 // changes says what a write of metadata changes in it.
-func (w *writeNames) changes(op *fileOp) string {
+func (w *writeNames) changes(op *graphtest.CrashOp) string {
 	at := func(off int64) uint64 {
 		if off+8 > int64(len(w.b)) {
 			return 0
 		}
 		return binary.BigEndian.Uint64(w.b[off:])
 	}
-	role := w.role(op.off)
+	role := w.role(op.Off)
 	var list []string
 	entries := func(name string, describe func(index int64, was, now uint64) string) {
-		for p := int64(0); p+8 <= int64(len(op.data)); p += 8 {
-			was, now := at(op.off+p), binary.BigEndian.Uint64(op.data[p:])
+		for p := int64(0); p+8 <= int64(len(op.Data)); p += 8 {
+			was, now := at(op.Off+p), binary.BigEndian.Uint64(op.Data[p:])
 			if was == now {
 				continue
 			}
-			index := ((op.off + p) & (w.after.cs - 1)) / 8
+			index := ((op.Off + p) & (w.after.cs - 1)) / 8
 			if s := describe(index, was, now); s != "" {
 				list = append(list, fmt.Sprintf("%s %d %s", name, index, s))
 			}
@@ -233,17 +235,17 @@ func nameOfKind(e uint64) string {
 }
 
 // countChanges lists the clusters whose count changes, by their roles.
-func (w *writeNames) countChanges(op *fileOp) string {
+func (w *writeNames) countChanges(op *graphtest.CrashOp) string {
 	h := w.after.h
-	block := op.off &^ (w.after.cs - 1)
+	block := op.Off &^ (w.after.cs - 1)
 	was := make([]byte, w.after.cs)
 	if block < int64(len(w.b)) {
 		copy(was, w.b[block:])
 	}
 	now := bytes.Clone(was)
-	copy(now[op.off-block:], op.data)
+	copy(now[op.Off-block:], op.Data)
 	var index int64
-	_, _ = fmt.Sscanf(w.role(op.off), "refcount block %d", &index)
+	_, _ = fmt.Sscanf(w.role(op.Off), "refcount block %d", &index)
 	var list []string
 	for i := range int64(1) << h.refBlockBits {
 		a, b := refAt(was, h.refcountOrder, i), refAt(now, h.refcountOrder, i)
@@ -299,7 +301,7 @@ func mergeRuns(list []string) []string {
 }
 
 // headerChanges lists the fields that change.
-func (w *writeNames) headerChanges(op *fileOp) string {
+func (w *writeNames) headerChanges(op *graphtest.CrashOp) string {
 	fields := []struct {
 		name     string
 		from, to int64
@@ -316,19 +318,19 @@ func (w *writeNames) headerChanges(op *fileOp) string {
 		}
 		return out
 	}
-	end := op.off + int64(len(op.data))
+	end := op.Off + int64(len(op.Data))
 	var list []string
 	for _, f := range fields {
-		if f.from >= op.off && f.to <= end && !bytes.Equal(get(w.b, 0, f.from, f.to), get(op.data, op.off, f.from, f.to)) {
+		if f.from >= op.Off && f.to <= end && !bytes.Equal(get(w.b, 0, f.from, f.to), get(op.Data, op.Off, f.from, f.to)) {
 			list = append(list, f.name)
 		}
 	}
-	if end > 104 && !bytes.Equal(get(w.b, 0, max(op.off, 104), min(end, sector)), get(op.data, op.off, max(op.off, 104), min(end, sector))) && op.off < sector {
+	if end > 104 && !bytes.Equal(get(w.b, 0, max(op.Off, 104), min(end, sector)), get(op.Data, op.Off, max(op.Off, 104), min(end, sector))) && op.Off < sector {
 		list = append(list, "extensions or names")
 	}
 	if end > sector {
-		a := max(op.off, sector)
-		if !bytes.Equal(get(w.b, 0, a, end), get(op.data, op.off, a, end)) {
+		a := max(op.Off, sector)
+		if !bytes.Equal(get(w.b, 0, a, end), get(op.Data, op.Off, a, end)) {
 			list = append(list, "what lies past the first sector")
 		}
 	}

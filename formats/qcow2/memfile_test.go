@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -21,7 +22,7 @@ type memFile struct {
 	mu     sync.RWMutex
 	b      []byte
 	fixed  bool // does not grow
-	log    []fileOp
+	log    []graphtest.CrashOp
 	record bool
 	// seq numbers what is recorded; files that are cut by the same crash share
 	// one. nil: the file has its own.
@@ -40,29 +41,16 @@ type memFile struct {
 	dataPath string
 }
 
-// fileOp is a recorded write, flush (data nil) or truncation (data nil, size
-// set). A discard is a write of what marks discarded content.
-type fileOp struct {
-	off     int64
-	data    []byte
-	flush   bool
-	size    int64
-	cut     bool // of a truncation: the file became shorter
-	discard bool
-	seq     int64
-	points  []string // fault points that were passed before it
-}
-
 // note adds an entry to the log. mu is held.
-func (f *memFile) note(op fileOp) {
+func (f *memFile) note(op graphtest.CrashOp) {
 	if !f.record {
 		return
 	}
 	if f.seq == nil {
 		f.seq = new(atomic.Int64)
 	}
-	op.seq = f.seq.Add(1) - 1
-	op.points, f.passed = f.passed, nil
+	op.Seq = f.seq.Add(1) - 1
+	op.Points, f.passed = f.passed, nil
 	f.log = append(f.log, op)
 }
 
@@ -120,7 +108,7 @@ func (f *memFile) change(off int64, v *blockgraph.IOVec, discard bool) error {
 	}
 	v.CopyOut(0, f.b[off:end])
 	if f.record {
-		f.note(fileOp{off: off, data: bytes.Clone(f.b[off:end]), discard: discard})
+		f.note(graphtest.CrashOp{Off: off, Data: bytes.Clone(f.b[off:end]), Discard: discard})
 	}
 	return nil
 }
@@ -164,7 +152,7 @@ func (f *memFile) Flush(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.flushes++
-	f.note(fileOp{flush: true})
+	f.note(graphtest.CrashOp{Flush: true})
 	return nil
 }
 
@@ -176,7 +164,7 @@ func (f *memFile) Truncate(_ context.Context, size int64, _ bool, _ qapi.Preallo
 	defer f.mu.Unlock()
 	shorter := size < int64(len(f.b))
 	f.resize(size)
-	f.note(fileOp{size: size, cut: shorter})
+	f.note(graphtest.CrashOp{Size: size, Cut: shorter})
 	return nil
 }
 

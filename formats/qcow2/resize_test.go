@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -95,7 +96,7 @@ func TestCrashWhileResizing(t *testing.T) {
 	c := newCrashDisk(t, f, nil, &qapi.BlockdevOptionsQcow2{})
 	rnd := rand.New(rand.NewPCG(5, 5))
 	// The first 40 KiB are there at any size.
-	c.hist = c.hist[:80]
+	c.vals.Only(80)
 	c.write(0, 80)
 	c.flush()
 	sizes := []int64{100 << 10}
@@ -119,7 +120,7 @@ func TestCrashWhileResizing(t *testing.T) {
 	for k := range f.log {
 		for v := range 3 {
 			seed := rnd.Uint64()
-			img := c.rebuild(k+1, func(op, s int) bool { return v == 0 || mix(seed+uint64(op)<<32+uint64(s))&1 == 0 })
+			img := c.rebuild(k+1, func(op, s int) bool { return v == 0 || graphtest.CrashMix(seed+uint64(op)<<32+uint64(s))&1 == 0 })
 			chk, err := check(ctxb, img)
 			if err != nil || chk.res.corruptions > 0 {
 				t.Fatalf("crash at %d: %v %q", k+1, err, chk.res.messages)
@@ -138,7 +139,7 @@ func TestCrashWhileResizing(t *testing.T) {
 			got := get(t, d, 0, 80*sector)
 			for s := range 80 {
 				b := got[s*sector : (s+1)*sector]
-				if id := binary.LittleEndian.Uint64(b); !bytes.Equal(b, sectorOf(id)) || !c.allowed(s, id, k+1) {
+				if id := binary.LittleEndian.Uint64(b); !bytes.Equal(b, graphtest.Sector(id)) || !c.vals.Allowed(s, id, k+1) {
 					t.Fatalf("crash at %d: sector %d holds %d", k+1, s, id)
 				}
 			}
@@ -177,7 +178,7 @@ func TestCrashWhileChangingBackingFile(t *testing.T) {
 		for k := range len(f.log) + 1 {
 			for range 6 {
 				seed := rnd.Uint64()
-				img := c.rebuild(k, func(op, s int) bool { return mix(seed+uint64(op)<<32+uint64(s))&1 == 0 })
+				img := c.rebuild(k, func(op, s int) bool { return graphtest.CrashMix(seed+uint64(op)<<32+uint64(s))&1 == 0 })
 				d, err := open(ctxb, testChildren{img, nil}, &qapi.BlockdevOptions{}, true)
 				if err != nil {
 					t.Fatalf("%d: crash at %d: %v", cs, k, err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -83,9 +84,7 @@ func (s *crashSnapshots) create() {
 	c := s.c
 	s.made++
 	x := &crashSnapshot{name: fmt.Sprintf("s%d", s.made), began: c.now()}
-	for _, h := range c.hist {
-		x.values = append(x.values, h[len(h)-1].value)
-	}
+	x.values = c.vals.Values()
 	id, err := c.d.CreateSnapshot(ctxb, x.name, time.Unix(0, 0))
 	if blockgraph.Errno(err) == syscall.EINVAL && c.d.h.refcountOrder < 3 {
 		return // a count would not fit; that nothing came of it is judged like the rest
@@ -101,9 +100,7 @@ func (s *crashSnapshots) create() {
 
 // durable notes that all writes that are over are on disk.
 func (s *crashSnapshots) durable(to int) {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	s.c.flushes = append(s.c.flushes, guestFlush{s.c.clock.Add(1), to})
+	s.c.vals.FlushedBy(s.c.vals.FlushBegins(), to)
 }
 
 // revert goes back to a snapshot, and takes it back again with undo.
@@ -112,10 +109,7 @@ func (s *crashSnapshots) revert(x *crashSnapshot, undo bool) {
 	if c.marks != nil && slices.ContainsFunc(c.marks.list, func(b *blockgraph.DirtyBitmap) bool { return b.Successor != nil }) {
 		return // while a job uses a bitmap a revert is refused
 	}
-	was := make([]uint64, len(c.hist))
-	for i, h := range c.hist {
-		was[i] = h[len(h)-1].value
-	}
+	was := c.vals.Values()
 	from := c.now()
 	r, err := c.d.PrepareRevert(ctxb, &x.id, nil)
 	if blockgraph.Errno(err) == syscall.EINVAL && c.d.h.refcountOrder < 3 {
@@ -156,20 +150,14 @@ func (s *crashSnapshots) revert(x *crashSnapshot, undo bool) {
 		c.t.Error(err)
 		return
 	}
-	c.step(0, int64(len(was)), func() {}, func(i int64) uint64 { return x.values[i] })
-	for i := range c.hist {
-		c.hist[i][len(c.hist[i])-1].from = from
-	}
+	c.vals.Changed(from, 0, int64(len(was)), func(i int64) uint64 { return x.values[i] })
 	s.durable(c.now())
 	if undo {
 		from := c.now()
 		if err := r.Undo(ctxb, before, nil); err != nil {
 			c.t.Error(err)
 		}
-		c.step(0, int64(len(was)), func() {}, func(i int64) uint64 { return was[i] })
-		for i := range c.hist {
-			c.hist[i][len(c.hist[i])-1].from = from
-		}
+		c.vals.Changed(from, 0, int64(len(was)), func(i int64) uint64 { return was[i] })
 		s.durable(c.now())
 		return
 	}
@@ -185,7 +173,7 @@ func (s *crashSnapshots) revert(x *crashSnapshot, undo bool) {
 // must be.
 func (s *crashSnapshots) judge(at *crash, f *memFile, list []snapshot) {
 	s.c.t.Helper()
-	k, how := at.k, at.how
+	k, how := at.K, at.How
 	for i, have := range list {
 		j := slices.IndexFunc(s.all, func(x *crashSnapshot) bool { return x.name == have.name })
 		if j < 0 {
@@ -197,7 +185,7 @@ func (s *crashSnapshots) judge(at *crash, f *memFile, list []snapshot) {
 		}
 		got := readSnapshot(s.c.t, f, s.c.nameless, &list[i])
 		for n := range x.values {
-			if !bytes.Equal(got[n*sector:(n+1)*sector], sectorOf(x.values[n])) {
+			if !bytes.Equal(got[n*sector:(n+1)*sector], graphtest.Sector(x.values[n])) {
 				s.c.t.Fatalf("crash at %d (%s): snapshot %s: sector %d is not %d", k, how, x.name, n, x.values[n])
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"blockd/bitmaps"
 	"blockd/blockgraph"
+	"blockd/blockgraph/graphtest"
 	"blockd/qapi"
 )
 
@@ -308,7 +309,7 @@ func TestRevertToAnotherLengthIsOneMoment(t *testing.T) {
 			for k := range len(f.log) + 1 {
 				for way := range uint64(3) {
 					g := c.rebuild(k, func(op, sector int) bool {
-						return way == 0 || way > 1 && mix(seed^way+uint64(op)<<32+uint64(sector))&1 == 0
+						return way == 0 || way > 1 && graphtest.CrashMix(seed^way+uint64(op)<<32+uint64(sector))&1 == 0
 					})
 					d := openImage(t, g, nil)
 					size := d.size.Load()
