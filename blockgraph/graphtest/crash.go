@@ -81,6 +81,7 @@ type CrashWalk struct {
 	k       int
 	durable [][]byte
 	window  []int // entries that are not durable
+	chosen  map[int]bool
 }
 
 type crashEntry struct {
@@ -91,7 +92,7 @@ type crashEntry struct {
 // NewCrashWalk begins before the first entry: bases[i] is what file i held then,
 // durably, and logs[i] its log.
 func NewCrashWalk(bases [][]byte, logs [][]CrashOp) *CrashWalk {
-	w := &CrashWalk{}
+	w := &CrashWalk{chosen: map[int]bool{}}
 	for i, b := range bases {
 		w.durable = append(w.durable, bytes.Clone(b))
 		for _, op := range logs[i] {
@@ -104,6 +105,13 @@ func NewCrashWalk(bases [][]byte, logs [][]CrashOp) *CrashWalk {
 
 // More tells whether there are further entries.
 func (w *CrashWalk) More() bool { return w.k < len(w.log) }
+
+// Look has Everywhere judge states after entries [from, to).
+func (w *CrashWalk) Look(from, to int) {
+	for k := max(from, 0); k < min(to, len(w.log)); k++ {
+		w.chosen[k+1] = true
+	}
+}
 
 // Window returns how many writes are not durable.
 func (w *CrashWalk) Window() int { return len(w.window) }
@@ -228,7 +236,7 @@ func (w *CrashWalk) Everywhere(rnd *rand.Rand, budget int, enough func(point str
 // choosePoints draws n points of the log, among them one after each fault point
 // of which there is not enough.
 func (w *CrashWalk) choosePoints(rnd *rand.Rand, n int, enough func(point string) bool) map[int]bool {
-	chosen, seen := map[int]bool{}, map[string]bool{}
+	chosen, seen := w.chosen, map[string]bool{}
 	for k, op := range w.log {
 		for _, p := range op.Points {
 			if !seen[p] && !enough(p) {
