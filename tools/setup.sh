@@ -2,7 +2,7 @@
 # Installs what is missing of the named groups when it may (root, with apt-get), and else says in one line
 # what to install. Exit status: 0 when everything named is there, 1 when something is missing.
 #
-# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler
+# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source
 set -u
 
 # need GROUP: prints the packages of a group that are missing.
@@ -17,6 +17,9 @@ need() {
 		/usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
 		;;
 	tls) command -v openssl >/dev/null || echo openssl ;;
+	source) # of the distribution's packages
+		! command -v apt-get >/dev/null || command -v dpkg-source >/dev/null || echo dpkg-dev
+		;;
 	fio) command -v fio >/dev/null || echo fio ;;
 	compiler)
 		echo 'int main(void) { return 0; }' | "${CC:-cc}" -xc -o /dev/null - 2>/dev/null || echo gcc libc6-dev
