@@ -60,6 +60,17 @@ func (c *deviceConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Peer names who is connected: the connection as query-chardev shows it and,
+// at a unix socket, the user id of the process that connected.
+func (c *deviceConn) Peer() (name string, uid *uint32) {
+	if s, ok := c.Conn.(*socketConn); ok {
+		if cred, ok := s.Credentials(); ok {
+			uid = &cred.Uid
+		}
+	}
+	return c.name, uid
+}
+
 func (c *deviceConn) Close() error {
 	c.once.Do(func() {
 		c.err = c.Conn.Close()

@@ -26,6 +26,8 @@ type Config struct {
 	Warn func(text string)
 	// Activated are the sockets that the service manager has handed over; nil: none.
 	Activated *sockets.Activated
+	// Access says who may connect to the unix sockets that are opened.
+	Access sockets.Access
 	// Daemonize tells that standard input and output will go away.
 	Daemonize bool
 }
@@ -225,7 +227,7 @@ func (r *Registry) takeStdio(o *qapi.ChardevStdio) (backend, error) {
 
 func (r *Registry) openSocket(ctx context.Context, id string, o *qapi.ChardevSocket, takeFD func(string) (int, error)) (backend, bool, error) {
 	if o.Server == nil || *o.Server {
-		ls, err := sockets.Listen(ctx, (*qapi.SocketAddress)(&o.Addr), sockets.ListenOptions{Backlog: listenBacklog}, takeFD)
+		ls, err := sockets.Listen(ctx, (*qapi.SocketAddress)(&o.Addr), sockets.ListenOptions{Backlog: listenBacklog, Access: r.cfg.Access}, takeFD)
 		if err != nil {
 			return nil, false, err
 		}

@@ -40,6 +40,9 @@ type Config struct {
 	Scratch *scratch.Pool
 	// Daemonize: the program goes to the background, where no terminal is.
 	Daemonize bool
+	// Access says who may connect to the unix sockets that are opened. The web
+	// address is this user's alone unless it says otherwise.
+	Access sockets.Access
 	// Activated are the sockets that the service manager has handed over; nil: none.
 	Activated *sockets.Activated
 	// Devices are what guests' disks are attached to; nil: none.
@@ -79,6 +82,7 @@ type Daemon struct {
 	Monitor  *monitor.Monitor
 
 	version  string
+	access   sockets.Access
 	web      *web.Server // nil: none
 	complain func(message string)
 	ended    func()
@@ -96,12 +100,12 @@ func New(c Config) *Daemon {
 		c.Virtual = real
 	}
 	d := &Daemon{
-		version: c.Version.Package,
-		Loop:    blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ended: c.Ended, letGo: c.LetGo,
+		version: c.Version.Package, access: c.Access,
+		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ended: c.Ended, letGo: c.LetGo,
 		ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1),
 	}
 	d.stop <- struct{}{}
-	d.Chardevs = chardev.NewRegistry(chardev.Config{Clock: real, Warn: func(m string) { d.complain("warning: " + m) }, Daemonize: c.Daemonize, Activated: c.Activated})
+	d.Chardevs = chardev.NewRegistry(chardev.Config{Clock: real, Warn: func(m string) { d.complain("warning: " + m) }, Daemonize: c.Daemonize, Activated: c.Activated, Access: c.Access})
 	d.QMP = qmp.NewServer(qmp.Config{
 		Registry: d.Registry, Chardevs: d.Chardevs, Clock: real, Hold: true,
 		Version: c.Version,
@@ -137,6 +141,7 @@ func New(c Config) *Daemon {
 		Deleted:  func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
 		Iothread: d.UseIothread,
 		TakeFD:   d.takeSocket,
+		Access:   c.Access,
 		TLS:      d.Objects.TLSServer,
 	})
 	d.Monitor = monitor.New(monitor.Config{

@@ -30,7 +30,8 @@ func (d *Daemon) openWeb(ctx context.Context, value string) error {
 			Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: d.Monitor.Scratch, Commands: commands,
 			Clock: clock.Real(), Version: d.version,
 		})),
-		QMP: d.QMP.ServeConn,
+		QMP:    d.QMP.ServeConn,
+		Access: d.access, TLS: d.Objects.TLSServer, Authorised: d.Objects.Authorised,
 	})
 	if err != nil {
 		return err
@@ -38,4 +39,12 @@ func (d *Daemon) openWeb(ctx context.Context, value string) error {
 	d.web = server
 	d.QMP.Observe(commands.Ran)
 	return nil
+}
+
+// Reload reads again what may change while the daemon runs: tokens and
+// credentials of the web address. Any goroutine, after Start.
+func (d *Daemon) Reload() {
+	if d.web != nil {
+		d.web.Reload()
+	}
 }

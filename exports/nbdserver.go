@@ -69,7 +69,7 @@ func (r *Registry) newServer(ctx context.Context, o *qapi.NbdServerOptions) (*nb
 			return nil, err
 		}
 	}
-	ls, err := nbd.Listen(ctx, &o.Addr, takeFD)
+	ls, err := nbd.Listen(ctx, &o.Addr, r.Access, takeFD)
 	if err != nil {
 		return nil, err
 	}

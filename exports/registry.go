@@ -13,6 +13,7 @@ import (
 	"blockd/clock"
 	"blockd/exports/nbd"
 	"blockd/qapi"
+	"blockd/sockets"
 )
 
 // Options are a registry's ties to the rest of the daemon.
@@ -33,6 +34,8 @@ type Options struct {
 	// it, for addresses of type fd. ctx is that of the command; nil: there are
 	// none.
 	TakeFD func(ctx context.Context, name string) (int, error)
+	// Access says who may connect to the server's unix sockets.
+	Access sockets.Access
 	// TLS returns the configuration for credentials, which asks the object authz,
 	// unless "", about every client. nil: there are no credentials.
 	TLS func(creds, authz string) (*tls.Config, error)

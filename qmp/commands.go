@@ -20,6 +20,9 @@ func RegisterCommands(r *Registry) {
 	Register(r, "query-qmp-schema", o, func(*Context, *qapi.Empty) ([]qapi.SchemaInfo, error) {
 		return r.schema.Introspect(), nil
 	})
+	Register(r, "x-query-session", CommandOptions{Unstable: true}, func(c *Context, _ *qapi.Empty) (*qapi.SessionInfo, error) {
+		return c.s.session(), nil
+	})
 	Register(r, "quit", o, func(c *Context, _ *qapi.Empty) (qapi.Empty, error) {
 		if quit := c.Server().cfg.Quit; quit != nil {
 			if err := quit(c); err != nil {

@@ -18,12 +18,16 @@ type Monitor struct {
 	srv    *Server
 	dev    *chardev.Device
 	pretty bool
+	peer   qapi.SessionInfo // of the clients; without an address: of the connection
 	fds    fdNames
 
 	slots    chan struct{}  // one for each dispatcher that runs
 	commands sync.WaitGroup // dispatchers, of clients that have left too
 	loop     sync.WaitGroup
 }
+
+// monitorPeer is whoever speaks to a character device.
+var monitorPeer = qapi.SessionInfo{Role: qapi.SessionRoleControl, Transport: qapi.SessionTransportMonitor}
 
 // ParseMonitorOption parses the argument of --monitor. Errors are *qapi.Error
 // in the field's words.
@@ -43,7 +47,7 @@ func (s *Server) AddMonitor(o qapi.MonitorOptions) error {
 	if err != nil {
 		return err
 	}
-	m := &Monitor{srv: s, dev: dev, pretty: o.Pretty != nil && *o.Pretty, slots: make(chan struct{}, maxAbandoned)}
+	m := &Monitor{srv: s, dev: dev, pretty: o.Pretty != nil && *o.Pretty, peer: monitorPeer, slots: make(chan struct{}, maxAbandoned)}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

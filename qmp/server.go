@@ -89,9 +89,10 @@ func (s *Server) Start() { s.startOnce.Do(func() { close(s.started) }) }
 var errClosed = qapi.Errorf("The monitor server is closed")
 
 // ServeConn serves one client that no character device has brought, as a monitor
-// of its own. It closes conn and returns when the session has ended; a command
-// of a client that has left may then still run. Not before Start.
-func (s *Server) ServeConn(conn chardev.Conn) error {
+// of its own. peer says who it is, what it may do, and what bounds it besides
+// this package's limits. It closes conn and returns when the session has ended;
+// a command of a client that has left may then still run. Not before Start.
+func (s *Server) ServeConn(conn chardev.Conn, peer qapi.SessionInfo) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -100,7 +101,7 @@ func (s *Server) ServeConn(conn chardev.Conn) error {
 	}
 	s.visits.Add(1)
 	s.mu.Unlock()
-	m := &Monitor{srv: s, slots: make(chan struct{}, 1)}
+	m := &Monitor{srv: s, peer: peer, slots: make(chan struct{}, 1)}
 	m.slots <- struct{}{}
 	s.fdsets.clientArrives()
 	newSession(m, conn).serve()

@@ -208,6 +208,9 @@ func (s *Session) execute(q *request, files *[]*os.File) (any, error) {
 	if q.oob && !c.opts.AllowOOB {
 		return nil, qapi.Errorf("The command %s does not support OOB", q.command)
 	}
+	if err := s.allows(q.command); err != nil {
+		return nil, err
+	}
 	ctx := qapi.WithOrigin(s.mon.srv.life, qapi.Origin{Command: q.command, ID: q.id, HasID: q.hasID})
 	run := &Context{Context: ctx, s: s, files: files}
 	ran := s.mon.srv.ran

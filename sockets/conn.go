@@ -117,6 +117,20 @@ func (c *Conn) LocalAddr() net.Addr { return addrOf(c.raw, unix.Getsockname) }
 // RemoteAddr returns the peer's address.
 func (c *Conn) RemoteAddr() net.Addr { return addrOf(c.raw, unix.Getpeername) }
 
+// Credentials returns who connected a unix socket, as of that moment; false for
+// other sockets.
+func (c *Conn) Credentials() (unix.Ucred, bool) {
+	if c.domain != unix.AF_UNIX {
+		return unix.Ucred{}, false
+	}
+	var cred *unix.Ucred
+	var err error
+	if c.raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
+		return unix.Ucred{}, false
+	}
+	return *cred, true
+}
+
 func addrOf(raw syscall.RawConn, get func(int) (unix.Sockaddr, error)) net.Addr {
 	var sa unix.Sockaddr
 	_ = raw.Control(func(fd uintptr) { sa, _ = get(int(fd)) })

@@ -23,9 +23,8 @@ type ListenOptions struct {
 	// Every opens all addresses that a host name stands for, on one port;
 	// without it the first that can be had.
 	Every bool
-	// Private makes the file of a unix socket with mode 0600: nobody but the
-	// user himself can connect, from the first moment on.
-	Private bool
+	// Access says who may connect to a unix socket.
+	Access Access
 }
 
 // Listener is a listening socket; a net.Listener whose methods may be called
@@ -43,6 +42,7 @@ type Listener struct {
 	path     string
 	dev, ino uint64
 	tempDir  string // made for a socket without a name
+	access   Access
 }
 
 // newListener takes over fd, a socket that listens.
@@ -69,7 +69,7 @@ func Listen(ctx context.Context, a *qapi.SocketAddress, o ListenOptions, takeFD 
 	case qapi.SocketAddressTypeInet:
 		return listenInet(ctx, a, o)
 	case qapi.SocketAddressTypeUnix:
-		return one(listenUnix(a, o))
+		return one(listenUnix(ctx, a, o))
 	case qapi.SocketAddressTypeVsock:
 		return one(listenVsock(a, o))
 	}
@@ -81,7 +81,11 @@ func Listen(ctx context.Context, a *qapi.SocketAddress, o ListenOptions, takeFD 
 		unix.Close(fd)
 		return nil, qapi.Errorf("Failed to listen on fd socket: %s", Reason(err))
 	}
-	return one(newListener(fd, *a))
+	l, err := newListener(fd, *a)
+	if err == nil {
+		l.access = Access{Users: o.Access.Users} // the file is whose it was
+	}
+	return one(l, err)
 }
 
 func one(l *Listener, err error) ([]*Listener, error) {
@@ -99,10 +103,10 @@ func streamSocket(domain, proto int) (int, error) {
 	return fd, nil
 }
 
-func listenUnix(a *qapi.SocketAddress, o ListenOptions) (*Listener, error) {
+func listenUnix(ctx context.Context, a *qapi.SocketAddress, o ListenOptions) (*Listener, error) {
 	addr := *a.Unix
 	if addr.Path != "" || isOn(addr.Abstract) {
-		return bindUnix(a, &addr, o)
+		return bindUnix(ctx, a, &addr, o)
 	}
 	// The field makes up a name in the folder for temporary files.
 	dir, err := os.MkdirTemp("", "blockd-socket-")
@@ -110,7 +114,7 @@ func listenUnix(a *qapi.SocketAddress, o ListenOptions) (*Listener, error) {
 		return nil, qapi.Errorf("Failed to make a temporary socket: %s", Reason(err))
 	}
 	addr.Path = dir + "/socket"
-	l, err := bindUnix(a, &addr, o)
+	l, err := bindUnix(ctx, a, &addr, o)
 	if err != nil {
 		os.Remove(dir)
 		return nil, err
@@ -120,7 +124,7 @@ func listenUnix(a *qapi.SocketAddress, o ListenOptions) (*Listener, error) {
 }
 
 // bindUnix makes the listening socket at addr, which stands for asked.
-func bindUnix(asked *qapi.SocketAddress, addr *qapi.UnixSocketAddress, o ListenOptions) (*Listener, error) {
+func bindUnix(ctx context.Context, asked *qapi.SocketAddress, addr *qapi.UnixSocketAddress, o ListenOptions) (*Listener, error) {
 	raw, size, err := rawUnix(addr)
 	if err != nil {
 		return nil, err
@@ -130,14 +134,25 @@ func bindUnix(asked *qapi.SocketAddress, addr *qapi.UnixSocketAddress, o ListenO
 	if err != nil {
 		return nil, err
 	}
-	if !abstract {
+	private := o.Access.Private && !abstract
+	switch {
+	case abstract:
+	case o.Access.Exclusive:
+		done, err := clearWay(ctx, path)
+		defer done()
+		if err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+	default:
 		if err := removeStale(path); err != nil {
 			unix.Close(fd)
 			return nil, err
 		}
 	}
-	if o.Private {
-		// The file gets its mode from the socket's own inode, less the umask.
+	if private {
+		// The file gets its mode from the socket's own inode, less the umask, and
+		// only then what lets others in.
 		if err := unix.Fchmod(fd, 0o600); err != nil {
 			unix.Close(fd)
 			return nil, qapi.Errorf("Failed to set the mode of socket %s: %s", path, Reason(err))
@@ -149,6 +164,15 @@ func bindUnix(asked *qapi.SocketAddress, addr *qapi.UnixSocketAddress, o ListenO
 	}
 	var st unix.Stat_t
 	made := !abstract && unix.Lstat(path, &st) == nil
+	if private {
+		if err := o.Access.settle(path, st.Dev, st.Ino); err != nil {
+			unix.Close(fd)
+			if made {
+				os.Remove(path)
+			}
+			return nil, qapi.Errorf("Failed to set who may use socket %s: %s", path, Reason(err))
+		}
+	}
 	if err := unix.Listen(fd, o.Backlog); err != nil {
 		unix.Close(fd)
 		if made {
@@ -160,6 +184,7 @@ func bindUnix(asked *qapi.SocketAddress, addr *qapi.UnixSocketAddress, o ListenO
 	if err != nil {
 		return nil, err
 	}
+	l.access = o.Access
 	if made {
 		l.path, l.dev, l.ino = path, st.Dev, st.Ino
 		if abs, err := filepath.Abs(path); err == nil {
@@ -318,7 +343,7 @@ func listenVsock(a *qapi.SocketAddress, o ListenOptions) (*Listener, error) {
 
 // Accept waits for the next client; net.ErrClosed after Close.
 func (l *Listener) Accept() (net.Conn, error) {
-	c, err := l.accept()
+	c, err := l.acceptAdmitted()
 	if err != nil {
 		return nil, err // no typed nil
 	}
@@ -328,7 +353,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 // AcceptContext is Accept that ends with ctx.
 func (l *Listener) AcceptContext(ctx context.Context) (c *Conn, err error) {
 	err = withContext(ctx, l.f, func() error {
-		c, err = l.accept()
+		c, err = l.acceptAdmitted()
 		return err
 	})
 	return c, err
@@ -355,6 +380,17 @@ func (l *Listener) accept() (*Conn, error) {
 		return nil, os.NewSyscallError("accept", err)
 	}
 	return NewConn(fd)
+}
+
+// acceptAdmitted is accept without those whom the access keeps out.
+func (l *Listener) acceptAdmitted() (*Conn, error) {
+	for {
+		c, err := l.accept()
+		if err != nil || l.access.admits(c, l.path) {
+			return c, err
+		}
+		c.Close()
+	}
 }
 
 // Addr returns the address that the socket listens on.

@@ -280,7 +280,7 @@ func TestNames(t *testing.T) {
 		{"*", "host", false}, {"127.0.0.1", "127.0.0.1", true}, {"*.0.0.1", "127.0.0.1", false},
 	} {
 		c := &x509.Certificate{Subject: pkix.Name{CommonName: tc.cn}}
-		if got := names(c, tc.host); got != tc.want {
+		if got := Names(c, tc.host); got != tc.want {
 			t.Errorf("%q for %q: %v", tc.cn, tc.host, got)
 		}
 	}

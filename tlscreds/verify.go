@@ -59,7 +59,7 @@ func (c *Credentials) ClientConfig(hostname string) (*tls.Config, error) {
 			if hostname == "" {
 				return qapi.Errorf("No hostname for certificate validation")
 			}
-			if !names(s.PeerCertificates[0], hostname) {
+			if !Names(s.PeerCertificates[0], hostname) {
 				return qapi.Errorf("Certificate does not match the hostname %s", hostname)
 			}
 			return nil
@@ -160,9 +160,9 @@ func (c *Credentials) revoked(chain []*x509.Certificate) bool {
 	return false
 }
 
-// names tells whether a certificate is for a host: by its alternative names or,
+// Names tells whether a certificate is for a host: by its alternative names or,
 // when it has none for hosts, by its common name.
-func names(cert *x509.Certificate, host string) bool {
+func Names(cert *x509.Certificate, host string) bool {
 	if len(cert.DNSNames)+len(cert.IPAddresses) > 0 {
 		return cert.VerifyHostname(host) == nil
 	}

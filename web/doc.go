@@ -1,19 +1,25 @@
-// Package web is the daemon's HTTP address (--web): metrics, and QMP over
-// WebSocket where that is asked for. It knows neither blocks nor commands: what
-// it serves is handed in.
+// Package web is the daemon's HTTP address (--web): metrics, the page of the
+// console, and QMP over WebSocket where that is asked for. It knows neither
+// blocks nor commands: what it serves is handed in.
 //
-// There is neither TLS nor a token yet. So it listens where only users of this
-// machine get: at a loopback address, or at a unix socket of mode 0600. A page
-// in a browser of this machine is no such user: requests must name the address
-// by itself (Host), not by a name that somebody's DNS could lead here, and come
-// from no other page (Origin). docs/security.md has the threats.
+// Who may come is decided in this order, and docs/security.md has the threats:
 //
-// A request is bounded: its header by maxHeader bytes and headerTime, its
-// answer by answerTime; connections by maxConnections. What is beyond is closed
-// at once.
+//   - the address is a loopback address or a unix socket, unless there is TLS
+//     and clients show tokens or certificates (address.go);
+//   - a connection is one of few, of its client and in all (limited.go);
+//   - a request comes at a bearable rate (rate.go), names the address by itself
+//     (Host), not by a name that somebody's DNS could lead here, comes from no
+//     other page (Origin), and has no token in its address (origin.go);
+//   - it shows a token, if there are tokens (login.go, tokens.go), whose role is
+//     asked by each place, and by package qmp for each command.
 //
-// Locks: qmpHandler.mu and wsConn.mu, both leaves. Server.Close waits; so do
-// handlers. Imports chardev, clock, qapi and sockets.
+// A request is bounded: its header by maxHeader bytes and headerTime, its answer
+// by answerTime. A session is bounded by maxMessage, messageRate and stallTime.
+//
+// Locks: qmpHandler.mu, then tokens.mu; limited.mu, rates.mu and wsConn.mu are
+// leaves, too. tokens.mu alone is held over I/O, that of reading the file.
+// Server.Close waits; so do handlers. Imports chardev, clock, qapi, sockets and
+// tlscreds.
 //
 //blockd:blocking
 package web

@@ -1,54 +1,95 @@
 package web
 
 import (
+	"crypto/x509"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
+
+	"blockd/tlscreds"
 )
 
 // guard lets requests through that name the address by itself and come from no
-// page of another one.
+// page of another one, at a bearable rate.
 //
-// A page that a browser of this machine shows may send requests to loopback
-// addresses. It cannot read the answers, unless a name of its own leads here
-// (DNS rebinding), which Host shows; but a WebSocket it may open and read, which
+// A page that a browser shows may send requests to addresses that this browser
+// reaches. It cannot read the answers, unless a name of its own leads here (DNS
+// rebinding), which Host shows; but a WebSocket it may open and read, which
 // Origin shows. A browser does not reach unix sockets, and clients of these put
 // any name into Host; a foreign Origin is refused all the same.
 type guard struct {
-	unix bool
-	next http.Handler
+	unix     bool
+	own      func() *x509.Certificate // nil: no TLS
+	requests *rates
+	next     http.Handler
 }
 
 // ServeHTTP is http.Handler's.
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !g.unix && !local(r.Host) {
-		http.Error(w, "the address is to be named by a loopback address or localhost", http.StatusMisdirectedRequest)
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
+	if wait := g.requests.take(peerFrom(r.Context()).client); wait > 0 {
+		tooMany(w, wait)
+		return
+	}
+	if !g.unix && !g.names(r) {
+		http.Error(w, "the address is to be named by its number, by a name that its certificate is for, or on this machine by localhost", http.StatusMisdirectedRequest)
 		return
 	}
 	if !sameOrigin(r) {
 		http.Error(w, "requests from pages of other addresses are refused", http.StatusForbidden)
 		return
 	}
-	h := w.Header()
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	h.Set("Cache-Control", "no-store")
+	if addressTells(r) {
+		http.Error(w, "a token in the address ends up in logs: it is refused there", http.StatusBadRequest)
+		return
+	}
 	g.next.ServeHTTP(w, r)
+}
+
+// names tells whether Host means this server.
+func (g *guard) names(r *http.Request) bool {
+	here, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return false
+	}
+	ap, err := netip.ParseAddrPort(here.String())
+	if err != nil {
+		return false
+	}
+	name := hostName(r.Host)
+	addr, err := netip.ParseAddr(name)
+	switch {
+	case ap.Addr().Unmap().IsLoopback() && local(r.Host):
+		return true
+	case err == nil:
+		return addr.Unmap() == ap.Addr().WithZone("").Unmap()
+	}
+	return g.own != nil && tlscreds.Names(g.own(), name)
+}
+
+// hostName is a Host without its port.
+func hostName(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		return h
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 }
 
 // local tells whether a Host is a loopback address, or localhost, which browsers
 // and resolvers lead nowhere else.
 func local(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
+	name := hostName(host)
 	if strings.EqualFold(name, "localhost") {
 		return true
 	}
-	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(name, "["), "]"))
+	a, err := netip.ParseAddr(name)
 	return err == nil && a.IsLoopback()
 }
 
@@ -64,6 +105,10 @@ func sameOrigin(r *http.Request) bool {
 	if len(origins) == 0 {
 		return true
 	}
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
 	u, err := url.Parse(origins[0])
-	return len(origins) == 1 && err == nil && u.Scheme == "http" && strings.EqualFold(u.Host, r.Host)
+	return len(origins) == 1 && err == nil && u.Scheme == scheme && strings.EqualFold(u.Host, r.Host)
 }

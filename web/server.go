@@ -2,6 +2,8 @@ package web
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -16,8 +18,9 @@ import (
 )
 
 const (
-	// maxConnections is how many clients there may be; the next is closed at once.
-	maxConnections = 64
+	// maxConnections is how many connections there may be, and maxPerClient how
+	// many of one client; the next is closed at once.
+	maxConnections, maxPerClient = 64, 32
 	// maxHeader is the most bytes of a request's header.
 	maxHeader = 16 << 10
 	// headerTime is how long a client may take to send one.
@@ -28,6 +31,9 @@ const (
 	idleTime = 60 * time.Second
 	// closeTime is how long the end waits for answers under way.
 	closeTime = 2 * time.Second
+	// watchTime is the time between two looks at the token file, so that a token
+	// that was taken away ends its sessions.
+	watchTime = 2 * time.Second
 	// acceptPause is the time between two attempts when no connection can be
 	// accepted, for want of descriptors for instance.
 	acceptPause = 100 * time.Millisecond
@@ -37,42 +43,100 @@ const (
 type Config struct {
 	// Clock is the real clock.
 	Clock clock.Clock
+	// Access says who else than this user may use a unix socket.
+	Access sockets.Access
 	// Metrics answers /metrics.
 	Metrics http.Handler
+	// Page answers / and what is below; nil: nothing is there. It needs no token:
+	// it is to tell nothing about this daemon. It sets the security policy that its
+	// pages need.
+	Page http.Handler
 	// QMP serves a client's connection until its end, unless it returns an error
 	// at once; nil: /qmp is not there, nor is it without Options.QMP.
-	QMP func(conn chardev.Conn) error
+	QMP func(conn chardev.Conn, peer qapi.SessionInfo) error
+	// TLS returns the configuration for an object's credentials, which asks the
+	// object authz, unless "", about every client; nil: there are no objects.
+	TLS func(creds, authz string) (*tls.Config, error)
+	// Authorised asks the object authz about a name; nil: there are no objects.
+	Authorised func(authz, name string) (bool, error)
 }
 
 // Server is the daemon's HTTP address.
 type Server struct {
-	l      *limited
-	http   *http.Server
-	qmp    *qmpHandler   // nil: not served
-	served chan struct{} // closed when Serve has ended; nil before it began
+	l       *limited
+	http    *http.Server
+	login   *login
+	secrets *credentials // nil: no TLS
+	qmp     *qmpHandler  // nil: not served
+	clock   clock.Clock
+
+	served  chan struct{}      // closed when Serve has ended; nil before it began
+	unwatch context.CancelFunc // ends the look at the token file
+	watched sync.WaitGroup
 }
 
 // Listen opens the address. Nobody is answered before Serve. Errors are
 // *qapi.Error.
 func Listen(ctx context.Context, o Options, c Config) (*Server, error) {
-	l, err := listen(ctx, o.Addr)
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	s := &Server{clock: c.Clock, login: &login{
+		role: qapi.SessionRoleControl, requests: newRates(c.Clock, requestRate), failures: newRates(c.Clock, failureRate),
+	}}
+	if o.Role != nil {
+		s.login.role = *o.Role
+	}
+	var err error
+	if o.TokenFile != nil {
+		if s.login.tokens, err = loadTokens(*o.TokenFile); err != nil {
+			return nil, err
+		}
+	}
+	if s.secrets, err = newCredentials(&o, &c); err != nil {
+		return nil, err
+	}
+	known := s.secrets != nil && (s.secrets.asks || s.login.tokens != nil)
+	l, err := listen(ctx, o.Addr, known, c.Access)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{l: &limited{Listener: l, clock: c.Clock, slots: make(chan struct{}, maxConnections), done: make(chan struct{})}}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", c.Metrics)
-	if o.QMP != nil && *o.QMP && c.QMP != nil {
-		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, live: map[*wsConn]struct{}{}}
-		mux.Handle("GET /qmp", s.qmp)
-	}
-	unix := l.Bound.Type == qapi.SocketAddressTypeUnix
+	s.l = newLimited(l, c.Clock, maxConnections, maxPerClient)
+	s.login.refresh = func() { s.reread(false) }
 	s.http = &http.Server{
-		Handler: &guard{unix, http.MaxBytesHandler(mux, 0)}, MaxHeaderBytes: maxHeader,
+		Handler:        s.handler(&o, &c, l.Bound.Type == qapi.SocketAddressTypeUnix),
+		MaxHeaderBytes: maxHeader, ConnContext: withPeer,
 		ReadHeaderTimeout: headerTime, WriteTimeout: answerTime, IdleTimeout: idleTime,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
 	return s, nil
+}
+
+// handler is what answers: each place with the role that it needs.
+func (s *Server) handler(o *Options, c *Config, unix bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", s.login.need(qapi.SessionRoleReadOnly, c.Metrics))
+	mux.Handle("GET /session", s.login.need(qapi.SessionRoleReadOnly, http.HandlerFunc(tellSession)))
+	if o.QMP != nil && *o.QMP && c.QMP != nil {
+		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, tokens: s.login.tokens, pace: messageRate, stall: stallTime, live: map[*wsConn]grant{}}
+		mux.Handle("GET /qmp", s.login.need(qapi.SessionRoleReadOnly, s.qmp))
+		if c.Page != nil {
+			mux.Handle("GET /", c.Page)
+		}
+	}
+	g := &guard{unix: unix, requests: s.login.requests, next: http.MaxBytesHandler(mux, 0)}
+	if s.secrets != nil {
+		g.own = s.secrets.own
+	}
+	return g
+}
+
+// tellSession answers /session: what a client may do, for a page that cannot
+// learn from a WebSocket why it was refused.
+func tellSession(w http.ResponseWriter, r *http.Request) {
+	g := grantFrom(r.Context())
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]string{"role": string(g.role), "name": g.name, "peer": peerFrom(r.Context()).text})
 }
 
 // Addr is where the server listens.
@@ -81,12 +145,43 @@ func (s *Server) Addr() net.Addr { return s.l.Addr() }
 // Serve begins to answer. Once, and not after Close.
 func (s *Server) Serve() {
 	s.served = make(chan struct{})
+	var l net.Listener = s.l
+	if s.secrets != nil {
+		l = tls.NewListener(l, s.secrets.config())
+	}
 	go func() {
 		defer close(s.served)
-		if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			slog.Error("the web address is served no more", "error", err)
 		}
 	}()
+	var ctx context.Context
+	ctx, s.unwatch = context.WithCancel(context.Background())
+	if s.login.tokens != nil {
+		s.watched.Go(func() {
+			for s.clock.Sleep(ctx, watchTime) == nil {
+				s.reread(false)
+			}
+		})
+	}
+}
+
+// reread reads the token file again if it has changed, or if always is set, and
+// ends the sessions whose token does not say any more what it said.
+func (s *Server) reread(always bool) {
+	if s.login.tokens.refresh(always) && s.qmp != nil {
+		s.qmp.reconsider()
+	}
+}
+
+// Reload reads tokens and credentials again. Any goroutine.
+func (s *Server) Reload() {
+	if s.login.tokens != nil {
+		s.reread(true)
+	}
+	if s.secrets != nil {
+		s.secrets.reload()
+	}
 }
 
 // Close stops listening, waits a little for answers under way, and closes all
@@ -96,6 +191,8 @@ func (s *Server) Close(ctx context.Context) {
 	if s.served == nil {
 		return
 	}
+	s.unwatch()
+	s.watched.Wait()
 	ctx, cancel := context.WithTimeout(ctx, closeTime)
 	defer cancel()
 	if s.http.Shutdown(ctx) != nil {
@@ -105,64 +202,4 @@ func (s *Server) Close(ctx context.Context) {
 		s.qmp.close()
 	}
 	<-s.served
-}
-
-// limited is a listener of which only so many connections are open at a time.
-type limited struct {
-	*sockets.Listener
-	clock clock.Clock
-	slots chan struct{}
-	once  sync.Once
-	done  chan struct{}
-}
-
-// Accept is net.Listener's. It fails only when the listener is closed.
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			select {
-			case <-l.done:
-				return nil, net.ErrClosed
-			default:
-			}
-			pause := l.clock.NewTimer(acceptPause)
-			select {
-			case <-l.done:
-			case <-pause.C():
-			}
-			pause.Stop()
-			continue
-		}
-		select {
-		case l.slots <- struct{}{}:
-			return &limitedConn{Conn: c, l: l}, nil
-		default:
-			c.Close()
-		}
-	}
-}
-
-// Close is net.Listener's.
-func (l *limited) Close() error {
-	var err error
-	l.once.Do(func() {
-		close(l.done)
-		err = l.Listener.Close()
-	})
-	return err
-}
-
-// limitedConn gives its place back when it is closed.
-type limitedConn struct {
-	net.Conn
-	l    *limited
-	once sync.Once
-}
-
-// Close is net.Conn's.
-func (c *limitedConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { <-c.l.slots })
-	return err
 }

@@ -17,7 +17,9 @@ import (
 
 	"blockd/chardev"
 	"blockd/clock"
+	"blockd/qapi"
 	"blockd/qmp"
+	"blockd/sockets"
 )
 
 // patience is how long a test waits for what must come.
@@ -28,12 +30,29 @@ var metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _,
 // start serves on addr, QMP by serve.
 func start(t *testing.T, addr string, serve func(chardev.Conn) error) *Server {
 	t.Helper()
+	return startWith(t, Options{Addr: addr}, Config{QMP: func(c chardev.Conn, _ qapi.SessionInfo) error { return serve(c) }})
+}
+
+// startWith serves with options and QMP, on the real clock if c has none.
+func startWith(t *testing.T, o Options, c Config) *Server {
+	t.Helper()
+	s := open(t, o, c)
+	s.Serve()
+	return s
+}
+
+// open is startWith without the beginning.
+func open(t *testing.T, o Options, c Config) *Server {
+	t.Helper()
 	on := true
-	s, err := Listen(t.Context(), Options{Addr: addr, QMP: &on}, Config{Clock: clock.Real(), Metrics: metrics, QMP: serve})
+	o.QMP, c.Metrics = &on, metrics
+	if c.Clock == nil {
+		c.Clock = clock.Real()
+	}
+	s, err := Listen(t.Context(), o, c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Serve()
 	t.Cleanup(func() { s.Close(context.Background()) })
 	return s
 }
@@ -66,7 +85,7 @@ func ask(t *testing.T, network, addr, request string) (int, string) {
 }
 
 func TestOnlyAddressesOfThisMachineAreServed(t *testing.T) {
-	const refused = "Address '%' is refused: without TLS and tokens, which do not exist yet, only a loopback address or a unix socket is served"
+	const refused = "Address '%' is refused: without TLS, and a token file or certificates of clients, only a loopback address or a unix socket is served"
 	const unclear = "Parameter 'addr' expects IP:PORT or unix:PATH"
 	for addr, want := range map[string]string{
 		"0.0.0.0:80": refused, "[::]:80": refused, "192.0.2.1:80": refused, "[fe80::1%lo]:80": refused, "10.0.0.1:0": refused,
@@ -152,7 +171,7 @@ func TestRequestsOfOtherPagesAreRefused(t *testing.T) {
 }
 
 func TestQMPIsThereOnlyWhenAskedFor(t *testing.T) {
-	s, err := Listen(t.Context(), Options{Addr: "127.0.0.1:0"}, Config{Clock: clock.Real(), Metrics: metrics, QMP: func(c chardev.Conn) error { return c.Close() }})
+	s, err := Listen(t.Context(), Options{Addr: "127.0.0.1:0"}, Config{Clock: clock.Real(), Metrics: metrics, QMP: func(c chardev.Conn, _ qapi.SessionInfo) error { return c.Close() }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,12 +183,18 @@ func TestQMPIsThereOnlyWhenAskedFor(t *testing.T) {
 	}
 }
 
-func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) {
-	raw, err := listen(t.Context(), "127.0.0.1:0")
+func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) { connectBeyond(t, 1, 5) }
+
+func TestConnectionsOfOneClientBeyondItsLimitAreClosed(t *testing.T) { connectBeyond(t, 5, 1) }
+
+// connectBeyond opens more than one connection where one is allowed.
+func connectBeyond(t *testing.T, all, perClient int) {
+	t.Helper()
+	raw, err := listen(t.Context(), "127.0.0.1:0", false, sockets.Access{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &limited{Listener: raw, clock: clock.Real(), slots: make(chan struct{}, 1), done: make(chan struct{})}
+	l := newLimited(raw, clock.Real(), all, perClient)
 	accepted, over := make(chan net.Conn), make(chan error)
 	go func() {
 		for {
@@ -199,8 +224,8 @@ func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) {
 	first.Close() // gives one place back
 	dial()
 	(<-accepted).Close()
-	if len(l.slots) != 0 {
-		t.Errorf("%d places are taken", len(l.slots))
+	if l.connections() != 0 {
+		t.Errorf("%d places are taken", l.connections())
 	}
 	l.Close()
 	if err := <-over; !errors.Is(err, net.ErrClosed) {
@@ -301,8 +326,8 @@ func TestSessionsBeyondTheLimitAreRefused(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 	s.Close(t.Context()) // ends all that are left
-	if len(s.l.slots) != 0 {
-		t.Errorf("%d connections are left", len(s.l.slots))
+	if n := s.l.connections(); n != 0 {
+		t.Errorf("%d connections are left", n)
 	}
 }
 
@@ -332,7 +357,7 @@ func negotiate(t *testing.T, c *websocket.Conn) {
 
 func TestSessionIsAsFromACharacterDevice(t *testing.T) {
 	q := server(t, 0)
-	s := start(t, "127.0.0.1:0", q.ServeConn)
+	s := startWith(t, Options{Addr: "127.0.0.1:0"}, Config{QMP: q.ServeConn})
 	a, b := connect(t, s), connect(t, s)
 	negotiate(t, a)
 	negotiate(t, b)
@@ -368,7 +393,7 @@ func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 	ended := make(chan struct{})
 	s := start(t, "127.0.0.1:0", func(c chardev.Conn) error {
 		defer close(ended)
-		return q.ServeConn(c)
+		return q.ServeConn(c, qapi.SessionInfo{Role: qapi.SessionRoleControl})
 	})
 	negotiate(t, connect(t, s))
 	data := &struct {
@@ -381,5 +406,81 @@ func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 		default:
 			q.Hub().Emit("SHUTDOWN", data)
 		}
+	}
+}
+
+func TestMessageInManyPiecesIsBounded(t *testing.T) {
+	ended := make(chan error, 1)
+	s := start(t, "127.0.0.1:0", func(conn chardev.Conn) error {
+		defer conn.Close()
+		buf := make([]byte, 1<<16)
+		for {
+			if _, _, err := conn.Read(buf); err != nil {
+				ended <- err
+				return nil
+			}
+		}
+	})
+	c := connect(t, s)
+	w, err := c.NextWriter(websocket.TextMessage)
+	for n := 0; err == nil && n < 64*maxMessage; n += 1 << 15 {
+		_, err = w.Write(make([]byte, 1<<15))
+	}
+	if err := <-ended; !errors.Is(err, websocket.ErrReadLimit) {
+		t.Error(err)
+	}
+}
+
+func TestClientThatLeavesAMessageUnreadIsDropped(t *testing.T) {
+	q := server(t, 1<<30)
+	ended := make(chan struct{})
+	s := open(t, Options{Addr: "127.0.0.1:0"}, Config{QMP: func(c chardev.Conn, info qapi.SessionInfo) error {
+		defer close(ended)
+		return q.ServeConn(c, info)
+	}})
+	if s.qmp.stall != stallTime {
+		t.Errorf("a message may be left for %v", s.qmp.stall)
+	}
+	s.qmp.stall = 100 * time.Millisecond
+	s.Serve()
+	negotiate(t, connect(t, s))
+	q.Hub().Emit("SHUTDOWN", &struct {
+		Text string `qapi:"text"`
+	}{strings.Repeat("x", 24<<20)}) // more than sockets hold
+	<-ended
+}
+
+func TestMessagesBeyondTheRateAreReadLater(t *testing.T) {
+	got := make(chan string, 10)
+	s := open(t, Options{Addr: "127.0.0.1:0"}, Config{QMP: func(c chardev.Conn, _ qapi.SessionInfo) error {
+		defer close(got)
+		buf := make([]byte, 10)
+		for {
+			n, _, err := c.Read(buf)
+			if err != nil {
+				return c.Close()
+			}
+			if n > 0 && buf[0] != '\n' {
+				got <- string(buf[:n])
+			}
+		}
+	}})
+	if s.qmp.pace != messageRate {
+		t.Errorf("%+v", s.qmp.pace)
+	}
+	s.qmp.pace = rate{time.Hour, 2}
+	s.Serve()
+	c := connect(t, s)
+	for _, m := range []string{"1", "2", "3"} {
+		if err := c.WriteMessage(websocket.TextMessage, []byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := <-got, <-got; a+b != "12" {
+		t.Errorf("%q %q", a, b)
+	}
+	s.Close(t.Context()) // does not wait for the third one's hour
+	if m, ok := <-got; ok {
+		t.Errorf("%q was read", m)
 	}
 }

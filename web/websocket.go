@@ -2,8 +2,10 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -15,6 +17,7 @@ import (
 
 	"blockd/chardev"
 	"blockd/clock"
+	"blockd/qapi"
 )
 
 // This file carries QMP over WebSocket: what a client sends is fed to its
@@ -24,51 +27,95 @@ import (
 const (
 	// maxMessage is the most bytes of one message of a client.
 	maxMessage = 1 << 20
-	// maxSessions is how many sessions there may be.
-	maxSessions = 16
+	// maxSessions is how many sessions there may be, maxReaders how many of them
+	// with the role read-only: the others are for who may have to act.
+	maxSessions, maxReaders = 16, 12
+	// stallTime is how long a client may leave a message unread.
+	stallTime = 30 * time.Second
 )
+
+// messageRate is that of one session's messages. What exceeds it is read later.
+var messageRate = rate{time.Second / 200, 1000}
 
 // qmpHandler answers /qmp.
 type qmpHandler struct {
 	clock clock.Clock
-	serve func(conn chardev.Conn) error
+	serve func(conn chardev.Conn, peer qapi.SessionInfo) error
+	// tokens are what grants come from; nil: none.
+	tokens *tokens
+	// pace and stall are messageRate and stallTime, but in tests.
+	pace  rate
+	stall time.Duration
 
 	sessions sync.WaitGroup
 
 	mu     sync.Mutex
-	closed bool                 // +checklocks:mu
-	live   map[*wsConn]struct{} // +checklocks:mu
+	closed bool              // +checklocks:mu
+	live   map[*wsConn]grant // +checklocks:mu
 	// +checklocks:mu
-	taken int // sessions, and handshakes under way
+	taken, readers int // sessions, and handshakes under way; those that are read-only
 }
 
 // enter takes a place; false when there is none, or the server is closing.
-func (h *qmpHandler) enter() bool {
+func (h *qmpHandler) enter(role qapi.SessionRole) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || h.taken == maxSessions {
+	reads := role != qapi.SessionRoleControl
+	if h.closed || h.taken == maxSessions || reads && h.readers == maxReaders {
 		return false
 	}
 	h.taken++
+	if reads {
+		h.readers++
+	}
 	h.sessions.Add(1)
 	return true
 }
 
-func (h *qmpHandler) leave() {
+func (h *qmpHandler) leave(role qapi.SessionRole) {
 	h.mu.Lock()
 	h.taken--
+	if role != qapi.SessionRoleControl {
+		h.readers--
+	}
 	h.mu.Unlock()
 	h.sessions.Done()
 }
 
-// begin notes a connection, so that close ends it; false when that is over.
-func (h *qmpHandler) begin(c *wsConn) bool {
+// reconsider ends the sessions whose tokens do not grant any more what they
+// did.
+func (h *qmpHandler) reconsider() {
+	h.mu.Lock()
+	var over []*wsConn
+	for c, g := range h.live {
+		if !h.stands(g) {
+			over = append(over, c)
+		}
+	}
+	h.mu.Unlock()
+	for _, c := range over {
+		c.Close()
+	}
+}
+
+// stands tells whether a grant is still what its token says.
+func (h *qmpHandler) stands(g grant) bool {
+	if h.tokens == nil {
+		return true
+	}
+	now, ok := h.tokens.find(g.token)
+	return ok && now.role == g.role
+}
+
+// begin notes a connection, so that close and reconsider end it; false when it
+// is over already, also if its token was taken away since it was shown.
+func (h *qmpHandler) begin(c *wsConn, g grant) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed {
+	if h.closed || !h.stands(g) {
 		return false
 	}
-	h.live[c] = struct{}{}
+	h.live[c] = g
 	return true
 }
 
@@ -93,23 +140,43 @@ func (h *qmpHandler) close() {
 
 // ServeHTTP is http.Handler's. It returns when the session has ended.
 func (h *qmpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !h.enter() {
+	g, p := grantFrom(r.Context()), peerFrom(r.Context())
+	if !h.enter(g.role) {
 		http.Error(w, "too many sessions", http.StatusServiceUnavailable)
 		return
 	}
-	defer h.leave()
+	defer h.leave(g.role)
 	// guard has checked the origin, too; both must fail for a page to get in.
-	up := websocket.Upgrader{HandshakeTimeout: headerTime, CheckOrigin: sameOrigin}
+	up := websocket.Upgrader{HandshakeTimeout: headerTime, CheckOrigin: sameOrigin, Subprotocols: []string{subprotocol}}
 	ws, err := up.Upgrade(w, r, nil)
 	if err != nil {
 		return // it is answered
 	}
 	ws.SetReadLimit(maxMessage)
-	c := &wsConn{ws: ws, clock: h.clock}
+	c := &wsConn{ws: ws, clock: h.clock, messages: newRates(h.clock, h.pace), stall: h.stall}
+	c.life, c.end = context.WithCancel(context.Background())
 	defer h.end(c)
-	if h.begin(c) {
-		_ = h.serve(c)
+	if !h.begin(c, g) {
+		return
 	}
+	info := sessionInfo(g, p, r.TLS != nil)
+	slog.Info("a session begins", "peer", p.text, "role", string(g.role), "name", g.name, "tls", info.TLS)
+	_ = h.serve(c, info)
+	slog.Info("a session has ended", "peer", p.text, "role", string(g.role), "name", g.name)
+}
+
+// sessionInfo is what x-query-session tells about a session.
+func sessionInfo(g grant, p peer, secure bool) qapi.SessionInfo {
+	message, stall := int64(maxMessage), int64(stallTime/time.Second)
+	perSecond, burst := int64(time.Second/messageRate.interval), int64(messageRate.burst)
+	info := qapi.SessionInfo{
+		Role: g.role, Transport: qapi.SessionTransportWebsocket, Peer: p.text, UID: p.uid, TLS: secure,
+		Limits: qapi.SessionLimits{Message: &message, Rate: &perSecond, Burst: &burst, Stall: &stall},
+	}
+	if g.name != "" {
+		info.Name = &g.name
+	}
+	return info
 }
 
 // wsConn is a chardev.Conn over WebSocket.
@@ -118,10 +185,14 @@ func (h *qmpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type wsConn struct {
 	ws    *websocket.Conn
 	clock clock.Clock
+	life  context.Context // until Close
+	end   context.CancelFunc
+	stall time.Duration
 
 	// Of the reader.
-	in  io.Reader // of the message that is being read, or nil
-	gap bool      // a line feed is due
+	messages *rates
+	in       io.Reader // of the message that is being read, or nil
+	gap      bool      // a line feed is due
 
 	mu     sync.Mutex  //blockd:short
 	timer  clock.Timer // +checklocks:mu
@@ -145,6 +216,11 @@ func (c *wsConn) Read(p []byte) (int, []*os.File, error) {
 			}
 			if kind != websocket.TextMessage {
 				return 0, nil, errBinary
+			}
+			for wait := c.messages.take(""); wait > 0; wait = c.messages.take("") {
+				if err := c.clock.Sleep(c.life, wait); err != nil {
+					return 0, nil, err
+				}
 			}
 			c.in = r
 		}
@@ -176,6 +252,7 @@ func (c *wsConn) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
 		line, rest, _ := bytes.Cut(p[done:], []byte("\n"))
+		_ = c.ws.SetWriteDeadline(c.clock.Now().Add(c.stall)) // it cannot fail
 		if err := c.ws.WriteMessage(websocket.TextMessage, bytes.TrimSuffix(line, []byte("\r"))); err != nil {
 			if c.isLate() {
 				err = os.ErrDeadlineExceeded
@@ -221,6 +298,7 @@ func (c *wsConn) HungUp() bool { return true }
 
 // Close is chardev.Conn's.
 func (c *wsConn) Close() error {
+	c.end()
 	c.mu.Lock()
 	c.closed = true
 	if c.timer != nil {

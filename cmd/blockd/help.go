@@ -34,9 +34,12 @@ A storage daemon: QMP in, jobs over disk images, events out
   --scratch [directory=]<path>[,memory=<bytes>][,max-size=<bytes>]
                          where backups keep what guests overwrite, until a
                          slow target has taken it
-  --web [addr=]<ip>:<port>|unix:<path>[,qmp=on|off]
-                         serve metrics over HTTP, on this machine only; with
-                         qmp=on QMP over WebSocket, too
+  --web [addr=]<ip>:<port>|unix:<path>[,qmp=on|off][,token-file=<path>]
+        [,role=read-only|control][,tls-creds=<id>|,tls-dir=<path>
+        [,tls-verify-peer=on|off]][,tls-authz=<id>]
+                         serve metrics over HTTP and, with qmp=on, QMP over
+                         WebSocket: on this machine only, unless with TLS and
+                         with tokens or certificates of clients
 
 Options are worked off in their order.
 `

@@ -22,7 +22,7 @@ func server(t testing.TB, cfg Config) (*Server, string) {
 	if cfg.Clock == nil {
 		cfg.Clock = clock.Real()
 	}
-	ls, err := Listen(t.Context(), &qapi.SocketAddress{Type: "unix", Unix: &qapi.UnixSocketAddress{Path: path}}, nil)
+	ls, err := Listen(t.Context(), &qapi.SocketAddress{Type: "unix", Unix: &qapi.UnixSocketAddress{Path: path}}, sockets.Access{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

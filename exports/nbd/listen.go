@@ -12,11 +12,11 @@ import (
 
 // Listen opens the sockets that an address stands for; a host name may be
 // several. The backlog is the system's: clients beyond max-connections wait
-// there. takeFD hands over a descriptor by number or name, for addresses of
+// there. access is for unix sockets. takeFD hands over a descriptor by number or name, for addresses of
 // type fd. Errors are *qapi.Error with the field's texts, or the context's. It
 // may wait for a name to resolve. Control plane's workers.
-func Listen(ctx context.Context, a *qapi.SocketAddress, takeFD func(string) (int, error)) ([]net.Listener, error) {
-	ls, err := sockets.Listen(ctx, a, sockets.ListenOptions{Backlog: unix.SOMAXCONN, Every: true}, takeFD)
+func Listen(ctx context.Context, a *qapi.SocketAddress, access sockets.Access, takeFD func(string) (int, error)) ([]net.Listener, error) {
+	ls, err := sockets.Listen(ctx, a, sockets.ListenOptions{Backlog: unix.SOMAXCONN, Every: true, Access: access}, takeFD)
 	if err != nil {
 		return nil, err
 	}

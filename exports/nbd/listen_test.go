@@ -4,6 +4,7 @@ import (
 	"blockd/clock"
 	"blockd/nbdproto"
 	"blockd/qapi"
+	"blockd/sockets"
 	"net"
 	"path/filepath"
 	"testing"
@@ -21,7 +22,7 @@ func inetAt(host, port string) *qapi.SocketAddress {
 
 func listen(t *testing.T, a *qapi.SocketAddress) []net.Listener {
 	t.Helper()
-	ls, err := Listen(t.Context(), a, nil)
+	ls, err := Listen(t.Context(), a, sockets.Access{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func TestServerOverTCPAndAPassedDescriptor(t *testing.T) {
 		t.Fatal(err)
 	}
 	given := &qapi.SocketAddress{Type: "fd", FD: &qapi.FdSocketAddress{Str: "sock"}}
-	passed, err := Listen(t.Context(), given, func(name string) (int, error) {
+	passed, err := Listen(t.Context(), given, sockets.Access{}, func(name string) (int, error) {
 		if name != "sock" {
 			t.Errorf("asked for %q", name)
 		}

@@ -1,0 +1,152 @@
+package qmp
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"blockd/qapi"
+)
+
+// pairConn is a chardev.Conn without a device.
+type pairConn struct{ *net.UnixConn }
+
+func (c pairConn) Read(p []byte) (int, []*os.File, error) {
+	n, err := c.UnixConn.Read(p)
+	return n, nil, err
+}
+
+func (c pairConn) HungUp() bool { return true }
+
+// visit begins a session as who peer says, with commands out of band.
+func (b *bench) visit(peer qapi.SessionInfo) *client {
+	b.t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		c, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		ends[i] = c.(*net.UnixConn)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- b.ServeConn(pairConn{ends[1]}, peer) }()
+	b.t.Cleanup(func() {
+		ends[0].Close()
+		<-ended
+	})
+	ends[0].SetDeadline(time.Now().Add(patience))
+	c := &client{t: b.t, c: ends[0], r: bufio.NewReader(ends[0])}
+	c.line()
+	if got := c.ask(`{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}`); got != `{"return": {}}` {
+		b.t.Fatal(got)
+	}
+	return c
+}
+
+// TestReadOnlySessionsRunNothingElse tries every command that there is here, and
+// others, in a read-only session and in one whose role nobody knows.
+func TestReadOnlySessionsRunNothingElse(t *testing.T) {
+	ran := ""
+	b := startServer(t, nil)
+	for _, name := range []string{"blockdev-add", "x-new-command", "query-new"} {
+		Register(b.reg, name, CommandOptions{AllowOOB: true}, func(*Context, *qapi.Empty) (qapi.Empty, error) {
+			ran = name
+			return qapi.Empty{}, nil
+		})
+	}
+	for _, role := range []qapi.SessionRole{qapi.SessionRoleReadOnly, "", "other"} {
+		w := b.visit(qapi.SessionInfo{Role: role, Peer: "test"})
+		tried := 0
+		for _, c := range b.reg.Commands() {
+			need, _ := RoleFor(c.Name)
+			if need == qapi.SessionRoleReadOnly {
+				continue
+			}
+			tried++
+			want := `{"error": {"class": "GenericError", "desc": "The command ` + c.Name + ` needs the role 'control'"}}`
+			for _, word := range []string{"execute", "exec-oob"} {
+				if word == "exec-oob" && b.reg.byName[c.Name].opts.AllowOOB == false {
+					continue
+				}
+				if got := w.ask(`{"` + word + `": "` + c.Name + `"}`); got != want {
+					t.Errorf("role %q, %s: %s", role, c.Name, got)
+				}
+			}
+		}
+		if tried < 10 || ran != "" {
+			t.Errorf("%d commands tried, %q ran", tried, ran)
+		}
+		if got := w.ask(`{"execute": "query-new"}`); got != `{"return": {}}` || ran != "query-new" {
+			t.Errorf("query-new: %s", got)
+		}
+		ran = ""
+		if got := w.ask(`{"execute": "none"}`); !strings.Contains(got, "has not been found") {
+			t.Error(got)
+		}
+	}
+	w := b.visit(qapi.SessionInfo{Role: qapi.SessionRoleControl, Peer: "test"})
+	if got := w.ask(`{"execute": "x-new-command"}`); got != `{"return": {}}` || ran != "x-new-command" {
+		t.Errorf("control: %s", got)
+	}
+}
+
+func TestNewCommandsNeedControl(t *testing.T) {
+	for name, want := range map[string]qapi.SessionRole{
+		"frobnicate": qapi.SessionRoleControl, "x-new": qapi.SessionRoleControl, "": qapi.SessionRoleControl, "xquery-x": qapi.SessionRoleControl,
+		"query-x": qapi.SessionRoleReadOnly, "qom-get": qapi.SessionRoleControl, "quit": qapi.SessionRoleControl,
+	} {
+		if got, _ := RoleFor(name); got != want {
+			t.Errorf("%q: %s", name, got)
+		}
+	}
+	if _, ruled := RoleFor("frobnicate"); ruled {
+		t.Error("a rule is for everything")
+	}
+}
+
+func TestQuerySession(t *testing.T) {
+	b := startServer(t, nil)
+	size, name := int64(5), "alice"
+	w := b.visit(qapi.SessionInfo{
+		Role: qapi.SessionRoleReadOnly, Transport: qapi.SessionTransportWebsocket, Peer: "192.0.2.1:5", Name: &name, TLS: true, Limits: qapi.SessionLimits{Message: &size},
+	})
+	got, err := qapi.ParseJSON([]byte(w.ask(`{"execute": "x-query-session"}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, _ := got.(*qapi.Object).Get("return")
+	var info qapi.SessionInfo
+	if err := qapi.Decode(answer, &info); err != nil {
+		t.Fatal(err)
+	}
+	if info.Role != qapi.SessionRoleReadOnly || info.Peer != "192.0.2.1:5" || *info.Name != name || !info.TLS ||
+		*info.Limits.Message != size || info.Limits.Queue != QueueLength || info.Limits.Backlog != MaxBacklog {
+		t.Errorf("%+v", info)
+	}
+}
+
+func TestQuerySessionOfAMonitor(t *testing.T) {
+	b := startServer(t, nil)
+	got := negotiated(t, b.mon()).ask(`{"execute": "x-query-session"}`)
+	for _, want := range []string{`"role": "control"`, `"transport": "monitor"`, `"peer": "unix:` + b.path, `"tls": false`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s has no %s", got, want)
+		}
+	}
+	if want := fmt.Sprintf(`"uid": %d`, os.Getuid()); !strings.Contains(got, want) {
+		t.Errorf("%s has no %s", got, want)
+	}
+}
