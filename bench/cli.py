@@ -16,7 +16,9 @@ from iotests.harness.images import GiB, MiB
 
 from . import environment, plot, profile, report, rows as _rows  # noqa: F401  (rows register themselves)
 from .figures import FAILED, MEASURED, Outcome
-from .row import Row, select
+from .growth import plot as growth_plot, report as growth_report
+from .growth.series import REPEATS, Series, measured
+from .row import Row
 from .session import Session, measure
 from .side import LEFT, RIGHT, Side
 from .store import ROOM_PER_BYTE, Store
@@ -26,6 +28,7 @@ OUT = ROOT / "bench/out"
 DOCUMENT = ROOT / "docs/performance.md"
 RECORDING = ROOT / "docs/performance.json"
 PLOT = ROOT / "docs/performance.svg"
+GROWTH_PLOT = ROOT / "docs/performance-growth.svg"
 QUICK_ROUNDS = 5
 RECORD_ROUNDS = 15
 
@@ -34,14 +37,15 @@ Runs the same work through two daemons in turn, on the same images with the same
 medians and the median of the per-round ratios (the right side's figure over the left's: above 1, the left
 is faster). Every produced image is judged by qemu-img; rows that write are run once more, untimed, under
 strace to see whether their writes were flushed. What a side lacks, by query-commands and query-qmp-schema,
-makes a row "not yet".
+makes a row "not yet". Rows called growth-... measure one cost at growing numbers, and how it grows.
 """
 
 _EPILOG = """
 examples:
   bench/run                                 every row, five rounds; results in bench/out/
   bench/run backup stream --rounds 9        rows whose names contain these words
-  bench/run --record                        fifteen rounds, into docs/performance.{md,json,svg}
+  bench/run --record                        fifteen rounds, into docs/performance*
+  bench/run growth --record                 only how cost grows
   bench/run --left old/blockd --right bin/blockd nbd      two builds of blockd
   bench/run --size 64 --rounds 1            a smoke test; the figures mean little
   bench/run nbd-randwrite-1 --perf          and where the time goes, on both sides
@@ -64,10 +68,23 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--record",
         action="store_true",
-        help="write docs/performance.{md,json,svg}; rows that did not run keep their earlier figures",
+        help="write docs/performance*; rows that did not run keep their earlier figures",
     )
     flags.add_argument("--perf", action="store_true", help="also profile each row on both sides with perf (needs root)")
     return flags
+
+
+def select(patterns: Sequence[str]) -> tuple[list[type[Row]], list[type[Series]]]:
+    """The rows and series whose names contain one of the patterns; all without one. An unused pattern is an error."""
+    names = [kind.name for kind in (*Row.registry, *Series.registry)]
+    unused = [pattern for pattern in patterns if not any(pattern in name for name in names)]
+    if unused:
+        raise ValueError(f"no row is called {', '.join(unused)} (see --list)")
+
+    def wanted(kind: type[Row] | type[Series]) -> bool:
+        return not patterns or any(pattern in kind.name for pattern in patterns)
+
+    return list(filter(wanted, Row.registry)), list(filter(wanted, Series.registry))
 
 
 def _positive(text: str) -> int:
@@ -100,21 +117,25 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; 0 when every row that could run did, 1 when one failed, 2 for a mistake."""
     flags = parser().parse_args(arguments)
     try:
-        chosen = select(flags.rows)
+        chosen, series = select(flags.rows)
         if flags.list:
             for row in chosen:
                 print(f"{row.name:<20} {row.title}" + (f"; goal {row.goal:g}" if row.goal else ""))
+            for kind in series:
+                print(f"{kind.name:<20} {kind.title}, {kind.points[0]} to {kind.points[-1]}")
             return 0
         unable = profile.unavailable() if flags.perf else ""
         if unable:
             raise RuntimeError(unable)
-        return run(flags, chosen, f"bench/run {shlex.join(arguments)}".strip())
+        return run(flags, chosen, series, f"bench/run {shlex.join(arguments)}".strip())
     except (RuntimeError, ValueError, FileNotFoundError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
 
 
-def run(flags: argparse.Namespace, chosen: Sequence[type[Row]], made_by: str) -> int:
+def run(
+    flags: argparse.Namespace, chosen: Sequence[type[Row]], series: Sequence[type[Series]], made_by: str
+) -> int:
     """See main."""
     # Half of the image is data, which the store holds in a few forms and a run copies.
     size = flags.size * MiB
@@ -146,20 +167,24 @@ def run(flags: argparse.Namespace, chosen: Sequence[type[Row]], made_by: str) ->
                 session.profiles(outcome.row, OUT)
 
         measure(session, chosen, shown)
+        growth: dict[str, Any] = {}
+        for kind in series:
+            growth[kind.name] = entry = measured(kind, session, min(REPEATS, rounds))
+            print("\n".join(growth_report.lines(kind.name, entry)), flush=True)
     print(report.summary(entries))
-    save(flags.record, entries, where)
-    return 1 if any(entry["status"] == FAILED for entry in entries.values()) else 0
+    save(flags.record, entries, growth, where)
+    return 1 if any(entry["status"] == FAILED for entry in (*entries.values(), *growth.values())) else 0
 
 
-def save(record: bool, entries: dict[str, Any], where: dict[str, Any]) -> None:
+def save(record: bool, entries: dict[str, Any], growth: dict[str, Any], where: dict[str, Any]) -> None:
     """Write the results: into docs when they are for the record, else beside the benchmark."""
     order = [row.name for row in Row.registry]
-    document, recording, picture = (
-        (DOCUMENT, RECORDING, PLOT)
+    document, recording, picture, growing = (
+        (DOCUMENT, RECORDING, PLOT, GROWTH_PLOT)
         if record
-        else (OUT / "results.md", OUT / "results.json", OUT / "results.svg")
+        else (OUT / "results.md", OUT / "results.json", OUT / "results.svg", OUT / "growth.svg")
     )
-    results = report.merge(report.load(recording) if record else {}, entries, where)
+    results = report.merge(report.load(recording) if record else {}, entries, growth, where)
     measured = {
         name: results["rows"][name]
         for name in order
@@ -167,5 +192,9 @@ def save(record: bool, entries: dict[str, Any], where: dict[str, Any]) -> None:
     }
     picture.write_text(plot.ratios(measured))
     report.write_json(recording, results)
-    report.into_document(document, report.markdown(results, order, picture.name))
+    text = report.markdown(results, order, picture.name)
+    if results["growth"]:
+        growing.write_text(growth_plot.curves(results["growth"]))
+        text += "\n\n" + growth_report.markdown(results["growth"], [kind.name for kind in Series.registry], growing.name)
+    report.into_document(document, text)
     print(f"results: {os.path.relpath(document)} and {recording.name}")

@@ -66,12 +66,19 @@ def _unflushed(entry: Entry) -> str:
     )
 
 
-def merge(old: Mapping[str, Any], rows: Mapping[str, Entry], environment: Entry) -> dict[str, Any]:
+def merge(
+    old: Mapping[str, Any], rows: Mapping[str, Entry], growth: Mapping[str, Entry], environment: Entry
+) -> dict[str, Any]:
     """New rows over those of an earlier recording; every row keeps the environment of its own run."""
-    merged = dict(old.get("rows", {}))
-    for name, entry in rows.items():
-        merged[name] = {**entry, "environment": environment}
-    return {"environment": environment, "rows": merged}
+
+    def over(kept: Mapping[str, Entry], new: Mapping[str, Entry]) -> dict[str, Any]:
+        return {**kept, **{name: {**entry, "environment": environment} for name, entry in new.items()}}
+
+    return {
+        "environment": environment,
+        "rows": over(old.get("rows", {}), rows),
+        "growth": over(old.get("growth", {}), growth),
+    }
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -62,11 +62,3 @@ class Row:
     def missing_from(self, schema: Schema) -> list[str]:
         """What a side lacks of what the row needs."""
         return [need.label for need in self.needs if not need.present(schema)]
-
-
-def select(patterns: Sequence[str]) -> list[type[Row]]:
-    """The rows whose names contain one of the patterns; all without a pattern. An unused pattern is an error."""
-    unused = [pattern for pattern in patterns if not any(pattern in row.name for row in Row.registry)]
-    if unused:
-        raise ValueError(f"no row is called {', '.join(unused)} (see --list)")
-    return [row for row in Row.registry if not patterns or any(pattern in row.name for pattern in patterns)]

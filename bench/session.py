@@ -18,8 +18,8 @@ from .side import Side
 from .store import Store
 from .trial import Sample, Trial
 
-# What a run may die of without taking the other rows along.
-_FAILURES = (AssertionError, ConnectionClosed, DeadlineExceeded, OSError, QMPError, ToolFailed, TimeoutError)
+# What a run may die of without taking the others along.
+FAILURES = (AssertionError, ConnectionClosed, DeadlineExceeded, OSError, QMPError, ToolFailed, TimeoutError)
 
 
 class Session:
@@ -48,7 +48,7 @@ class Session:
                 return Outcome(kind, NOT_YET, f"{side.label} has no {', '.join(lacking)}")
         try:
             return self._measured(row)
-        except _FAILURES as error:
+        except FAILURES as error:
             return Outcome(kind, FAILED, f"{type(error).__name__}: {error}".strip()[:1000])
 
     def _measured(self, row: Row) -> Outcome:
@@ -77,7 +77,7 @@ class Session:
             trial.finish()
             sample.peak_resident = trial.peak_resident
             return sample
-        except _FAILURES as error:
+        except FAILURES as error:
             raise AssertionError(f"on {side.label}: {type(error).__name__}: {error}") from error
         finally:
             trial.clean()

@@ -161,7 +161,7 @@ class Trial:
         """Export a node over NBD; the URI is given back."""
         path = self.path("nbd")
         if not self._nbd_started:
-            self.qmp.cmd("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+            self.qmp.cmd("nbd-server-start", addr={"type": "unix", "data": {"path": path}}, max_connections=0)
             self._nbd_started = True
         self.qmp.cmd("block-export-add", type="nbd", id=f"export-{node}", node_name=node, writable=writable)
         return f"nbd+unix:///{node}?socket={path}"

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import plot, report
+from bench.cli import select
 from bench.figures import FAILED, NOT_YET, Outcome
 from bench.fio import read_report
+from bench.growth.series import Series
 from bench.row import MICROSECONDS, SECONDS, Row
 from iotests.harness.images import ToolFailed
 
@@ -51,7 +53,7 @@ class Tables(unittest.TestCase):
         """A measured row, and one that a side cannot do."""
         measured = outcome(row(goal=1.5), (1.0, 2.0)).figures()
         absent = Outcome(row(title="later"), NOT_YET, "blockd has no x|y").figures()
-        return report.merge({}, {"a": measured, "b": absent}, ENVIRONMENT)
+        return report.merge({}, {"a": measured, "b": absent}, {}, ENVIRONMENT)
 
     def test_every_row_of_a_table_has_as_many_cells_as_its_head(self) -> None:
         head = 0
@@ -69,7 +71,7 @@ class Tables(unittest.TestCase):
 
     def test_rows_that_did_not_run_keep_their_figures_and_their_environment(self) -> None:
         first = self.results()
-        again = report.merge(first, {"b": Outcome(row(), FAILED, "x").figures()}, {**ENVIRONMENT, "date": "later"})
+        again = report.merge(first, {"b": Outcome(row(), FAILED, "x").figures()}, {}, {**ENVIRONMENT, "date": "later"})
         self.assertEqual(again["rows"]["a"], first["rows"]["a"])
         self.assertEqual(again["rows"]["b"]["environment"]["date"], "later")
 
@@ -109,10 +111,9 @@ class FioReport(unittest.TestCase):
 
 class Selection(unittest.TestCase):
     def test_an_unknown_name_is_an_error(self) -> None:
-        from bench import rows  # noqa: F401
-        from bench.row import select
-
-        self.assertEqual([kind.name for kind in select(["nbd-randread"])], ["nbd-randread-1", "nbd-randread-4"])
-        self.assertEqual(len(select([])), len(Row.registry))
+        rows, series = select(["nbd-randread", "growth-chain"])
+        self.assertEqual([kind.name for kind in rows], ["nbd-randread-1", "nbd-randread-4"])
+        self.assertEqual([kind.name for kind in series], ["growth-chain"])
+        self.assertEqual(select([]), (Row.registry, Series.registry))
         with self.assertRaises(ValueError):
             select(["backup", "nonsense"])
