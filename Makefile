@@ -47,7 +47,7 @@ demo:
 	@GO='$(GO)' sh tools/demo.sh
 
 bench: build
-	@if [ -x bench/run ]; then sh tools/setup.sh python qemu rival nbd fio; bench/run; \
+	@if [ -x bench/run ]; then sh tools/setup.sh python qemu rival nbd fio; bench/run --rounds 15; \
 	else echo 'bench: bench/run is not there' >&2; exit 1; fi
 
 clean:

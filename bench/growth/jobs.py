@@ -19,8 +19,8 @@ from .series import FLAT, LINEAR, Curve, Series
 # Bytes per second of each job.
 SPEED = MiB
 
-# Seconds for all jobs to start.
-PATIENCE = 30.0
+# Seconds that all jobs may take to start.
+PATIENCE = 60.0
 
 
 class Jobs(Series):
@@ -54,13 +54,13 @@ class Jobs(Series):
             )
             for i in range(number)
         ]
+        deadline = Deadline(PATIENCE, doing="all jobs to run")
         for sent in pending:
-            reply = trial.qmp.reply(sent, seconds=PATIENCE)
+            reply = trial.qmp.reply(sent, seconds=deadline.remaining())
             if "error" in reply:
                 raise QMPError(reply, sent.command)
         each = (time.monotonic() - started) / number
         # A job's last event of its start comes before it shows as running; from then on, nothing is said.
-        deadline = Deadline(PATIENCE, doing="all jobs to run")
         while any(job["status"] != "running" for job in trial.qmp.cmd("query-jobs")):
             deadline.remaining()
         trial.qmp.take_events()

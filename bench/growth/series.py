@@ -29,6 +29,9 @@ LINEAR_EXPONENT = 1.2
 # How often the cost of the smaller numbers a flat one may reach.
 FLAT_FACTOR = 2.0
 
+# How far the two numbers are apart that an exponent is taken between, so that noise does not make it.
+SPAN = 8
+
 # Runs of one point; the median of each cost counts.
 REPEATS = 3
 
@@ -143,5 +146,6 @@ def verdict(law: str, points: Sequence[int], values: Sequence[float]) -> str:
 
 
 def exponent(points: Sequence[int], values: Sequence[float]) -> float:
-    """The power of the number by which the cost grows between the last two points; what is constant in it counts."""
-    return math.log(values[-1] / values[-2]) / math.log(points[-1] / points[-2])
+    """The power of the number by which the cost grows towards the far end; what is constant in it counts."""
+    near = max([index for index, point in enumerate(points) if point * SPAN <= points[-1]], default=0)
+    return math.log(values[-1] / values[near]) / math.log(points[-1] / points[near])
