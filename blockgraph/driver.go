@@ -115,6 +115,9 @@ type OpenRequest struct {
 	FromHeader bool
 	// Probed: the driver was found by looking at the content.
 	Probed bool
+	// NoIO: only what the image says of itself is wanted, not its content (the
+	// field: BDRV_O_NO_IO). An encrypted image needs no key then.
+	NoIO bool
 	// Bitmap is the dirty bitmap that the options name; see DriverType.Bitmap.
 	Bitmap *DirtyBitmap
 
@@ -389,6 +392,15 @@ type Reopener interface {
 type ChildChanger interface {
 	AddChild(tx *Tx, child *Node) error
 	RemoveChild(tx *Tx, e *Edge) error
+}
+
+// Emptier is a format that can give up all that an image has of its own, so that
+// its backing file shows through everywhere. Data plane; from an admitted
+// request.
+//
+//blockd:io
+type Emptier interface {
+	Empty(ctx context.Context) error
 }
 
 // Amender is a format whose images can be amended while they are in use: what

@@ -36,6 +36,17 @@ type InternalSnapshotter interface {
 	PrepareRevert(ctx context.Context, id, name *string) (Revert, error)
 }
 
+// SnapshotShower is a format that can show an internal snapshot in the place of
+// what the image holds, until it is closed.
+type SnapshotShower interface {
+	// ShowSnapshot shows the first with that id and name, of which one may be nil
+	// (ENOENT: there is none). The image was opened read-only (else EINVAL), and
+	// no request is in flight.
+	//
+	//blockd:blocking
+	ShowSnapshot(ctx context.Context, id, name *string) error
+}
+
 // Range is a range of a node, in bytes.
 type Range struct{ Off, N int64 }
 

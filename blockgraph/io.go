@@ -1,7 +1,6 @@
 package blockgraph
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -154,7 +153,7 @@ func (n *Node) writeV(ctx context.Context, off int64, v *IOVec, flags Flags) err
 	}
 	n.checkThreshold(off, length)
 	st := n.state.Load()
-	if st.DetectZeroes != "" && st.DetectZeroes != qapi.BlockdevDetectZeroesOptionsOff && isZero(v) {
+	if st.DetectZeroes != "" && st.DetectZeroes != qapi.BlockdevDetectZeroesOptionsOff && v.IsZero() {
 		zf := flags
 		if st.DetectZeroes == qapi.BlockdevDetectZeroesOptionsUnmap {
 			zf |= MayUnmap
@@ -565,19 +564,6 @@ func storeMax(p *atomic.Int64, v int64) bool {
 			return true
 		}
 	}
-}
-
-func isZero(v *IOVec) bool {
-	for _, s := range v.segs {
-		for len(s) > 0 {
-			z := ioengine.Zeroes(int64(len(s)))
-			if !bytes.Equal(s[:len(z)], z) {
-				return false
-			}
-			s = s[len(z):]
-		}
-	}
-	return true
 }
 
 func alignDown(x, a int64) int64 { return x &^ (a - 1) }

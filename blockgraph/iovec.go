@@ -1,5 +1,11 @@
 package blockgraph
 
+import (
+	"bytes"
+
+	"blockd/ioengine"
+)
+
 // IOVec is a list of memory segments that one request reads into or writes
 // from. It does not own the memory: the request that was admitted does, until
 // the last system call on it has returned.
@@ -82,6 +88,20 @@ func (v *IOVec) Len() int64 { return v.size }
 // Segments returns the segments, none of them empty. The caller must not
 // change the list.
 func (v *IOVec) Segments() [][]byte { return v.segs }
+
+// IsZero tells whether all bytes are zero.
+func (v *IOVec) IsZero() bool {
+	for _, s := range v.segs {
+		for len(s) > 0 {
+			z := ioengine.Zeroes(int64(len(s)))
+			if !bytes.Equal(s[:len(z)], z) {
+				return false
+			}
+			s = s[len(z):]
+		}
+	}
+	return true
+}
 
 // Zero fills bytes [off, off+n) with zeroes.
 func (v *IOVec) Zero(off, n int64) {

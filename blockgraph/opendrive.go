@@ -24,6 +24,12 @@ func (tx *Tx) OpenDrive(filename string, options *qapi.Object) (*Node, error) {
 	return tx.openPartial(partial{filename: filename, flat: options.Flatten()}, opening{files: map[string]struct{}{}})
 }
 
+// OpenHeader is OpenDrive for who only wants to know what the image says of
+// itself. Reading its content may fail: nobody asks for its key.
+func (tx *Tx) OpenHeader(filename string, options *qapi.Object) (*Node, error) {
+	return tx.openPartial(partial{filename: filename, flat: options.Flatten()}, opening{files: map[string]struct{}{}, noIO: true})
+}
+
 func (tx *Tx) openPartial(p partial, w opening) (*Node, error) {
 	if w.depth > tx.g.maxChain {
 		return nil, tx.g.errTooDeep()

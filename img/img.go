@@ -156,6 +156,12 @@ func (s *session) named() []string {
 	return names
 }
 
+// newName returns a name for one more node.
+func (s *session) newName() string {
+	s.nodes++
+	return nodeName(s.nodes - 1)
+}
+
 func nodeName(i int) string { return "image" + strconv.Itoa(i) }
 
 // execute sends a command to the daemon.

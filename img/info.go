@@ -55,7 +55,7 @@ func (s *session) infos(o source, chain bool) ([]any, error) {
 			return nil, fmt.Errorf("Backing file '%s' creates an infinite loop.", o.name)
 		}
 		seen[o.name] = true
-		n, err := s.openImage(o, mode{noBacking: true})
+		n, err := s.openImage(o, mode{noBacking: true, headerOnly: true})
 		if err != nil {
 			return nil, err
 		}

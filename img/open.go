@@ -43,6 +43,8 @@ type mode struct {
 	writable  bool
 	noBacking bool // without its backing file
 	discard   bool // what is given up is given back to the host
+	// headerOnly: the content is not read, so an encrypted image needs no key.
+	headerOnly bool
 }
 
 // openImage opens an image, and returns its node. Its error says which image.
@@ -79,8 +81,7 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	if err := setCache(options, o.cache); err != nil {
 		return nil, err
 	}
-	name := nodeName(s.nodes)
-	s.nodes++
+	name := s.newName()
 	options.Set("node-name", name)
 	options.Set("read-only", !m.writable)
 	if o.share {
@@ -92,12 +93,12 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	if m.noBacking {
 		// The format is not known before the image is open.
 		options.Set("backing", nil)
-		if n, err := s.openEncrypted(filename, options); err == nil || err.Error() != noBackingFiles {
+		if n, err := s.openEncrypted(filename, options, m); err == nil || err.Error() != noBackingFiles {
 			return n, err
 		}
 		options.Delete("backing")
 	}
-	return s.openEncrypted(filename, options)
+	return s.openEncrypted(filename, options, m)
 }
 
 // isOlder is how an image with the older encryption refuses the newer one.
@@ -105,7 +106,7 @@ const isOlder = "Header reported 'aes' encryption format but options specify 'lu
 
 // openEncrypted opens by options that, as in the field's tools, need not say how
 // an image is encrypted.
-func (s *session) openEncrypted(filename string, options *qapi.Object) (*blockgraph.Node, error) {
+func (s *session) openEncrypted(filename string, options *qapi.Object, m mode) (*blockgraph.Node, error) {
 	flat := options.Flatten()
 	formats := []string{}
 	for key := range flat.All() {
@@ -114,7 +115,7 @@ func (s *session) openEncrypted(filename string, options *qapi.Object) (*blockgr
 		}
 	}
 	if len(formats) == 0 {
-		return s.openOptions(filename, options)
+		return s.openOptions(filename, options, m)
 	}
 	with := func(name string) *qapi.Object {
 		o := qapi.NewObject()
@@ -126,18 +127,22 @@ func (s *session) openEncrypted(filename string, options *qapi.Object) (*blockgr
 		}
 		return o
 	}
-	n, err := s.openOptions(filename, with("luks"))
+	n, err := s.openOptions(filename, with("luks"), m)
 	if err != nil && err.Error() == isOlder {
-		return s.openOptions(filename, with("aes"))
+		return s.openOptions(filename, with("aes"), m)
 	}
 	return n, err
 }
 
-func (s *session) openOptions(filename string, options *qapi.Object) (*blockgraph.Node, error) {
+func (s *session) openOptions(filename string, options *qapi.Object, m mode) (*blockgraph.Node, error) {
 	var n *blockgraph.Node
 	err := s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+		open := tx.OpenDrive
+		if m.headerOnly {
+			open = tx.OpenHeader
+		}
 		var err error
-		if n, err = tx.OpenDrive(filename, options); err == nil {
+		if n, err = open(filename, options); err == nil {
 			tx.SetMonitorOwned(n, true)
 		}
 		return err

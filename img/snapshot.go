@@ -3,6 +3,8 @@ package img
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -65,6 +67,59 @@ func named(err error, format, name string) error {
 		return nil
 	}
 	return fmt.Errorf(format, name, err)
+}
+
+// snapshotName says which snapshot is meant. exact: it was said which of the two
+// words are given.
+type snapshotName struct {
+	id, name *string
+	exact    bool
+}
+
+// parseSnapshot reads an id or name, or options that begin with `snapshot.`.
+func parseSnapshot(text string) (snapshotName, error) {
+	if !strings.HasPrefix(text, "snapshot.") {
+		return snapshotName{id: &text, name: &text}, nil
+	}
+	ask := snapshotName{exact: true}
+	o, err := qapi.ParseKeyval(text, "")
+	if err != nil {
+		return ask, fmt.Errorf("Failed in parsing snapshot param '%s'", text)
+	}
+	for key, v := range o.Flatten().All() {
+		word, _ := v.(string)
+		switch key {
+		case "snapshot.id":
+			ask.id = &word
+		case "snapshot.name":
+			ask.name = &word
+		default:
+			return ask, blockgraph.WithHint(fmt.Errorf("Invalid parameter '%s'", key), fmt.Sprintf("Failed in parsing snapshot param '%s'", text))
+		}
+	}
+	return ask, nil
+}
+
+// loadSnapshot has a node, which was opened read-only, show what an internal
+// snapshot holds.
+func (s *session) loadSnapshot(n *blockgraph.Node, ask snapshotName) error {
+	shower, ok := n.Driver().(blockgraph.SnapshotShower)
+	if !ok {
+		return fmt.Errorf("Block format '%s' used by device '' does not support feature 'internal snapshots'", n.Type().Name)
+	}
+	return s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+		if err := tx.Drain(n); err != nil {
+			return err
+		}
+		if ask.exact {
+			return shower.ShowSnapshot(s.ctx, ask.id, ask.name)
+		}
+		err := shower.ShowSnapshot(s.ctx, ask.id, nil)
+		if errors.Is(err, syscall.ENOENT) {
+			err = shower.ShowSnapshot(s.ctx, nil, ask.name)
+		}
+		return err
+	})
 }
 
 // withSnapshot does something with the snapshot that goes by a name or, if

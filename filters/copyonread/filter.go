@@ -22,7 +22,6 @@ package copyonread
 
 import (
 	"context"
-	"slices"
 
 	"blockd/blockgraph"
 	"blockd/qapi"
@@ -202,9 +201,4 @@ func (f *Filter) Close(context.Context) error { return nil }
 // unchanged, whoever uses the filter.
 func (f *Filter) ChildPerms(_ *blockgraph.Edge, _ bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
 	return perm | blockgraph.PermWriteUnchanged, shared | blockgraph.PermWriteUnchanged
-}
-
-// isZero tells whether all segments are zeroes.
-func isZero(v *blockgraph.IOVec) bool {
-	return !slices.ContainsFunc(v.Segments(), func(s []byte) bool { return !zeroBytes(s) })
 }

@@ -1,7 +1,6 @@
 package copyonread
 
 import (
-	"bytes"
 	"context"
 
 	"blockd/blockgraph"
@@ -147,19 +146,8 @@ func (f *Filter) copyUp(ctx context.Context, off int64, v *blockgraph.IOVec) err
 	}
 	f.node.File().DebugEvent("cor_write")
 	const flags = blockgraph.WriteUnchanged | blockgraph.OnlyUnallocated
-	if isZero(v) {
+	if v.IsZero() {
 		return f.WriteZeroes(ctx, off, v.Len(), flags)
 	}
 	return f.WriteV(ctx, off, v, flags)
-}
-
-func zeroBytes(b []byte) bool {
-	for len(b) > 0 {
-		z := ioengine.Zeroes(int64(len(b)))
-		if !bytes.Equal(b[:len(z)], z) {
-			return false
-		}
-		b = b[len(z):]
-	}
-	return true
 }

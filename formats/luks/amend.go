@@ -38,11 +38,7 @@ func (v *Volume) Amend(ctx context.Context, store Store, o *qapi.QCryptoBlockAme
 // reread takes the header as it is now: other nodes may have amended it since it
 // was read, and key slots share sectors.
 func (v *access) reread(ctx context.Context) error {
-	raw := make([]byte, headerSize)
-	if err := v.store.ReadAt(ctx, 0, raw); err != nil {
-		return err
-	}
-	h, err := parseHeader(raw)
+	h, err := readHeader(ctx, v.store)
 	if err != nil {
 		return err
 	}

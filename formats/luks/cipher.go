@@ -22,6 +22,9 @@ type Cipher struct {
 	scratch sync.Pool    // *chain
 }
 
+// locked tells that there is no key: the zero Cipher.
+func (c *Cipher) locked() bool { return c.xts == nil && c.cbc == nil }
+
 // chain is what cbc needs for a sector.
 type chain struct {
 	enc, dec chainMode

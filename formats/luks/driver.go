@@ -25,11 +25,15 @@ func DriverType(cfg Config) *blockgraph.DriverType {
 		},
 		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 			d := &driver{node: r.Node}
-			v, err := Open(ctx, headerStore{d.node.File}, r.Options.LUKS.KeySecret, "", cfg)
+			var err error
+			if r.NoIO {
+				d.volume, err = Inspect(ctx, headerStore{d.node.File}, cfg)
+			} else {
+				d.volume, err = Open(ctx, headerStore{d.node.File}, r.Options.LUKS.KeySecret, "", cfg)
+			}
 			if err != nil {
 				return nil, err
 			}
-			d.volume = v
 			return d, nil
 		},
 		WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {

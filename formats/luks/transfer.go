@@ -3,6 +3,7 @@ package luks
 import (
 	"context"
 	"sync"
+	"syscall"
 
 	"blockd/blockgraph"
 	"blockd/ioengine"
@@ -23,12 +24,18 @@ type Storage interface {
 	WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
 }
 
+// errLocked: the volume was opened without its key.
+var errLocked = blockgraph.Errorf(syscall.EACCES, "The image was opened without its key")
+
 // vectors are the vectors over such buffers, kept for the next request.
 var vectors = sync.Pool{New: func() any { return new(blockgraph.IOVec) }}
 
 // ReadV reads whole sectors at byte off of s and decrypts them into v; the first
 // has the given number. Data plane.
 func (c *Cipher) ReadV(ctx context.Context, s Storage, off int64, v *blockgraph.IOVec, sector uint64) error {
+	if c.locked() {
+		return errLocked
+	}
 	n := v.Len()
 	b := ioengine.Bounce(int(min(n, piece)))
 	defer b.Release()
@@ -49,6 +56,9 @@ func (c *Cipher) ReadV(ctx context.Context, s Storage, off int64, v *blockgraph.
 // WriteV writes v, whole sectors, encrypted at byte off of s; the first has the
 // given number. Data plane.
 func (c *Cipher) WriteV(ctx context.Context, s Storage, off int64, v *blockgraph.IOVec, sector uint64, flags blockgraph.Flags) error {
+	if c.locked() {
+		return errLocked
+	}
 	n := v.Len()
 	b := ioengine.Bounce(int(min(n, piece)))
 	defer b.Release()

@@ -88,11 +88,7 @@ func Open(ctx context.Context, store Store, keySecret *string, prefix string, cf
 	if err != nil {
 		return nil, err
 	}
-	raw := make([]byte, headerSize)
-	if err := store.ReadAt(ctx, 0, raw); err != nil {
-		return nil, err
-	}
-	h, err := parseHeader(raw)
+	h, err := readHeader(ctx, store)
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +103,31 @@ func Open(ctx context.Context, store Store, keySecret *string, prefix string, cf
 	return v, err
 }
 
+// Inspect reads a header without a key: the volume tells what it is, and its
+// content cannot be had (EACCES). On a worker.
+//
+//blockd:blocking
+func Inspect(ctx context.Context, store Store, cfg Config) (*Volume, error) {
+	h, err := readHeader(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{Cipher: &Cipher{}, cfg: cfg, turn: make(chan struct{}, 1)}
+	v.now.Store(h)
+	return v, nil
+}
+
+func readHeader(ctx context.Context, store Store) (*header, error) {
+	raw := make([]byte, headerSize)
+	if err := store.ReadAt(ctx, 0, raw); err != nil {
+		return nil, err
+	}
+	return parseHeader(raw)
+}
+
+// Password returns what unlocks an image; errors call the option by its name, with
+// prefix before it.
+//
 //blockd:blocking
 func (c Config) Password(keySecret *string, prefix string) (string, error) {
 	if keySecret == nil {

@@ -131,13 +131,36 @@ func openCrypt(ctx context.Context, f func() storage, h *header, ext *extensions
 	case h.cryptMethod == cryptAES:
 		return openAES(secret, keys)
 	case !ext.crypto.present:
-		return nil, errHeader("Missing CRYPTO header for crypt method %d", h.cryptMethod)
+		return nil, errNoCryptHeader(h)
 	}
 	v, err := luks.Open(ctx, cryptStore{f, ext.crypto}, secret, "encrypt.", keys)
 	if err != nil {
 		return nil, err
 	}
 	return &encryption{v.Cipher, v, ext.crypto}, nil
+}
+
+// inspectCrypt is openCrypt for who has no key and reads no guest data.
+//
+//blockd:blocking
+func inspectCrypt(ctx context.Context, f func() storage, h *header, ext *extensions, keys luks.Config) (*encryption, error) {
+	switch {
+	case h.cryptMethod == cryptNone:
+		return nil, nil
+	case h.cryptMethod == cryptAES:
+		return &encryption{Cipher: &luks.Cipher{}}, nil
+	case !ext.crypto.present:
+		return nil, errNoCryptHeader(h)
+	}
+	v, err := luks.Inspect(ctx, cryptStore{f, ext.crypto}, keys)
+	if err != nil {
+		return nil, err
+	}
+	return &encryption{v.Cipher, v, ext.crypto}, nil
+}
+
+func errNoCryptHeader(h *header) error {
+	return errHeader("Missing CRYPTO header for crypt method %d", h.cryptMethod)
 }
 
 //blockd:blocking

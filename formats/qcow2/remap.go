@@ -229,3 +229,12 @@ func (d *Driver) Discard(ctx context.Context, off, n int64) error {
 		}
 	})
 }
+
+// Empty implements blockgraph.Emptier. What snapshots have stays theirs.
+func (d *Driver) Empty(ctx context.Context) error {
+	if d.h.raw {
+		return blockgraph.ErrNotSupported
+	}
+	end := d.h.clusters(d.size.Load())
+	return d.remap(ctx, 0, end, discardSnapshot, func(l2Entry) (l2Entry, error) { return l2Entry{}, nil })
+}

@@ -99,6 +99,9 @@ type openingChildren struct {
 
 //blockd:blocking
 func (c openingChildren) openCrypt(ctx context.Context, h *header, ext *extensions, o *qapi.BlockdevOptions) (*encryption, error) {
+	if c.r.NoIO {
+		return inspectCrypt(ctx, c.file, h, ext, c.keys)
+	}
 	return openCrypt(ctx, c.file, h, ext, o, c.keys)
 }
 

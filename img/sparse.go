@@ -1,0 +1,121 @@
+package img
+
+import (
+	"context"
+
+	"blockd/blockgraph"
+	"blockd/filters/pass"
+	"blockd/qapi"
+)
+
+// sparse is the driver of a filter over a conversion's target that decides what
+// of the data need not be written, since it is zeroes (the field: -S).
+type sparse struct {
+	pass.Through
+	// least is how many bytes of zeroes in a row are not written as data, a
+	// multiple of unit; 0: everything is written.
+	least int64
+	// blank: what was never written reads as zeroes, so zeroes need no request.
+	blank bool
+}
+
+// unit is the granularity at which zeroes are looked for, in bytes, but where
+// less is asked for.
+const unit = 4096
+
+// sparsely puts the filter over a target.
+func (s *session) sparsely(target *blockgraph.Node, least int64, blank bool) (*blockgraph.Node, error) {
+	name := target.Name()
+	return s.openPrivate(&blockgraph.DriverType{
+		Name: "sparse", Filter: true, NamedByChild: true,
+		Children: func(*qapi.BlockdevOptions) []blockgraph.ChildSpec {
+			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: qapi.BlockdevRef{Reference: &name}}}
+		},
+		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
+			return &sparse{Through: pass.Through{Node: r.Node}, least: least, blank: blank}, nil
+		},
+	}, nil)
+}
+
+// WriteV writes what is no zeroes. Compressed clusters are written as a whole.
+func (f *sparse) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
+	switch {
+	case f.least == 0:
+		return f.Below().WriteV(ctx, off, v, flags)
+	case flags&blockgraph.Compressed != 0:
+		if v.IsZero() {
+			return f.zero(ctx, off, v.Len())
+		}
+		return f.Below().WriteV(ctx, off, v, flags)
+	}
+	for pos := int64(0); pos < v.Len(); {
+		end, zero := f.run(off, v, pos)
+		var err error
+		if zero {
+			err = f.zero(ctx, off+pos, end-pos)
+		} else {
+			err = f.Below().WriteV(ctx, off+pos, v.Slice(pos, end-pos), flags)
+		}
+		if err != nil {
+			return err
+		}
+		pos = end
+	}
+	return nil
+}
+
+// run returns the end of the run of one kind that begins at pos of v, which is to
+// be written at off: zeroes, or data with zeroes of less than least in between.
+func (f *sparse) run(off int64, v *blockgraph.IOVec, pos int64) (end int64, zero bool) {
+	since := pos // all is zeroes from there to p
+	for p := pos; ; {
+		n := min(f.step()-(off+p)%f.step(), v.Len()-p)
+		switch {
+		case n > 0 && v.Slice(p, n).IsZero():
+			p += n
+			continue
+		case p > since && p-since >= f.least && since == pos:
+			return p, true
+		case p > since && p-since >= f.least:
+			return since, false
+		case n == 0:
+			return p, false
+		}
+		p += n
+		since = p
+	}
+}
+
+// step is the granularity, a power of two.
+func (f *sparse) step() int64 {
+	step := int64(unit)
+	for step > f.least {
+		step /= 2
+	}
+	return step
+}
+
+// WriteZeroes writes none where they are already.
+func (f *sparse) WriteZeroes(ctx context.Context, off, n int64, _ blockgraph.Flags) error {
+	if f.least == 0 {
+		return blockgraph.ErrNotSupported // they are written as data
+	}
+	return f.zero(ctx, off, n)
+}
+
+func (f *sparse) zero(ctx context.Context, off, n int64) error {
+	if f.blank {
+		return nil
+	}
+	return f.Below().WriteZeroes(ctx, off, n, blockgraph.MayUnmap)
+}
+
+// Caps implements blockgraph.LimitsReader.
+func (f *sparse) Caps() blockgraph.Caps {
+	c := f.Through.Caps()
+	c.Compressed = f.Below().Child().Caps().Compressed
+	if f.least == 0 {
+		c.WriteZeroes, c.MayUnmap, c.NoFallback = blockgraph.CapNone, blockgraph.CapNone, blockgraph.CapNone
+	}
+	return c
+}
