@@ -16,6 +16,7 @@ package img
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -37,7 +38,9 @@ type NewDaemon func() *daemon.Daemon
 func Command(env *cli.Environment, start NewDaemon) *cobra.Command {
 	t := &tool{env: env, start: start}
 	cmd := &cobra.Command{
-		Use: "img", Short: "Make, inspect and change disk images",
+		// What a daemon notes in its log is no news to somebody at a terminal.
+		PersistentPreRun: func(*cobra.Command, []string) { slog.SetLogLoggerLevel(slog.LevelWarn) },
+		Use:              "img", Short: "Make, inspect and change disk images",
 		Long: "Works on images that no daemon has open, with the options and the output of qemu-img.",
 	}
 	cmd.AddCommand(

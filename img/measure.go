@@ -3,11 +3,13 @@ package img
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"blockd/blockgraph"
+	"blockd/formats/luks"
 	"blockd/formats/qcow2"
 	"blockd/qapi"
 	"blockd/qmpclient"
@@ -16,7 +18,7 @@ import (
 func measureCommand(t *tool) *cobra.Command {
 	var o source
 	var out output
-	var format, size string
+	var format, size, snapshot string
 	var options []string
 	cmd := t.command("measure [FILE]", "Tell how long the file of a copy would be", cobra.MaximumNArgs(1), func(s *session, args []string) error {
 		json, err := out.json()
@@ -45,6 +47,15 @@ func measureCommand(t *tool) *cobra.Command {
 			if m.from, err = s.openImage(o, mode{}); err != nil {
 				return err
 			}
+			if snapshot != "" {
+				ask, err := parseSnapshot(snapshot)
+				if err != nil {
+					return err
+				}
+				if err := s.loadSnapshot(m.from, ask); err != nil {
+					return fmt.Errorf("Failed to load snapshot: %w", err)
+				}
+			}
 			m.o.size = m.from.Size()
 		}
 		result, err := m.measure()
@@ -66,6 +77,7 @@ func measureCommand(t *tool) *cobra.Command {
 	out.register(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&format, "output-format", "O", "raw", "the copy's format")
+	f.StringVarP(&snapshot, "snapshot", "l", "", "of what an internal snapshot holds: its id or name, or snapshot.id=ID,snapshot.name=NAME")
 	f.StringVar(&size, "size", "", "of an empty disk of that length")
 	f.StringArrayVarP(&options, "options", "o", nil, "options of the copy's format: NAME=VALUE,...")
 	return cmd
@@ -86,25 +98,49 @@ func (m *measurement) measure() (*qapi.Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	if typed.LUKS != nil {
+		header, err := m.header(&typed.LUKS.QCryptoBlockCreateOptionsLUKS, "")
+		if err != nil {
+			return nil, err
+		}
+		return qapi.NewObject("required", header+m.o.size, "fully-allocated", header+m.o.size), nil
+	}
+	return m.qcow2(typed.Qcow2)
+}
+
+func (m *measurement) qcow2(o *qapi.BlockdevCreateOptionsQcow2) (*qapi.Object, error) {
+	o.Size = uint64(roundUp(int64(o.Size), 512))
 	cluster := int64(65536)
-	if typed.ClusterSize != nil {
-		cluster = int64(*typed.ClusterSize)
+	if o.ClusterSize != nil {
+		cluster = int64(*o.ClusterSize)
 	}
 	// It also refuses cluster sizes that are none.
-	if _, _, err := qcow2.Measure(typed, 0); err != nil {
+	if _, _, err := qcow2.Measure(o, 0); err != nil {
 		return nil, err
 	}
-	data := int64(0)
-	if m.from != nil {
+	header, data := int64(0), int64(0)
+	var err error
+	if o.Encrypt != nil && o.Encrypt.LUKS != nil {
+		if header, err = m.header(o.Encrypt.LUKS, "encrypt."); err != nil {
+			return nil, err
+		}
+		header = roundUp(header, cluster)
+	}
+	switch {
+	case m.from == nil:
+	case o.BackingFile != nil:
+		// What both have in common is not known.
+		data = roundUp(m.o.size, cluster)
+	default:
 		if data, err = m.data(cluster); err != nil {
 			return nil, err
 		}
 	}
-	required, full, err := qcow2.Measure(typed, data)
+	required, full, err := qcow2.Measure(o, data)
 	if err != nil {
 		return nil, err
 	}
-	result := qapi.NewObject("required", required, "fully-allocated", full)
+	result := qapi.NewObject("required", header+required, "fully-allocated", header+full)
 	if m.from != nil && m.from.Type().Name == "qcow2" {
 		bitmaps, err := m.bitmaps(cluster)
 		if err != nil {
@@ -117,26 +153,32 @@ func (m *measurement) measure() (*qapi.Object, error) {
 	return result, nil
 }
 
+// header is the length of a LUKS header, for which there has to be a key, as for
+// a copy.
+func (m *measurement) header(o *qapi.QCryptoBlockCreateOptionsLUKS, prefix string) (int64, error) {
+	keys := luks.Config{Secret: m.s.d.Objects.SecretText}
+	if _, err := keys.Password(o.KeySecret, prefix); err != nil {
+		return 0, err
+	}
+	return luks.HeaderLength(o)
+}
+
 // options are those of the new image, typed.
-func (m *measurement) options() (*qapi.BlockdevCreateOptionsQcow2, error) {
+func (m *measurement) options() (*qapi.BlockdevCreateOptions, error) {
 	flat := m.o.options.Flatten()
 	if err := m.s.checkOptions(&m.o, flat); err != nil {
 		return nil, err
 	}
 	words := qapi.NewObject("driver", m.o.format, "size", m.o.size, "file", "unused")
 	for key, v := range flat.All() {
-		key, v = formatOption(key, v)
-		words.Set(key, v)
+		if key != "size" && !slices.Contains(ofFile, key) {
+			key, v = formatOption(key, v)
+			words.Set(key, v)
+		}
 	}
 	var typed qapi.BlockdevCreateOptions
-	if err := qapi.DecodeFlat(words, &typed); err != nil {
-		return nil, err
-	}
-	if typed.Qcow2.Encrypt != nil {
-		return nil, errors.New("Measuring encrypted images is not supported")
-	}
-	typed.Qcow2.Size = uint64(roundUp(int64(typed.Qcow2.Size), 512))
-	return typed.Qcow2, nil
+	err := qapi.DecodeFlat(words, &typed)
+	return &typed, err
 }
 
 // data returns how many bytes of clusters hold data.
@@ -192,6 +234,9 @@ func formatOption(key string, v any) (string, any) {
 			v = version
 		}
 		return "version", v
+	}
+	if key == "encrypt.format" && v == "aes" {
+		v = "qcow"
 	}
 	return strings.ReplaceAll(key, "_", "-"), v
 }

@@ -14,7 +14,7 @@ func resizeCommand(t *tool) *cobra.Command {
 	var o source
 	var prealloc string
 	var shrink bool
-	cmd := t.command("resize FILE [+|-]SIZE", "Make an image longer or shorter", cobra.ExactArgs(2), func(s *session, args []string) error {
+	cmd := t.command("resize FILE [+|-]SIZE", "Make an image longer or shorter", nil, func(s *session, args []string) error {
 		o.name = args[0]
 		n, err := s.openImage(o, mode{writable: true})
 		if err != nil {
@@ -44,8 +44,23 @@ func resizeCommand(t *tool) *cobra.Command {
 	o.register(cmd)
 	cmd.Flags().StringVar(&prealloc, "preallocation", "off", "what is allocated of the new part: off, metadata, falloc, full")
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "what is beyond the new end may be lost")
-	// A size that begins with a minus is no option.
-	cmd.Flags().SetInterspersed(false)
+	// The last word is the size, which may begin with a minus.
+	cmd.DisableFlagParsing = true
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		size := len(args) - 1
+		if size < 0 || args[size] == "-h" || args[size] == "--help" {
+			return cmd.Help()
+		}
+		if err := cmd.Flags().Parse(args[:size]); err != nil {
+			return err
+		}
+		args = append(cmd.Flags().Args(), args[size])
+		if err := cobra.ExactArgs(2)(cmd, args); err != nil {
+			return err
+		}
+		return run(cmd, args)
+	}
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package img
 
 import (
 	"context"
+	"math/bits"
 
 	"blockd/blockgraph"
 	"blockd/filters/pass"
@@ -12,16 +13,15 @@ import (
 // of the data need not be written, since it is zeroes (the field: -S).
 type sparse struct {
 	pass.Through
-	// least is how many bytes of zeroes in a row are not written as data, a
-	// multiple of unit; 0: everything is written.
+	// least is how many bytes of zeroes in a row are not written as data; 0:
+	// everything is written.
 	least int64
+	// step is the granularity at which they are looked for, the largest power of
+	// two that is no more than least.
+	step int64
 	// blank: what was never written reads as zeroes, so zeroes need no request.
 	blank bool
 }
-
-// unit is the granularity at which zeroes are looked for, in bytes, but where
-// less is asked for.
-const unit = 4096
 
 // sparsely puts the filter over a target.
 func (s *session) sparsely(target *blockgraph.Node, least int64, blank bool) (*blockgraph.Node, error) {
@@ -32,7 +32,11 @@ func (s *session) sparsely(target *blockgraph.Node, least int64, blank bool) (*b
 			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: qapi.BlockdevRef{Reference: &name}}}
 		},
 		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			return &sparse{Through: pass.Through{Node: r.Node}, least: least, blank: blank}, nil
+			f := &sparse{Through: pass.Through{Node: r.Node}, least: least, blank: blank}
+			if least > 0 {
+				f.step = 1 << (bits.Len64(uint64(least)) - 1)
+			}
+			return f, nil
 		},
 	}, nil)
 }
@@ -69,7 +73,7 @@ func (f *sparse) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 func (f *sparse) run(off int64, v *blockgraph.IOVec, pos int64) (end int64, zero bool) {
 	since := pos // all is zeroes from there to p
 	for p := pos; ; {
-		n := min(f.step()-(off+p)%f.step(), v.Len()-p)
+		n := min(f.step-(off+p)%f.step, v.Len()-p)
 		switch {
 		case n > 0 && v.Slice(p, n).IsZero():
 			p += n
@@ -84,15 +88,6 @@ func (f *sparse) run(off int64, v *blockgraph.IOVec, pos int64) (end int64, zero
 		p += n
 		since = p
 	}
-}
-
-// step is the granularity, a power of two.
-func (f *sparse) step() int64 {
-	step := int64(unit)
-	for step > f.least {
-		step /= 2
-	}
-	return step
 }
 
 // WriteZeroes writes none where they are already.

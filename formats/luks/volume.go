@@ -185,6 +185,16 @@ func Create(ctx context.Context, o *qapi.QCryptoBlockCreateOptionsLUKS, prefix s
 	return v, (&access{v, store}).writeNew(ctx, filled)
 }
 
+// HeaderLength returns how many bytes of a new volume with these options come
+// before its data.
+func HeaderLength(o *qapi.QCryptoBlockCreateOptionsLUKS) (int64, error) {
+	s, err := newSpec(o)
+	if err != nil {
+		return 0, err
+	}
+	return int64(newHeader(s, "").payloadOffset) * SectorSize, nil
+}
+
 // writeNew writes the header of a new volume. What was there before is no
 // volume any more before its key material is overwritten.
 func (v *access) writeNew(ctx context.Context, filled *filledSlot) error {
