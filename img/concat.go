@@ -12,6 +12,8 @@ import (
 
 // concat is the driver of a node that shows several images one after the other,
 // for a conversion of them all into one. It is only read.
+//
+//blockd:io
 type concat struct {
 	node *blockgraph.Node
 	ends []int64 // of the images, in bytes from the start of the first
@@ -63,6 +65,7 @@ func (s *session) openPrivate(typ *blockgraph.DriverType, readOnly *bool) (*bloc
 	return n, err
 }
 
+//blockd:io
 func childName(i int) string { return fmt.Sprintf("source.%d", i) }
 
 // at returns the image that has byte off, where in it that is, and how many bytes

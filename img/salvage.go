@@ -11,6 +11,8 @@ import (
 
 // salvage is the driver of a filter over a conversion's source that shows zeroes
 // where the source cannot be read (the field: --salvage).
+//
+//blockd:io
 type salvage struct {
 	pass.Through
 	s *session

@@ -11,6 +11,8 @@ import (
 
 // sparse is the driver of a filter over a conversion's target that decides what
 // of the data need not be written, since it is zeroes (the field: -S).
+//
+//blockd:io
 type sparse struct {
 	pass.Through
 	// least is how many bytes of zeroes in a row are not written as data; 0:
