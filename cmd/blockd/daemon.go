@@ -12,6 +12,7 @@ import (
 	"blockd/blockgraph"
 	"blockd/chardev"
 	"blockd/daemon"
+	"blockd/jobs/copy"
 	"blockd/jobs/scratch"
 	"blockd/objects"
 	"blockd/qapi"
@@ -57,6 +58,7 @@ func daemonMain(args []string) int {
 			return daemonizeParent()
 		}
 	}
+	copy.KeepProcessorFree()
 	room, err := scratchRoom(opts)
 	if err != nil {
 		complain(err.Error())

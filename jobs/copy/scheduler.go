@@ -15,12 +15,35 @@ import (
 // that hang.
 const DefaultShare = 128 << 20
 
-// lendAfter is how long a step may take before its turn goes to another: it
-// waits for I/O then, not for a core.
-const lendAfter = 2 * time.Millisecond
+const (
+	// lendAfter is how long a step may take before its turn goes to another: it
+	// waits for I/O then, not for a core.
+	lendAfter = 2 * time.Millisecond
+	// lendFull is the same while the cores are full: a step that takes long may
+	// wait for one of them then.
+	lendFull = 25 * lendAfter
+)
 
-// Process is the scheduler of the whole process: 2 x GOMAXPROCS turns.
-var Process = NewScheduler(clock.Real(), 2*runtime.GOMAXPROCS(0), DefaultShare)
+// cores is how many processors Go had at the start: those of the machine, what
+// a cgroup leaves of them, or what the user said by GOMAXPROCS.
+var cores = runtime.GOMAXPROCS(0)
+
+// Process is the scheduler of the whole process: a turn for each core.
+var Process = func() *Scheduler {
+	s := NewScheduler(clock.Real(), cores, DefaultShare)
+	s.spent = clock.ProcessTime
+	return s
+}()
+
+// KeepProcessorFree gives Go one processor more than Process has turns. The
+// control loop and guests' connections then find a free one whenever they have
+// something to do, and the kernel, which knows who slept, runs it at once beside the
+// copying threads. Without it Go would look for new requests of a socket only
+// when a step ends with no other to run, or every 10 ms: a thousand jobs that
+// keep all cores busy delayed a query by 10 to 100 ms, and now by no more than two do
+// (docs/performance.md). For the start of the daemon; to call it again changes
+// nothing.
+func KeepProcessorFree() { runtime.GOMAXPROCS(cores + 1) }
 
 // Scheduler gives turns to the steps of all jobs. At most a fixed number of
 // steps is runnable at once. Jobs that want a turn wait in one queue, each
@@ -28,10 +51,16 @@ var Process = NewScheduler(clock.Real(), 2*runtime.GOMAXPROCS(0), DefaultShare)
 // waits for I/O no longer counts as runnable: after lendAfter its turn goes to
 // the next in the queue. So a job over a source with long latency has as many
 // steps in flight as its window holds, and a stuck target stops nobody else.
+// While the process keeps its cores full a step takes long because it wants a
+// core itself, and more steps would only make all of them wait; then turns are
+// lent after lendFull.
 type Scheduler struct {
 	clock clock.Clock
 	turns int
 	share int64
+	// spent tells the time of processors that was used; nil: the cores are
+	// never full.
+	spent func() time.Duration
 
 	mu      sync.Mutex
 	running []*turn // granted and not lent
@@ -39,6 +68,10 @@ type Scheduler struct {
 	// +checklocks:mu
 	queue  []*turn     // in order of arrival
 	lender clock.Timer // +checklocks:mu
+	// since and spentBy are the time and the time of processors when the lender
+	// was armed.
+	since   time.Time     // +checklocks:mu
+	spentBy time.Duration // +checklocks:mu
 }
 
 // member is a job as the scheduler knows it.
@@ -114,16 +147,21 @@ func (s *Scheduler) serve(now time.Time) {
 		t.ready <- struct{}{}
 		return true
 	})
-	s.lendLater()
+	s.lendLater(now)
 }
 
 // lendLater arms the lender while somebody waits. mu is held.
 //
 // +checklocks:s.mu
-func (s *Scheduler) lendLater() {
-	if len(s.queue) > 0 && s.lender == nil && len(s.running) > 0 {
-		s.lender = s.clock.AfterFunc(lendAfter, s.lend)
+func (s *Scheduler) lendLater(now time.Time) {
+	if len(s.queue) == 0 || s.lender != nil || len(s.running) == 0 {
+		return
 	}
+	s.since = now
+	if s.spent != nil {
+		s.spentBy = s.spent()
+	}
+	s.lender = s.clock.AfterFunc(lendAfter, s.lend)
 }
 
 // lend gives the turns of steps that wait for I/O to others.
@@ -132,12 +170,29 @@ func (s *Scheduler) lend() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lender = nil
+	after := lendAfter
+	if s.full(now) {
+		after = lendFull
+	}
 	s.running = slices.DeleteFunc(s.running, func(t *turn) bool {
-		t.lent = now.Sub(t.since) >= lendAfter
+		t.lent = now.Sub(t.since) >= after
 		return t.lent
 	})
 	s.serve(now)
-	s.lendLater()
+	s.lendLater(now)
+}
+
+// full tells whether the process has kept its cores busy since the lender was
+// armed: with three quarters of them in use what is missing may be the gaps
+// between steps, or go to other programs. mu is held.
+//
+// +checklocks:s.mu
+func (s *Scheduler) full(now time.Time) bool {
+	if s.spent == nil {
+		return false
+	}
+	wall := now.Sub(s.since) * time.Duration(s.turns)
+	return s.spent()-s.spentBy >= wall/4*3
 }
 
 // cut gives back all but n of a turn's bytes.

@@ -2,6 +2,7 @@ package copy
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -42,6 +43,74 @@ func TestTurnsAreBounded(t *testing.T) {
 			t.Errorf("%d steps at once", most)
 		}
 	})
+}
+
+// stepsAtOnce runs jobs whose steps take took each, on a scheduler of 3 turns
+// in a process that uses busy cores all the time, and returns how many steps
+// were in flight at once.
+func stepsAtOnce(t *testing.T, busy int, took time.Duration) (most int) {
+	s := NewScheduler(clock.Real(), 3, DefaultShare)
+	began := time.Now()
+	s.spent = func() time.Duration { return time.Duration(busy) * time.Since(began) }
+	var mu sync.Mutex
+	var now int
+	var wg sync.WaitGroup
+	for range 20 {
+		o := options()
+		o.Scheduler = s
+		w := &fakeWork{unit: 65536, length: 4 << 20, do: func(context.Context, Piece, []byte) error {
+			mu.Lock()
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			time.Sleep(took)
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return nil
+		}}
+		wg.Go(func() {
+			if err := NewJob(w, o).Run(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	return most
+}
+
+func TestTurnsAreLentWhileACoreIsFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if most := stepsAtOnce(t, 2, 5*lendAfter); most <= 3 {
+			t.Errorf("%d steps at once", most)
+		}
+	})
+}
+
+func TestTurnsAreKeptWhileTheCoresAreFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if most := stepsAtOnce(t, 3, lendFull-lendAfter); most != 3 {
+			t.Errorf("%d steps at once", most)
+		}
+	})
+}
+
+func TestStuckTurnsAreLentThoughTheCoresAreFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if most := stepsAtOnce(t, 3, 3*lendFull); most <= 3 {
+			t.Errorf("%d steps at once", most)
+		}
+	})
+}
+
+func TestAProcessorIsKeptFree(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for range 2 {
+		KeepProcessorFree()
+		if n := runtime.GOMAXPROCS(0); n != Process.turns+1 {
+			t.Errorf("%d processors for %d turns", n, Process.turns)
+		}
+	}
 }
 
 func TestTurnsGoRoundOverJobs(t *testing.T) {
