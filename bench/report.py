@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from .figures import FAILED, MEASURED, NOT_YET, SKIPPED
-from .row import MEBIBYTES, MICROSECONDS, SECONDS
+from .row import MEBIBYTES, MICROSECONDS, SECONDS, TIMES
 
 BEGIN = "<!-- bench: generated from here; notes belong outside of these marks -->"
 END = "<!-- bench: generated up to here -->"
@@ -31,6 +31,8 @@ def value(number: float, unit: str) -> str:
         return f"{number:.3g} us" if number < 1000 else value(number / 1e6, SECONDS)
     if unit == MEBIBYTES:
         return f"{number:.1f} MiB"
+    if unit == TIMES:
+        return f"{number:.2f}"
     raise ValueError(f"unknown unit {unit}")
 
 

@@ -12,6 +12,7 @@ from .trial import Sample, Trial
 SECONDS = "s"
 MICROSECONDS = "us"
 MEBIBYTES = "MiB"
+TIMES = "times"
 
 
 class Row:

@@ -21,8 +21,8 @@ PIECE = MiB
 _IN_TOP = 32
 _ABOVE_BASE = 4
 
-# All pristine images and models together take 4 times the size, and a run's own at most 1.5 times.
-ROOM_PER_BYTE = 6
+# All pristine images and models together take 5 times the size, and a run's own at most 1.5 times.
+ROOM_PER_BYTE = 7
 
 
 class Store:
@@ -74,6 +74,10 @@ class Store:
         raw = self._once("solid.raw", lambda path: _write_random(path, self.size // 4, PIECE, lambda _: True))
         return self._once("solid.qcow2", lambda path: self._convert(raw, path))
 
+    def full_qcow2(self) -> str:
+        """The whole size of data without holes."""
+        return self._once("full.qcow2", self._write_full)
+
     def sparse_qcow2(self) -> str:
         """1 TiB with 4 KiB of data in every GiB."""
         return self._once("sparse.qcow2", self._write_sparse)
@@ -109,6 +113,12 @@ class Store:
             for _ in range(max(1, self.size // 4 // PIECE)):
                 text = b" ".join(source.choices(words, k=PIECE // 49 + 1))
                 file.write(text[:PIECE])
+
+    def _write_full(self, path: str) -> None:
+        raw = str(self.directory / "part.raw")
+        _write_random(raw, self.size, PIECE, lambda _: True)
+        self._convert(raw, path)
+        Path(raw).unlink()
 
     def _write_sparse(self, path: str) -> None:
         images.create(path, 1024 * GiB, QCOW2)

@@ -46,6 +46,30 @@ class Wire:
         check_replies(answer)
         return times
 
+    def spaced(self, request: bytes, count: int, gap: float, until: float) -> list[float]:
+        """
+        `round_trips` with `gap` seconds before each, on a connection that may carry events as well; none
+        begins after `until` on the monotonic clock, but for the first.
+        """
+        connection, clock = self._socket, time.perf_counter
+        times = []
+        for _ in range(count):
+            if times and time.monotonic() > until:
+                break
+            time.sleep(gap)
+            start = clock()
+            connection.sendall(request)
+            answer = b""
+            while b'"return"' not in answer or not answer.endswith(b"\n"):
+                if b'{"error"' in answer:
+                    raise AssertionError(f"not a success: {answer!r}")
+                data = connection.recv(1 << 16)
+                if not data:
+                    raise ConnectionError("the daemon hung up")
+                answer += data
+            times.append(clock() - start)
+        return times
+
     def pipeline(self, requests: Sequence[bytes]) -> tuple[float, list[Any]]:
         """Send all at once and wait for as many lines; the seconds that took, and the values."""
         writer = threading.Thread(target=self._socket.sendall, args=(b"".join(requests),))
