@@ -9,6 +9,8 @@ import (
 // ProcessTime returns how much time of processors this process has used, all
 // threads together: in a second of wall time at most as many seconds as there
 // are processors.
+//
+//blockd:io
 func ProcessTime() time.Duration {
 	var ts unix.Timespec
 	// It cannot fail: the clock is a constant and the memory ours.
