@@ -39,13 +39,13 @@ class View(QMPTestCase):
         self.assertEqual((graph["roots"], graph["edges"]), ([], []))
 
     def test_jobs_block_and_freeze(self) -> None:
-        base = self.create_image("base.qcow2", MiB)
-        top = self.create_image("top.qcow2", MiB)
+        base = self.filled_image("base.qcow2", self.random_bytes(4 * MiB))
+        top = self.create_image("top.qcow2", 4 * MiB)
         self.launch()
         self.add_node("base", base)
         self.add_node("top", top, backing="base")
         self.assertFalse(self.edge("x-query-graph", parent_node="top", name="backing")["frozen"])
-        self.qmp.cmd("block-stream", job_id="j", device="top", speed=1)
+        self.qmp.cmd("block-stream", job_id="j", device="top", speed=64 * KiB)
         self.assertTrue(self.edge("x-query-graph", parent_node="top", name="backing")["frozen"])
         (blocker,) = self.node("top")["blockers"]
         self.assertEqual(blocker["reason"], "block device is in use by block job: stream")
