@@ -7,6 +7,7 @@ import (
 	"blockd/metrics"
 	"blockd/qapi"
 	"blockd/web"
+	"blockd/web/console"
 )
 
 // openWeb is --web: it opens the address, at which clients are answered from
@@ -32,6 +33,7 @@ func (d *Daemon) openWeb(ctx context.Context, value string) error {
 		})),
 		QMP:    d.QMP.ServeConn,
 		Access: d.access, TLS: d.Objects.TLSServer, Authorised: d.Objects.Authorised,
+		Page: console.Handler(),
 	})
 	if err != nil {
 		return err

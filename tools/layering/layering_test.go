@@ -52,6 +52,8 @@ var rules = []rule{
 	{of: "metrics", never: []string{"qmp", "monitor", "formats", "protocols", "filters", "chardev"}, why: "it reads what others count"},
 	{of: "/...", never: []string{"metrics"}, why: "nothing knows that it is watched"},
 	{of: "web", only: []string{"chardev", "clock", "qapi", "sockets", "tlscreds"}, why: "what is served is handed in"},
+	{of: "web/console", only: []string{"docs"}, why: "the page is a client like any other"},
+	{of: "docs", only: []string{}, why: "it is text"},
 	{of: "/...", never: []string{"web"}, why: "only the daemon ties it to the rest"},
 	{of: "cli", only: []string{"cli/picture", "clock", "qapi", "qmpclient"}, why: "a subcommand is a client like any other"},
 	{of: "cli/picture", only: []string{}, why: "a drawing knows no blocks"},

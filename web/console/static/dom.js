@@ -1,0 +1,89 @@
+// Making elements. Text is always text, never markup: the page's policy
+// (Trusted Types) has no way to parse any.
+
+const svgSpace = "http://www.w3.org/2000/svg";
+
+/** @param {Element} e @param {Record<string, any>} attributes */
+function dress(e, attributes) {
+  for (const [k, v] of Object.entries(attributes)) {
+    if (v === undefined || v === null || v === false) continue;
+    if (k.startsWith("on")) e.addEventListener(k.slice(2), v);
+    else if (k === "text") e.textContent = v;
+    else e.setAttribute(k, v === true ? "" : String(v));
+  }
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes]
+ * @param {...(Node | string | null | undefined)} children
+ * @returns {any}
+ */
+export function h(tag, attributes = {}, ...children) {
+  const e = document.createElement(tag);
+  dress(e, attributes);
+  for (const c of children) if (c !== null && c !== undefined) e.append(c);
+  return e;
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes]
+ * @param {...Node} children
+ * @returns {any}
+ */
+export function svg(tag, attributes = {}, ...children) {
+  const e = document.createElementNS(svgSpace, tag);
+  dress(e, attributes);
+  e.append(...children);
+  return e;
+}
+
+/** Sets an attribute only where it differs: writing costs a new style. @param {Element} e @param {string} name @param {string} value */
+export function set(e, name, value) {
+  if (e.getAttribute(name) !== value) e.setAttribute(name, value);
+}
+
+/** @param {Element} e @param {string} value */
+export function setText(e, value) {
+  if (e.textContent !== value) e.textContent = value;
+}
+
+/**
+ * Brings the children of an element to a list, keeping those that are there.
+ * @template T
+ * @param {Element} parent
+ * @param {T[]} items
+ * @param {(item: T) => string} key
+ * @param {(item: T) => Element} make
+ * @param {(e: any, item: T) => void} update
+ */
+export function sync(parent, items, key, make, update) {
+  /** @type {Map<string, Element>} */
+  const have = new Map();
+  for (const e of [...parent.children]) have.set(/** @type {any} */ (e).syncKey, e);
+  let place = parent.firstElementChild;
+  for (const item of items) {
+    const k = key(item);
+    let e = have.get(k);
+    if (e) have.delete(k);
+    else {
+      e = make(item);
+      /** @type {any} */ (e).syncKey = k;
+    }
+    update(e, item);
+    if (e === place) place = place.nextElementSibling;
+    else parent.insertBefore(e, place);
+  }
+  for (const e of have.values()) e.remove();
+}
+
+/** Gives a text to the browser as a file. @param {string} name @param {string} type @param {string} text */
+export function download(name, type, text) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  const a = h("a", { href: url, download: name });
+  document.body.append(a);
+  a.click();
+  a.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
