@@ -19,6 +19,7 @@ type layout struct {
 	cs   int64
 	h    *header
 	role map[int64]string // by cluster
+	keys int64            // where the LUKS header is
 }
 
 // layoutOf reads an image; one that has no header yet has no roles.
@@ -83,6 +84,7 @@ func layoutOf(t testing.TB, b []byte) *layout {
 			p = p[(24+nameLen+7)&^7:]
 		}
 	}
+	l.nameKeys(b, ext.crypto)
 	return l
 }
 
@@ -142,7 +144,25 @@ func describeWrites(t testing.TB, before []byte, log []graphtest.CrashOp, after 
 		w.b = op.Apply(w.b, func(int64) bool { return true })
 	}
 	end()
-	return strings.Join(out, "\n") + "\n"
+	return strings.Join(repeated(out), "\n") + "\n"
+}
+
+// repeated says once what is done several times: a write and a flush.
+func repeated(lines []string) (list []string) {
+	for i := 0; i < len(lines); {
+		n := 1
+		for lines[i] != "flush" && i+2*n+1 < len(lines) && slices.Equal(lines[i:i+2], lines[i+2*n:i+2*n+2]) {
+			n++
+		}
+		if n == 1 {
+			list = append(list, lines[i])
+			i++
+			continue
+		}
+		list = append(list, fmt.Sprintf("%s, %s: %d times", lines[i], lines[i+1], n))
+		i += 2 * n
+	}
+	return list
 }
 
 // announcesWrite matches the fault points that a write follows.
@@ -198,6 +218,8 @@ func (w *writeNames) changes(op *graphtest.CrashOp) string {
 	switch {
 	case role == "header":
 		return w.headerChanges(op)
+	case role == "LUKS header":
+		list = w.keyChanges(op)
 	case strings.HasPrefix(role, "refcount block"):
 		return w.countChanges(op)
 	case strings.HasPrefix(role, "L2 table"):

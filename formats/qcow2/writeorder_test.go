@@ -175,7 +175,7 @@ var writeOrders = []writeOrder{
 
 func TestOrderOfWrites(t *testing.T) {
 	have := map[string]bool{}
-	writeOrders := slices.Concat(writeOrders, snapshotOrders)
+	writeOrders := slices.Concat(writeOrders, snapshotOrders, amendOrders)
 	for i := range writeOrders {
 		o := &writeOrders[i]
 		have[o.name+".txt"] = true
