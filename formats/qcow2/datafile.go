@@ -2,8 +2,6 @@ package qcow2
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -15,9 +13,8 @@ import (
 // are not counted, always written in place, and never compressed. Flushing an
 // image flushes the data file first.
 //
-// A cluster that was unmapped may be mapped again at once, to the same place.
-// So its space is given up (discarded) only if that has not happened meanwhile,
-// and with the cluster claimed.
+// A cluster that was unmapped may be mapped again at once, to the same place:
+// keptspace.go has how its space is given up.
 //
 // A raw data file (data-file-raw) holds what the guest sees, metadata or not.
 // All of its clusters are mapped from the beginning, and zero writes and
@@ -106,89 +103,6 @@ func (d *Driver) discardRaw(ctx context.Context, off, n int64) error {
 		return blockgraph.ErrNotSupported
 	}
 	return d.zeroRaw(ctx, off, n, blockgraph.MayUnmap)
-}
-
-// freeData notes that clusters of the data file are mapped no more. Driver.mu
-// is held.
-//
-// +checklocks:d.mu
-func (d *Driver) freeData(first, n int64, why discardKind) {
-	if d.h.raw || !d.options().discards[why] {
-		return
-	}
-	d.frees.count += n
-	d.frees.external += n
-	d.frees.add(extent{first: first, n: n, kind: why, external: true})
-}
-
-// retake notes that clusters of the data file get mapped, so that they are not
-// discarded. Driver.mu is held.
-//
-// +checklocks:d.mu
-func (d *Driver) retake(first, n int64) {
-	f := &d.frees
-	if f.external == 0 {
-		return
-	}
-	if f.retaken == nil {
-		f.retaken = map[int64]struct{}{}
-	}
-	for c := first; c < first+n; c++ {
-		f.retaken[c] = struct{}{}
-	}
-}
-
-// dropExternal discards the clusters of x that are still not mapped. Their
-// unmapping is durable, and nobody uses the old mapping any more.
-func (d *Driver) dropExternal(ctx context.Context, x *extent) {
-	for x.n > 0 {
-		first, run, c := d.claimDropped(x)
-		if c == nil {
-			continue
-		}
-		cb := d.h.clusterBits
-		f := d.dataFile()
-		end := min((first+run)<<cb, f.Size())
-		if first<<cb < end {
-			if err := f.Discard(ctx, first<<cb, end-first<<cb); err != nil && !errors.Is(err, blockgraph.ErrNotSupported) {
-				slog.Debug("qcow2: a freed cluster keeps its space", "error", err)
-			}
-		}
-		d.mu.Lock()
-		d.unclaim(c)
-		d.mu.Unlock()
-	}
-}
-
-// claimDropped takes clusters from the front of x and claims those that are to
-// be discarded; a nil claim: none of them.
-func (d *Driver) claimDropped(x *extent) (first, n int64, c *claim) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	f := &d.frees
-	first = x.first
-	want := d.stillDropped(first)
-	for n = 1; n < x.n && d.stillDropped(first+n) == want; n++ {
-	}
-	x.first += n
-	x.n -= n
-	f.count -= n
-	if f.external -= n; f.external == 0 {
-		f.retaken = nil
-	}
-	if want {
-		c = d.claim(first, first+n)
-	}
-	return first, n, c
-}
-
-// stillDropped tells whether a cluster that was unmapped has not come back.
-// Driver.mu is held.
-//
-// +checklocks:d.mu
-func (d *Driver) stillDropped(cluster int64) bool {
-	_, again := d.frees.retaken[cluster]
-	return !again && d.claimed(cluster, cluster+1) == nil
 }
 
 // resizeData gives the data file the length of the disk. A file that is longer

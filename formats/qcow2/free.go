@@ -34,7 +34,10 @@ const (
 type extent struct {
 	first, n int64
 	kind     discardKind
-	external bool // clusters of the external data file, see datafile.go
+	// kept: these are guest clusters that keep their places, from cluster host on,
+	// and lose no reference but what they hold: see keptspace.go.
+	kept bool
+	host int64
 }
 
 type freeLists struct {
@@ -44,10 +47,10 @@ type freeLists struct {
 	dropping []extent // what the one who is busy has in hand
 	count    int64    // clusters in all lists
 	busy     bool     // somebody is dropping counts
-	// external is how many of them are clusters of the data file; retaken are
-	// those that have been mapped again since.
-	external int64
-	retaken  map[int64]struct{}
+	// kept is how many of them keep their places; retaken are those whose places
+	// may hold something again since.
+	kept    int64
+	retaken map[int64]struct{}
 }
 
 // maxPendingFrees is how many clusters may wait for a write-back before one is
@@ -69,7 +72,7 @@ func (d *Driver) free(first, n int64, kind discardKind) {
 func (f *freeLists) add(x extent) {
 	if k := len(f.unmapped); k > 0 {
 		last := &f.unmapped[k-1]
-		if last.kind == x.kind && last.external == x.external && last.first+last.n == x.first {
+		if last.kind == x.kind && last.kept == x.kept && last.first+last.n == x.first && (!x.kept || last.host+last.n == x.host) {
 			last.n += x.n
 			return
 		}
@@ -117,8 +120,8 @@ func (d *Driver) reclaim(ctx context.Context) error {
 func (d *Driver) dropExtents(ctx context.Context, list []extent) ([]extent, error) {
 	for len(list) > 0 {
 		x := &list[0]
-		if x.external {
-			d.dropExternal(ctx, x)
+		if x.kept {
+			d.dropKept(ctx, x)
 			list = list[1:]
 			continue
 		}

@@ -126,7 +126,7 @@ func (c *inspection) besides(f func(first, n int64)) {
 	}
 	pending := func(list []extent) {
 		for _, x := range list {
-			if !x.external {
+			if !x.kept {
 				f(x.first, x.n)
 			}
 		}

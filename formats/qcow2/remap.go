@@ -8,10 +8,18 @@ import (
 
 // Changes of mappings that write no data: zero writes, discards, truncation.
 
+// unmapping is why places are given up.
+type unmapping struct {
+	kind discardKind
+	// kept: the space of clusters that keep their places and hold nothing any more
+	// is given up, too.
+	kept bool
+}
+
 // remap replaces the entries of guest clusters [from, to) by what next says;
 // next may be called several times for an entry. Places that are given up are
 // freed for the reason why. An error of next ends it; what is done stays.
-func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, next func(entry l2Entry) (l2Entry, error)) error {
+func (d *Driver) remap(ctx context.Context, from, to int64, why unmapping, next func(entry l2Entry) (l2Entry, error)) error {
 	for from < to {
 		d.mu.Lock()
 		end, wait, err := d.tryRemap(from, to, why, next)
@@ -40,7 +48,7 @@ func (d *Driver) remap(ctx context.Context, from, to int64, why discardKind, nex
 // ended. Driver.mu is held.
 //
 // +checklocks:d.mu
-func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry l2Entry) (l2Entry, error)) (end int64, wait *claim, err error) {
+func (d *Driver) tryRemap(from, to int64, why unmapping, next func(entry l2Entry) (l2Entry, error)) (end int64, wait *claim, err error) {
 	p := d.position(from << d.h.clusterBits)
 	t := d.l1.Load()
 	if p.table >= int64(len(t.entries)) {
@@ -99,8 +107,11 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry l2Ent
 			continue
 		}
 		d.setEntry(s, i, n)
-		if e.word&flagCompressed != 0 || d.h.hasPlace(e) && !(d.h.hasPlace(n) && n.word&l2OffsetMask == e.word&l2OffsetMask) {
-			d.freeEntry(e, why)
+		switch stays := d.h.hasPlace(e) && d.h.hasPlace(n) && n.word&l2OffsetMask == e.word&l2OffsetMask; {
+		case !stays && (e.word&flagCompressed != 0 || d.h.hasPlace(e)):
+			d.freeEntry(e, why.kind)
+		case stays && why.kept && d.h.holdsNothing(n) && d.h.owns(n):
+			d.dropSpace(from+i-p.entry, int64(n.word&l2OffsetMask)>>d.h.clusterBits, 1, why.kind)
 		}
 	}
 	return end, nil, nil
@@ -108,7 +119,7 @@ func (d *Driver) tryRemap(from, to int64, why discardKind, next func(entry l2Ent
 
 // remapBytes is remap for guest bytes [from, to). next also gets the bytes of
 // the cluster that are meant, as a mask of its subclusters.
-func (d *Driver) remapBytes(ctx context.Context, from, to int64, why discardKind, next func(e l2Entry, mask uint64) (l2Entry, error)) error {
+func (d *Driver) remapBytes(ctx context.Context, from, to int64, why unmapping, next func(e l2Entry, mask uint64) (l2Entry, error)) error {
 	h := d.h
 	for from < to {
 		// One cluster in part, or whole ones.
@@ -148,14 +159,16 @@ func (d *Driver) WriteZeroes(ctx context.Context, off, n int64, flags blockgraph
 	if end == size {
 		to = d.h.clusters(end) << d.h.clusterBits
 	}
-	if d.options().discardNoUnref {
+	why := unmapping{kind: discardRequest}
+	if d.options().discardNoUnref && flags&blockgraph.MayUnmap != 0 {
 		flags &^= blockgraph.MayUnmap // clusters keep their places
+		why.kept = true
 	}
 	flagged := l2Entry{word: flagZero}
 	if d.h.version < 3 {
 		flagged = l2Entry{}
 	}
-	return d.remapBytes(ctx, from, to, discardRequest, func(e l2Entry, mask uint64) (l2Entry, error) {
+	return d.remapBytes(ctx, from, to, why, func(e l2Entry, mask uint64) (l2Entry, error) {
 		if d.h.extended {
 			return d.h.zeroExtended(e, mask, flags, !aligned)
 		}
@@ -211,7 +224,7 @@ func (d *Driver) Discard(ctx context.Context, off, n int64) error {
 		end = d.h.clusters(end) << d.h.clusterBits
 	}
 	keep := d.options().discardNoUnref
-	return d.remapBytes(ctx, off, end, discardRequest, func(e l2Entry, mask uint64) (l2Entry, error) {
+	return d.remapBytes(ctx, off, end, unmapping{discardRequest, keep}, func(e l2Entry, mask uint64) (l2Entry, error) {
 		if d.h.extended {
 			return d.h.discardExtended(e, mask, keep, backed), nil
 		}

@@ -182,7 +182,7 @@ func (d *Driver) clearBeyond(ctx context.Context, old, size int64, zeroed bool) 
 			clear.word = flagZero
 		}
 	}
-	return d.remap(ctx, d.h.clusters(edge), d.h.clusters(size), discardAlways, func(l2Entry) (l2Entry, error) {
+	return d.remap(ctx, d.h.clusters(edge), d.h.clusters(size), unmapping{kind: discardAlways}, func(l2Entry) (l2Entry, error) {
 		return clear, nil
 	})
 }
@@ -208,7 +208,7 @@ func (d *Driver) shrink(ctx context.Context, size, old int64, exact bool) error 
 	if err := d.setSize(ctx, size); err != nil {
 		return err
 	}
-	err := d.remap(ctx, d.h.clusters(size), d.h.clusters(old), discardAlways, func(l2Entry) (l2Entry, error) { return l2Entry{}, nil })
+	err := d.remap(ctx, d.h.clusters(size), d.h.clusters(old), unmapping{kind: discardAlways}, func(l2Entry) (l2Entry, error) { return l2Entry{}, nil })
 	if err == nil {
 		d.file().DebugEvent("l1_shrink_write_table")
 		d.file().DebugEvent("l1_shrink_free_l2_clusters")

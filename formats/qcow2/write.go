@@ -177,6 +177,7 @@ func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocatio
 		if err := d.checkGuestOverlap(a.host<<cb, a.n<<cb); err != nil {
 			return nil, 0, nil, err
 		}
+		d.retake(first, a.n)
 	default:
 		for a.n = 1; first+a.n < end && d.needsPlace(s.load(p.entry+a.n), onlyUnallocated); a.n++ {
 		}
@@ -250,8 +251,8 @@ func (h *header) continues(e l2Entry, host int64) bool {
 //
 // +checklocks:d.mu
 func (d *Driver) allocateGuest(first, n int64) (host, got int64, fresh bool, err error) {
+	d.retake(first, n)
 	if d.h.external {
-		d.retake(first, n)
 		return first, n, false, nil
 	}
 	untouched := d.refs.untouched
@@ -301,7 +302,8 @@ func (d *Driver) pressed() bool {
 func (d *Driver) freeEntry(entry l2Entry, why discardKind) {
 	switch {
 	case d.h.hasPlace(entry) && d.h.external:
-		d.freeData(int64(entry.word&l2OffsetMask)>>d.h.clusterBits, 1, why)
+		cluster := int64(entry.word&l2OffsetMask) >> d.h.clusterBits
+		d.dropSpace(cluster, cluster, 1, why)
 	case d.h.hasPlace(entry):
 		host := int64(entry.word & l2OffsetMask)
 		if host&(d.h.clusterSize-1) == 0 {
