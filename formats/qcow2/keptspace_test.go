@@ -126,3 +126,37 @@ func TestDiscardNoUnrefWithoutPassing(t *testing.T) {
 		t.Errorf("clusters %v were discarded", got)
 	}
 }
+
+// TestDiscardNoUnrefForgetsWhatCameBack: a cluster that was written again and
+// discarded again is discarded in the file when the second time is durable.
+func TestDiscardNoUnrefForgetsWhatCameBack(t *testing.T) {
+	const cs = 64 << 10
+	f := newImage(t, 1<<20)
+	d := noUnref(t, f)
+	put(t, d, 0, fill(1, cs))
+	flush(t, d)
+	reader := d.epochs.pin() // so that the first discard has to wait
+	drop := func() {
+		if err := d.Discard(ctxb, 0, cs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drop()
+	flush(t, d)
+	put(t, d, 0, fill(2, cs))
+	flush(t, d)
+	drop()
+	reader.unpin()
+	if got := punched(f, cs, func() {
+		if err := d.reclaim(ctxb); err != nil {
+			t.Fatal(err)
+		}
+	}); len(got) > 0 {
+		t.Errorf("clusters %v were discarded, and the disk still refers to them", got)
+	}
+	if got := punched(f, cs, func() { flush(t, d); flush(t, d) }); len(got) != 1 {
+		t.Errorf("clusters %v were discarded in the end", got)
+	}
+	closeImage(t, d)
+	mustCheck(t, f, true)
+}
