@@ -38,6 +38,7 @@ type extent struct {
 	// and lose no reference but what they hold: see keptspace.go.
 	kept bool
 	host int64
+	turn int64
 }
 
 type freeLists struct {
@@ -47,10 +48,11 @@ type freeLists struct {
 	dropping []extent // what the one who is busy has in hand
 	count    int64    // clusters in all lists
 	busy     bool     // somebody is dropping counts
-	// kept is how many of them keep their places; retaken are those whose places
-	// may hold something again since.
+	// kept is how many of them keep their places; retaken says in which turn places
+	// came to hold something again, which no extent of an earlier turn discards.
 	kept    int64
-	retaken map[int64]struct{}
+	turn    int64
+	retaken map[int64]int64
 }
 
 // maxPendingFrees is how many clusters may wait for a write-back before one is
@@ -72,7 +74,7 @@ func (d *Driver) free(first, n int64, kind discardKind) {
 func (f *freeLists) add(x extent) {
 	if k := len(f.unmapped); k > 0 {
 		last := &f.unmapped[k-1]
-		if last.kind == x.kind && last.kept == x.kept && last.first+last.n == x.first && (!x.kept || last.host+last.n == x.host) {
+		if last.kind == x.kind && last.kept == x.kept && last.turn == x.turn && last.first+last.n == x.first && (!x.kept || last.host+last.n == x.host) {
 			last.n += x.n
 			return
 		}

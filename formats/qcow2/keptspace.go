@@ -27,7 +27,7 @@ func (d *Driver) dropSpace(first, host, n int64, why discardKind) {
 	}
 	d.frees.count += n
 	d.frees.kept += n
-	d.frees.add(extent{first: first, n: n, kind: why, kept: true, host: host})
+	d.frees.add(extent{first: first, n: n, kind: why, kept: true, host: host, turn: d.frees.turn})
 }
 
 // retake notes that the places of guest clusters may hold something again, so
@@ -40,10 +40,11 @@ func (d *Driver) retake(first, n int64) {
 		return
 	}
 	if f.retaken == nil {
-		f.retaken = map[int64]struct{}{}
+		f.retaken = map[int64]int64{}
 	}
+	f.turn++
 	for c := first; c < first+n; c++ {
-		f.retaken[c] = struct{}{}
+		f.retaken[c] = f.turn
 	}
 }
 
@@ -100,12 +101,12 @@ func (d *Driver) claimDropped(x *extent) (n int64, c *claim, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	first := x.first
-	want, err := d.stillDropped(first, x.host)
+	want, err := d.stillDropped(x, 0)
 	if err != nil {
 		return 0, nil, err
 	}
 	for n = 1; n < x.n; n++ {
-		if w, err := d.stillDropped(first+n, x.host+n); err != nil || w != want {
+		if w, err := d.stillDropped(x, n); err != nil || w != want {
 			break // of an error the next call tells
 		}
 	}
@@ -116,12 +117,13 @@ func (d *Driver) claimDropped(x *extent) (n int64, c *claim, err error) {
 	return n, c, nil
 }
 
-// stillDropped tells whether a guest cluster that held nothing in its place has
-// not come back. Driver.mu is held.
+// stillDropped tells whether the ith guest cluster of x, which held nothing in its
+// place, has not come back. Driver.mu is held.
 //
 // +checklocks:d.mu
-func (d *Driver) stillDropped(cluster, host int64) (bool, error) {
-	if _, again := d.frees.retaken[cluster]; again || d.claimed(cluster, cluster+1) != nil {
+func (d *Driver) stillDropped(x *extent, i int64) (bool, error) {
+	cluster, host := x.first+i, x.host+i
+	if d.frees.retaken[cluster] > x.turn || d.claimed(cluster, cluster+1) != nil {
 		return false, nil
 	}
 	if d.h.external {

@@ -249,5 +249,5 @@ func (d *Driver) Empty(ctx context.Context) error {
 		return blockgraph.ErrNotSupported
 	}
 	end := d.h.clusters(d.size.Load())
-	return d.remap(ctx, 0, end, discardSnapshot, func(l2Entry) (l2Entry, error) { return l2Entry{}, nil })
+	return d.remap(ctx, 0, end, unmapping{kind: discardSnapshot}, func(l2Entry) (l2Entry, error) { return l2Entry{}, nil })
 }
