@@ -17,6 +17,7 @@ import (
 	"blockd/exports"
 	"blockd/jobs"
 	"blockd/jobs/scratch"
+	"blockd/logs"
 	"blockd/monitor"
 	"blockd/objects"
 	"blockd/qapi"
@@ -57,6 +58,9 @@ type Config struct {
 	LetGo func(ctx context.Context) error
 	// Virtual is the clock of throttle groups; nil: the real one.
 	Virtual clock.Clock
+	// Log is where the records of slog go, if the program has made it slog's
+	// default; nil: one that nothing goes to.
+	Log *logs.Log
 	// BitmapsOnClose is x-bitmaps=on-close for qcow2 nodes that have no x-bitmaps.
 	BitmapsOnClose bool
 }
@@ -98,6 +102,9 @@ func New(c Config) *Daemon {
 	real := clock.Real()
 	if c.Virtual == nil {
 		c.Virtual = real
+	}
+	if c.Log == nil {
+		c.Log = logs.New(1)
 	}
 	d := &Daemon{
 		version: c.Version.Package, access: c.Access,
@@ -148,7 +155,9 @@ func New(c Config) *Daemon {
 		Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: c.Scratch,
 		CreateFile: drivers.createFile, Formats: drivers.formats, Iothread: d.UseIothread,
 		Devices: devicesOf(c), Making: c.Making,
+		Log: c.Log,
 	})
+	d.Monitor.FollowLog(d.QMP.Hub())
 	qmp.RegisterCommands(d.Registry)
 	objects.RegisterCommands(d.Registry, d.Objects)
 	d.Monitor.Register(d.Registry)

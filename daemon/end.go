@@ -77,6 +77,7 @@ func (d *Daemon) Close() {
 	}
 	d.Chardevs.Close()
 	d.QMP.FdSets().Close()
+	d.Monitor.StopLog()
 	d.Loop.Stop()
 }
 

@@ -18,6 +18,7 @@ import (
 	"blockd/exports"
 	"blockd/jobs"
 	"blockd/jobs/scratch"
+	"blockd/logs"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -40,6 +41,8 @@ type Config struct {
 	Iothread func(id string) (release func(), ok bool)
 	// Devices are what query-block lists; nil: none.
 	Devices Devices
+	// Log is the daemon's.
+	Log *logs.Log
 }
 
 // Devices are what guests' disks are attached to, which an emulator has and a
@@ -59,6 +62,7 @@ type Monitor struct {
 	loop    *blockgraph.Loop
 	jobs    *jobs.Set
 	exports *exports.Registry
+	lines   *logs.Follower // of FollowLog
 }
 
 // New returns handlers over c.
@@ -77,6 +81,7 @@ func (m *Monitor) Register(r *qmp.Registry) {
 	m.registerQueries(r)
 	m.registerHistory(r)
 	m.registerGraphView(r)
+	m.registerLog(r)
 	m.registerCreate(r)
 	m.registerAmend(r)
 	m.registerSnapshots(r)

@@ -14,6 +14,10 @@ type Origin struct {
 	Option string
 	// Shutdown: the daemon ends.
 	Shutdown bool
+	// Request is the number that the daemon has given the command, 0 for none. No
+	// other command of its run has the same. It follows what the command causes:
+	// jobs, graph changes, log lines.
+	Request uint64
 }
 
 type originKey struct{}

@@ -3,6 +3,7 @@ package qmp
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"blockd/chardev"
@@ -41,6 +42,8 @@ type Server struct {
 	cfg    Config
 	hub    *Hub
 	fdsets *FdSets
+	// requests counts the commands that have begun; see qapi.Origin.
+	requests atomic.Uint64
 	ran    func(command string, took time.Duration, err error) // nil: nobody is told
 
 	life      context.Context // of the commands

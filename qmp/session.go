@@ -3,6 +3,7 @@ package qmp
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -211,16 +212,42 @@ func (s *Session) execute(q *request, files *[]*os.File) (any, error) {
 	if err := s.allows(q.command); err != nil {
 		return nil, err
 	}
-	ctx := qapi.WithOrigin(s.mon.srv.life, qapi.Origin{Command: q.command, ID: q.id, HasID: q.hasID})
+	srv := s.mon.srv
+	ctx := qapi.WithOrigin(srv.life, qapi.Origin{Command: q.command, ID: q.id, HasID: q.hasID, Request: srv.requests.Add(1)})
 	run := &Context{Context: ctx, s: s, files: files}
-	ran := s.mon.srv.ran
-	if ran == nil {
+	traced := slog.Default().Enabled(ctx, slog.LevelDebug)
+	if srv.ran == nil && !traced {
 		return c.run(run, q.args)
 	}
-	began := s.mon.srv.cfg.Clock.Now()
+	if traced {
+		slog.DebugContext(ctx, "qmp_command", "command", c.name, "id", idText(q))
+	}
+	began := srv.cfg.Clock.Now()
 	ret, err := c.run(run, q.args)
-	ran(c.name, clock.Since(s.mon.srv.cfg.Clock, began), err)
+	took := clock.Since(srv.cfg.Clock, began)
+	if srv.ran != nil {
+		srv.ran(c.name, took, err)
+	}
+	if traced {
+		class := ""
+		if err != nil {
+			class = string(qapi.AsError(err).Class)
+		}
+		slog.DebugContext(ctx, "qmp_done", "command", c.name, "seconds", took.Seconds(), "error", class)
+	}
 	return ret, err
+}
+
+// maxTracedID is the longest id of a client that the log shows, in bytes.
+const maxTracedID = 128
+
+// idText returns a request's id as JSON, or "".
+func idText(q *request) string {
+	if !q.hasID {
+		return ""
+	}
+	text := qapi.AppendJSON(nil, q.id)
+	return string(text[:min(len(text), maxTracedID)])
 }
 
 // negotiate is the command qmp_capabilities.

@@ -14,6 +14,7 @@ import (
 	"blockd/daemon"
 	"blockd/jobs/copy"
 	"blockd/jobs/scratch"
+	"blockd/logs"
 	"blockd/objects"
 	"blockd/qapi"
 	"blockd/sockets"
@@ -42,6 +43,11 @@ func daemonMain(args []string) int {
 			daemonize = true
 		case "pidfile":
 			pidPath, givenPid = o.value, true
+		case "trace":
+			if asksForEvents(o) {
+				fmt.Print(eventList())
+				return 0
+			}
 		case "graph-history":
 			if err := checkHistory(o); err != nil {
 				complain(err.Error())
@@ -59,6 +65,15 @@ func daemonMain(args []string) int {
 		}
 	}
 	copy.KeepProcessorFree()
+	log, err := openLog(opts)
+	if at := placeError(""); errors.As(err, &at) {
+		complainAt(err.Error())
+		return 1
+	} else if err != nil {
+		complain(err.Error())
+		return 1
+	}
+	defer log.close()
 	room, err := scratchRoom(opts)
 	if err != nil {
 		complain(err.Error())
@@ -74,13 +89,14 @@ func daemonMain(args []string) int {
 		complain(err.Error())
 		return 1
 	}
-	d := newDaemon(opts, room, daemonize, activated)
+	d := newDaemon(opts, room, log.Log, daemonize, activated)
 	err = setUp(life, d, opts)
 	var pid *pidFile
 	if err == nil && givenPid {
 		pid, err = writePidFile(pidPath)
 	}
 	if err == nil {
+		log.flush() // before stderr is cut off
 		err = child.tellReady()
 	}
 	if err != nil {
@@ -141,7 +157,7 @@ func activatedSockets(daemonized bool) (*sockets.Activated, error) {
 	return a, err
 }
 
-func newDaemon(opts []option, room *scratch.Pool, daemonize bool, activated *sockets.Activated) *daemon.Daemon {
+func newDaemon(opts []option, room *scratch.Pool, log *logs.Log, daemonize bool, activated *sockets.Activated) *daemon.Daemon {
 	return daemon.New(daemon.Config{
 		Version: qapi.VersionInfo{
 			QEMU:    qapi.VersionTriple{Major: compatMajor, Minor: compatMinor, Micro: compatMicro},
@@ -151,6 +167,7 @@ func newDaemon(opts []option, room *scratch.Pool, daemonize bool, activated *soc
 		AllowedPaths: allowedPaths(opts),
 		History:      historySteps(opts),
 		Scratch:      room,
+		Log:          log,
 		Daemonize:    daemonize,
 		Activated:    activated,
 	})

@@ -4,7 +4,8 @@ const usage = `Usage: %s [options]
 A storage daemon: QMP in, jobs over disk images, events out
 
   -h, --help             display this help and exit
-  -T, --trace <options>  accepted and ignored
+  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
+                         log trace events; -T help lists them
   -V, --version          output version information and exit
 
   --allow-path <path>    only open images that are <path> or below it; may be
@@ -22,6 +23,10 @@ A storage daemon: QMP in, jobs over disk images, events out
            [,writable=on|off]
                          export a block node over NBD (requires --nbd-server)
   --graph-history <n>    keep the last <n> changes of the block graph
+  --log [level=]debug|info|warning|error[,subsystem=<name>]
+        [,sink=memory|output][,format=text|json][,file=<path>]
+                         what is logged, and where to; may be given several
+                         times
   --monitor [chardev=]<name>[,mode=control][,pretty[=on|off]]
                          serve QMP on a character device
   --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>

@@ -82,7 +82,7 @@ func commands(env *cli.Environment) *cobra.Command {
 	}
 	root.SetOut(env.Out)
 	root.AddCommand(cli.Commands(env)...)
-	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, nil, false, nil) }))
+	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, nil, nil, false, nil) }))
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root
@@ -124,9 +124,12 @@ func environment() *cli.Environment {
 // speak to the terminal, is escaped.
 //
 //blockd:io
-func complain(message string) {
-	os.Stderr.WriteString(progName() + ": " + printable(message) + "\n")
-}
+func complain(message string) { complainAt(": " + message) }
+
+// complainAt is complain for a message that stands right behind the name.
+//
+//blockd:io
+func complainAt(message string) { os.Stderr.WriteString(progName() + printable(message) + "\n") }
 
 // printable returns text with its control characters escaped.
 func printable(text string) string {

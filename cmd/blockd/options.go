@@ -29,6 +29,7 @@ var optionSpecs = []optionSpec{
 	{name: "export", value: true},
 	{name: "graph-history", value: true},
 	{name: "help", short: 'h'},
+	{name: "log", value: true},
 	{name: "monitor", value: true},
 	{name: "nbd-server", value: true},
 	{name: "object", value: true},

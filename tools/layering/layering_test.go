@@ -49,6 +49,8 @@ var rules = []rule{
 	{of: "exports/...", never: []string{"jobs", "qmp", "monitor", "formats", "protocols", "chardev"}, why: "an export is one user of the graph beside others"},
 	{of: "exports/nbd", never: []string{"exports/..."}, why: "the server is below the registry of exports"},
 	{of: "qmpclient", only: []string{"qapi"}, why: "it speaks to any server"},
+	{of: "logs", only: []string{"qapi"}, why: "it takes what slog gives it"},
+	{of: "/...", never: []string{"logs"}, why: "who logs knows slog only"},
 	{of: "metrics", never: []string{"qmp", "monitor", "formats", "protocols", "filters", "chardev"}, why: "it reads what others count"},
 	{of: "/...", never: []string{"metrics"}, why: "nothing knows that it is watched"},
 	{of: "web", only: []string{"chardev", "clock", "qapi", "sockets", "tlscreds"}, why: "what is served is handed in"},
@@ -63,7 +65,7 @@ var rules = []rule{
 }
 
 // above are those that a rule for all packages does not concern.
-var above = map[string][]string{"monitor": {"daemon", "cmd", "img", "iotests/adapter"}, "metrics": {"daemon", "cmd", "img", "iotests/adapter"}, "web": {"daemon", "cmd", "img", "iotests/adapter"}, "daemon": {"cmd", "img", "iotests/adapter"}, "cmd": {"cmd"}}
+var above = map[string][]string{"logs": {"monitor", "daemon", "cmd", "img", "iotests/adapter"}, "monitor": {"daemon", "cmd", "img", "iotests/adapter"}, "metrics": {"daemon", "cmd", "img", "iotests/adapter"}, "web": {"daemon", "cmd", "img", "iotests/adapter"}, "daemon": {"cmd", "img", "iotests/adapter"}, "cmd": {"cmd"}}
 
 // imports are the direct imports within the module, by package; both without
 // the module's name.

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"blockd/blockgraph"
+	"blockd/logs"
+	"blockd/qapi"
+)
+
+// This file is --log and --trace.
+
+// logTime is how long the end of the program waits for the log to be written.
+const logTime = time.Second
+
+// daemonLog is the log of the daemon with its settings.
+type daemonLog struct {
+	*logs.Log
+	format qapi.LogFormat
+	file   string // "": stderr
+}
+
+// placeError is an error whose text stands right behind the program's name,
+// where others have a colon.
+type placeError string
+
+func (e placeError) Error() string { return string(e) }
+
+// openLog makes the log, as the options say, and slog's default; of format and
+// file the last one counts.
+func openLog(opts []option) (*daemonLog, error) {
+	l := &daemonLog{Log: logs.New(logs.DefaultLines), format: qapi.LogFormatText}
+	for _, o := range opts {
+		var err error
+		switch o.name {
+		case "log":
+			err = l.option(o)
+		case "trace":
+			err = l.trace(o)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	to := os.Stderr
+	if l.file != "" {
+		var err error
+		if to, err = os.OpenFile(l.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err != nil {
+			return nil, fmt.Errorf("Could not open '%s': %s", l.file, blockgraph.Strerror(err))
+		}
+	}
+	l.Output(to, l.format)
+	slog.SetDefault(slog.New(l.Handler()))
+	return l, nil
+}
+
+// flush and close have written what was logged, if that is possible in short.
+func (l *daemonLog) flush() {
+	ctx, cancel := context.WithTimeout(context.Background(), logTime)
+	defer cancel()
+	l.Flush(ctx)
+}
+
+func (l *daemonLog) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), logTime)
+	defer cancel()
+	l.Close(ctx)
+}
+
+func (l *daemonLog) option(o option) error {
+	var a qapi.LogOptions
+	if err := qapi.DecodeOption(o.value, "level", &a); err != nil {
+		return fmt.Errorf("%s: %w", o.given, err)
+	}
+	if a.Level != nil {
+		l.SetLevel(*a.Level, a.Subsystem, a.Sink)
+	} else if a.Subsystem != nil || a.Sink != nil {
+		return fmt.Errorf("%s: Parameter 'level' is missing", o.given)
+	}
+	if a.Format != nil {
+		l.format = *a.Format
+	}
+	if a.File != nil {
+		l.file = *a.File
+	}
+	return nil
+}
+
+// asksForEvents tells whether --trace asks for the list of events.
+func asksForEvents(o option) bool {
+	var a qapi.TraceOptions
+	return qapi.DecodeOption(o.value, "enable", &a) == nil && a.Enable != nil && (*a.Enable == "help" || *a.Enable == "?")
+}
+
+// eventList is the answer.
+func eventList() string {
+	var sb strings.Builder
+	for _, e := range logs.Events {
+		sb.WriteString(e.Name + "\n")
+	}
+	return sb.String()
+}
+
+func (l *daemonLog) trace(o option) error {
+	var a qapi.TraceOptions
+	if err := qapi.DecodeOption(o.value, "enable", &a); err != nil {
+		return fmt.Errorf("%s: %w", o.given, err)
+	}
+	if a.Enable != nil {
+		if err := l.enable(": "+o.given, *a.Enable); err != nil {
+			return err
+		}
+	}
+	if a.Events != nil {
+		if err := l.eventsFile(*a.Events); err != nil {
+			return err
+		}
+	}
+	if a.File != nil {
+		l.file = *a.File
+	}
+	return nil
+}
+
+// enable takes one pattern. As in the field, a name that no event has is a
+// warning, a pattern that matches nothing is not. place is where it stands, for
+// messages.
+func (l *daemonLog) enable(place, pattern string) error {
+	names, exact, err := l.Trace(pattern, nil)
+	switch {
+	case err != nil:
+		return placeError(place + ": " + err.Error())
+	case exact && len(names) == 0:
+		complainAt(place + ": warning: trace event '" + strings.TrimPrefix(pattern, "-") + "' does not exist")
+	}
+	return nil
+}
+
+// maxPattern is the longest line of a file of patterns, in bytes.
+const maxPattern = 1024
+
+// eventsFile takes the patterns of a file, one a line; what begins with # is a
+// comment.
+func (l *daemonLog) eventsFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return placeError(":" + path + ": " + blockgraph.Strerror(err))
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxPattern)
+	for n := 1; lines.Scan(); n++ {
+		text := strings.TrimSpace(lines.Text())
+		if text == "" || text[0] == '#' {
+			continue
+		}
+		if err := l.enable(fmt.Sprintf(":%s:%d", path, n), text); err != nil {
+			return err
+		}
+	}
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		return placeError(fmt.Sprintf(":%s: a line is longer than %d bytes", path, maxPattern))
+	case err != nil:
+		return placeError(":" + path + ": " + blockgraph.Strerror(err))
+	}
+	return nil
+}
