@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"blockd/qapi"
 )
 
 // This file closes the nodes that a change has left without users: parents
@@ -106,15 +108,16 @@ func (tx *Tx) orphaned(b *burial, open []*Node) {
 	for i, n := range open {
 		names[i] = n.name
 	}
-	slog.Warn("nodes do not close, and keep their files until they do", "change", tx.cause.String(), "nodes", strings.Join(names, ","))
+	slog.WarnContext(tx.ctx, "nodes do not close, and keep their files until they do", "change", tx.cause.String(), "nodes", strings.Join(names, ","))
 	g, cause, done := tx.g, tx.cause, make(chan struct{})
+	ctx := qapi.WithRequest(context.Background(), cause.Request)
 	g.loop.Do(func() { g.orphans += len(open) })
 	tx.orphans = done
 	go func() {
 		defer close(done)
 		<-b.over
-		slog.Info("nodes have closed at last", "nodes", strings.Join(names, ","))
-		_ = g.Update(context.Background(), cause, func(tx *Tx) error { // fails when the loop has stopped
+		slog.InfoContext(ctx, "nodes have closed at last", "nodes", strings.Join(names, ","))
+		_ = g.Update(ctx, cause, func(tx *Tx) error { // fails when the loop has stopped
 			for _, n := range tx.letGo(b, open) {
 				tx.touch(n) // it may have been kept by this alone
 			}

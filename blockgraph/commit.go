@@ -22,7 +22,7 @@ func (tx *Tx) attempt(fn func(tx *Tx) error) (err error) {
 			return // a panic goes on
 		}
 		if p := recover(); p != nil {
-			slog.Error("a graph change panicked and is undone", "change", tx.cause.String(), "panic", p, "stack", string(debug.Stack()))
+			slog.ErrorContext(tx.ctx, "a graph change panicked and is undone", "change", tx.cause.String(), "panic", p, "stack", string(debug.Stack()))
 			err = qapi.Errorf("Internal error: %v", p)
 		}
 	}()
@@ -207,7 +207,7 @@ func (tx *Tx) publish(dead []*Node) {
 			}
 		}
 	}
-	g.history.add(tx.cause, step)
+	tx.step = g.history.add(tx.cause, step)
 	for _, f := range tx.onCommit {
 		f()
 	}

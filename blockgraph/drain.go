@@ -78,8 +78,10 @@ func (tx *Tx) drain(roots []*Root, nodes []*Node) error {
 	}
 	began := tx.g.clock.Now()
 	defer func() {
+		took := clock.Since(tx.g.clock, began)
 		tx.g.drains.Add(1)
-		tx.g.drainNs.Add(int64(clock.Since(tx.g.clock, began)))
+		tx.g.drainNs.Add(int64(took))
+		slog.DebugContext(tx.ctx, "graph_drain", "change", tx.cause.String(), "users", len(fresh), "nodes", len(nodes), "seconds", took.Seconds())
 	}()
 	for _, r := range releasers(fresh, nodes) {
 		r.ReleaseBegin()
@@ -112,7 +114,7 @@ func (tx *Tx) drain(roots []*Root, nodes []*Node) error {
 // long, unless stop is called before.
 func (tx *Tx) warnLate(what string, details func() []any) (stop func()) {
 	t := tx.g.clock.AfterFunc(waitWarning, func() {
-		slog.Warn(what, append([]any{"change", tx.cause.String()}, details()...)...)
+		slog.WarnContext(tx.ctx, what, append([]any{"change", tx.cause.String()}, details()...)...)
 	})
 	return func() { t.Stop() }
 }

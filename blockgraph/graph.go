@@ -185,7 +185,11 @@ func (g *Graph) change(ctx context.Context, cause Cause, fn func(tx *Tx) error) 
 	defer tx.end()
 	if err := tx.attempt(fn); err != nil {
 		tx.rollback()
+		slog.DebugContext(tx.ctx, "graph_undone", "change", cause.String(), "error", err)
 		return nil, err
+	}
+	if tx.step != 0 {
+		slog.DebugContext(tx.ctx, "graph_step", "number", tx.step, "change", cause.String())
 	}
 	return tx.orphans, nil
 }

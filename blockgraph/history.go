@@ -132,10 +132,10 @@ func (h *History) Since(number uint64) (steps []*Step, complete bool) {
 
 func (h *History) step(number uint64) *Step { return h.ring[number%uint64(len(h.ring))] }
 
-// add records a step.
-func (h *History) add(cause Cause, changes []Change) {
+// add records a step, and returns its number, 0 if nothing has changed.
+func (h *History) add(cause Cause, changes []Change) uint64 {
 	if len(changes) == 0 {
-		return
+		return 0
 	}
 	size := uint64(len(h.ring))
 	s := &Step{Number: h.last + 1, At: h.clock.Now(), Cause: cause, Changes: changes, weight: weigh(changes)}
@@ -150,6 +150,7 @@ func (h *History) add(cause Cause, changes []Change) {
 	if h.onStep != nil {
 		h.onStep(s)
 	}
+	return s.Number
 }
 
 // weigh estimates the memory of a step in bytes. Names of nodes are short and
@@ -302,6 +303,9 @@ type Cause struct {
 	Shutdown bool
 	// Job is the id of the job, or "".
 	Job string
+	// Request is the number of the command that has led to it, 0 if there is none;
+	// it is the context's, too.
+	Request uint64
 }
 
 func (c Cause) String() string {
@@ -320,10 +324,11 @@ func (c Cause) String() string {
 // of completes a cause by the origin of what is done: Command is only what the
 // caller takes it for.
 func (c Cause) of(o qapi.Origin) Cause {
-	if c.Job != "" {
+	if c.Job != "" || o.Command == "" && o.Option == "" && !o.Shutdown {
+		c.Request = o.Request
 		return c
 	}
-	c = Cause{Command: o.Command, ID: o.ID, HasID: o.HasID, Option: o.Option, Shutdown: o.Shutdown}
+	c = Cause{Command: o.Command, ID: o.ID, HasID: o.HasID, Option: o.Option, Shutdown: o.Shutdown, Request: o.Request}
 	if c.HasID && len(qapi.AppendJSON(nil, c.ID)) > maxCauseID {
 		c.ID, c.HasID = nil, false
 	}

@@ -2,6 +2,7 @@ package blockgraph
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -266,7 +267,9 @@ func (n *Node) close(ctx context.Context) error {
 	n.inspected.Lock()
 	n.closed = true
 	n.inspected.Unlock()
-	return n.drv.Close(ctx)
+	err := n.drv.Close(ctx)
+	slog.DebugContext(ctx, "node_closed", "node", n.name)
+	return err
 }
 
 // WriteHighest returns the end of the highest write so far, in bytes.

@@ -1,6 +1,7 @@
 package blockgraph
 
 import (
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -114,6 +115,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 		return nil, err
 	}
 	n.setDriver(drv)
+	slog.DebugContext(tx.ctx, "node_opened", "node", n.name, "driver", typ.Name)
 	tx.g.watchCorruption(n)
 	if err := n.refreshSize(tx.ctx); err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ type Tx struct {
 	g     *Graph
 	ctx   context.Context
 	cause Cause
+	step  uint64 // its number in the history, 0 for none; from its commit on
 
 	states   map[*Node]*NodeState // staged
 	added    map[*Node][]*Edge    // staged parents of a node

@@ -66,7 +66,7 @@ func ParseOption(arg string) (Options, error) {
 	for i, rest := 0, arg; rest != ""; i++ {
 		var name, value string
 		var flag bool
-		name, value, flag, rest = nextPair(rest)
+		name, value, flag, rest = NextPair(rest)
 		if flag {
 			if i == 0 {
 				name, value, flag = "backend", name, false
@@ -115,9 +115,10 @@ func ParseOption(arg string) (Options, error) {
 	return out, nil
 }
 
-// nextPair cuts the first name=value off s; flag is a name without a value. A
-// doubled comma in a value is one comma.
-func nextPair(s string) (name, value string, flag bool, rest string) {
+// NextPair cuts the first name=value off s, in the older syntax of the field's
+// options; flag is a name without a value. A doubled comma in a value is one
+// comma.
+func NextPair(s string) (name, value string, flag bool, rest string) {
 	end := strings.IndexAny(s, "=,")
 	if end < 0 {
 		return s, "", true, ""

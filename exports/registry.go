@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -118,7 +119,13 @@ func (r *Registry) AddIn(tx *blockgraph.Tx, o *qapi.BlockExportOptions) error {
 	if err := r.enterIothread(tx, n, o); err != nil {
 		return err
 	}
-	return r.addNBD(tx, n, o)
+	if err := r.addNBD(tx, n, o); err != nil {
+		return err
+	}
+	tx.After(func() {
+		slog.DebugContext(tx.Context(), "export_added", "export", o.ID, "type", string(o.Type), "node", n.Name())
+	})
+	return nil
 }
 
 // stage notes an export that the present change adds, until its end.
@@ -284,6 +291,7 @@ func (r *Registry) shutDown(ctx context.Context, e *export) {
 			r.forget(e)
 			close(e.gone)
 		}
+		slog.DebugContext(ctx, "export_closed", "export", e.id)
 	})
 }
 

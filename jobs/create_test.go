@@ -19,7 +19,7 @@ func TestCreateIsAJobThatStaysUntilItIsDismissed(t *testing.T) {
 		return nil
 	}}
 	options := qapi.BlockdevCreateOptions{Driver: "file", File: &qapi.BlockdevCreateOptionsFile{Filename: "/new", Size: 512}}
-	j, err := c.Start(w.jobs, &qapi.BlockdevCreateArg{JobID: "c", Options: options})
+	j, err := c.Start(context.Background(), w.jobs, &qapi.BlockdevCreateArg{JobID: "c", Options: options})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestCreateErrorIsToldByTheQueryOnly(t *testing.T) {
 	c := create.Creators{qapi.BlockdevDriverFile: func(context.Context, *blockgraph.Graph, *qapi.BlockdevCreateOptions) error {
 		return errors.New(text)
 	}}
-	j, err := c.Start(w.jobs, &qapi.BlockdevCreateArg{JobID: "c", Options: qapi.BlockdevCreateOptions{Driver: "file"}})
+	j, err := c.Start(context.Background(), w.jobs, &qapi.BlockdevCreateArg{JobID: "c", Options: qapi.BlockdevCreateOptions{Driver: "file"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestCreateRefusals(t *testing.T) {
 		{"1 c", "file", "Invalid job ID '1 c'"},
 	} {
 		var j *jobs.Job
-		j, err := c.Start(w.jobs, &qapi.BlockdevCreateArg{JobID: x.id, Options: qapi.BlockdevCreateOptions{Driver: qapi.BlockdevDriver(x.driver)}})
+		j, err := c.Start(context.Background(), w.jobs, &qapi.BlockdevCreateArg{JobID: x.id, Options: qapi.BlockdevCreateOptions{Driver: qapi.BlockdevDriver(x.driver)}})
 		if j != nil || err == nil || err.Error() != x.want {
 			t.Errorf("%s by %s: %v", x.id, x.driver, err)
 		}

@@ -172,6 +172,9 @@ type Options struct {
 	ManualFinalize, ManualDismiss bool
 	// Txn is the transaction that the job joins; nil: one of its own.
 	Txn *Txn
+	// Request is the number of the command that begins it (qapi.RequestOf), 0 if
+	// there is none.
+	Request uint64
 }
 
 // Job is one job. Its fields belong to the loop except where said.
@@ -181,6 +184,8 @@ type Job struct {
 	typ    qapi.JobType
 	block  bool
 	driver Driver
+	// request is Options.Request.
+	request uint64
 
 	autoFinalize, autoDismiss bool
 
@@ -216,7 +221,7 @@ type Job struct {
 //blockd:blocking
 func (s *Set) Create(o Options, d Driver) (*Job, error) {
 	j := &Job{
-		set: s, id: o.ID, typ: o.Type, block: o.Block, driver: d,
+		set: s, id: o.ID, typ: o.Type, block: o.Block, driver: d, request: o.Request,
 		autoFinalize: !o.ManualFinalize, autoDismiss: !o.ManualDismiss,
 		status: undefined, pauses: 1, ioStatus: qapi.BlockDeviceIoStatusOk,
 		over: make(chan struct{}),

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"blockd/blockgraph"
+	"blockd/qapi"
 )
 
 // This file runs the phases of the end of a transaction, one after the other.
@@ -17,7 +18,7 @@ import (
 func (t *Txn) update(ctx context.Context, jobs []*Job, fn func(tx *blockgraph.Tx) error) error {
 	for _, j := range jobs {
 		if j.hasPhases() {
-			return t.set.graph.Update(ctx, blockgraph.Cause{Job: j.id}, fn)
+			return t.set.graph.Update(qapi.WithRequest(ctx, j.request), blockgraph.Cause{Job: j.id}, fn)
 		}
 	}
 	return nil
@@ -86,5 +87,5 @@ func logAbort(jobs []*Job, err error) {
 	for i, j := range jobs {
 		ids[i] = j.id
 	}
-	slog.Error("cleaning up after jobs failed", "jobs", strings.Join(ids, ","), "error", err)
+	slog.ErrorContext(jobs[0].context(), "cleaning up after jobs failed", "jobs", strings.Join(ids, ","), "error", err)
 }

@@ -22,6 +22,9 @@ func (s *Set) Infos() []qapi.JobInfo {
 			Error:    j.errorText(),
 			XOrphans: j.orphans(), XScratch: j.scratch(),
 		})
+		if j.request != 0 {
+			infos[len(infos)-1].XRequest = &j.request
+		}
 		if ok {
 			d.JobInfo(&infos[len(infos)-1])
 		}

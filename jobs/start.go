@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"blockd/blockgraph"
+	"blockd/qapi"
 )
 
 // StartIn has the job started by the commit of a graph change, together with
@@ -37,9 +38,12 @@ func (j *Job) start(drained bool) {
 	j.work()
 }
 
+// context is what is done for the job runs in.
+func (j *Job) context() context.Context { return qapi.WithRequest(context.Background(), j.request) }
+
 // work has the body run, at rest if the job should be. Control plane.
 func (j *Job) work() {
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(j.context())
 	j.stop = stop
 	if j.forced {
 		stop()

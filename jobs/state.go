@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"blockd/qapi"
+	"log/slog"
 )
 
 // This file is the state machine: which state may follow which, and which verb
@@ -81,6 +82,7 @@ func (j *Job) move(to qapi.JobStatus) {
 	if j.status == to {
 		return
 	}
+	slog.DebugContext(j.context(), "job_state", "job", j.id, "type", string(j.typ), "from", string(j.status), "to", string(to))
 	j.status = to
 	j.set.emit("JOB_STATUS_CHANGE", qapi.JobStatusChange{ID: j.id, Status: to})
 }

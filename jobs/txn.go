@@ -244,7 +244,7 @@ func (j *Job) draining() <-chan struct{} {
 	default:
 	}
 	if c != nil {
-		slog.Warn("a cancelled job has requests that do not return", "job", j.id)
+		slog.WarnContext(j.context(), "a cancelled job has requests that do not return", "job", j.id)
 	}
 	return c
 }

@@ -119,19 +119,22 @@ func TestPatternsLetEventsThrough(t *testing.T) {
 		t.Fatal(err)
 	}
 	memory := qapi.LogSinkMemory
-	names, _, err := l.Trace("-job_c*", &memory)
+	names, _, err := l.Trace("-job_s*", &memory)
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, names, []string{"job_created"})
-	for _, e := range []string{"job_created", "job_state", "node_opened", "Job state", "job_none"} {
+	expect(t, names, []string{"job_state"})
+	if _, _, err := l.Trace("node_?losed", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []string{"job_state", "node_opened", "node_closed", "Job state", "job_none"} {
 		log.Debug(e)
 	}
-	expect(t, texts(l.Since(0, 10, anyLine)), []string{"job_state"})
+	expect(t, texts(l.Since(0, 10, anyLine)), []string{"node_closed"})
 	_, events := l.Levels()
 	for _, e := range events {
-		job := strings.HasPrefix(e.Name, "job_")
-		if e.Output != job || e.Memory != (job && e.Name != "job_created") {
+		job, closed := e.Name == "job_state", e.Name == "node_closed"
+		if e.Output != (job || closed) || e.Memory != closed {
 			t.Errorf("%+v", e)
 		}
 	}

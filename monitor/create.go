@@ -15,8 +15,8 @@ import (
 )
 
 func (m *Monitor) registerCreate(r *qmp.Registry) {
-	qmp.Register(r, "blockdev-create", qmp.CommandOptions{}, func(_ *qmp.Context, a *qapi.BlockdevCreateArg) (struct{}, error) {
-		_, err := m.creators().Start(m.jobs, a)
+	qmp.Register(r, "blockdev-create", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.BlockdevCreateArg) (struct{}, error) {
+		_, err := m.creators().Start(c, m.jobs, a)
 		return struct{}{}, err
 	})
 }

@@ -76,15 +76,19 @@ func graphStep(s *blockgraph.Step) qapi.GraphStep {
 
 //blockd:any
 func graphCause(c blockgraph.Cause) qapi.GraphCause {
+	var request *uint64
+	if c.Request != 0 {
+		request = &c.Request
+	}
 	switch {
 	case c.Job != "":
-		return qapi.GraphCause{Type: qapi.GraphCauseTypeJob, Job: &qapi.GraphCauseJob{Job: c.Job}}
+		return qapi.GraphCause{Type: qapi.GraphCauseTypeJob, Job: &qapi.GraphCauseJob{Job: c.Job, Request: request}}
 	case c.Option != "":
 		return qapi.GraphCause{Type: qapi.GraphCauseTypeOption, Option: &qapi.GraphCauseOption{Option: c.Option}}
 	case c.Shutdown:
 		return qapi.GraphCause{Type: qapi.GraphCauseTypeShutdown}
 	}
-	command := &qapi.GraphCauseCommand{Command: c.Command}
+	command := &qapi.GraphCauseCommand{Command: c.Command, Request: request}
 	if c.HasID {
 		command.ID = &c.ID
 	}

@@ -3,7 +3,8 @@ package qapi
 import "context"
 
 // Origin says at whose wish something happens, where no job is the cause.
-// Exactly one of its kinds holds: a command, an option, the end.
+// At most one of its kinds holds: a command, an option, the end; none for what a
+// job does.
 type Origin struct {
 	// Command is the QMP command, or "". ID is the id that its client gave it,
 	// if HasID.
@@ -31,4 +32,20 @@ func WithOrigin(ctx context.Context, o Origin) context.Context {
 func OriginOf(ctx context.Context) (Origin, bool) {
 	o, ok := ctx.Value(originKey{}).(Origin)
 	return o, ok
+}
+
+// WithRequest returns a context of what a job does that was begun by the command
+// with this number; 0: it is not known.
+func WithRequest(ctx context.Context, request uint64) context.Context {
+	if request == 0 {
+		return ctx
+	}
+	return WithOrigin(ctx, Origin{Request: request})
+}
+
+// RequestOf returns the number of the command that has led to what is done under
+// ctx, 0 if there is none.
+func RequestOf(ctx context.Context) uint64 {
+	o, _ := OriginOf(ctx)
+	return o.Request
 }

@@ -83,11 +83,15 @@ type GraphCauseCommand struct {
 	Command string `qapi:"command"`
 	// The client's own, unless it gave none or one longer than 1,024 bytes.
 	ID *any `qapi:"id"`
+	// The number of the command that has led to it.
+	Request *uint64 `qapi:"request"`
 }
 
 // GraphCauseJob is a job.
 type GraphCauseJob struct {
 	Job string `qapi:"job"`
+	// The number of the command that has led to it.
+	Request *uint64 `qapi:"request"`
 }
 
 // GraphCauseOption is an option of the command line.

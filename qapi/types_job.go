@@ -130,6 +130,8 @@ type JobInfo struct {
 	// use. Not in QEMU.
 	XOrphans *int64      `qapi:"x-orphans,features=unstable"`
 	XScratch *JobScratch `qapi:"x-scratch,features=unstable"`
+	// The number of the command that began it. Not in QEMU.
+	XRequest *uint64 `qapi:"x-request,features=unstable"`
 	// Of a mirror and of a commit of the active layer.
 	XConvergence *JobConvergence `qapi:"x-convergence,features=unstable"`
 	// Of x-blockdev-check and x-blockdev-compact, when they have succeeded.

@@ -74,13 +74,6 @@ type LogOptions struct {
 	File      *string       `qapi:"file"`
 }
 
-// TraceOptions are those of --trace.
-type TraceOptions struct {
-	Enable *string `qapi:"enable"`
-	Events *string `qapi:"events"`
-	File   *string `qapi:"file"`
-}
-
 // XQueryLogArg is the argument of x-query-log.
 type XQueryLogArg struct {
 	// Only lines with greater numbers.

@@ -61,6 +61,8 @@ func newSession(m *Monitor, conn chardev.Conn) *Session {
 // one; commands of a client that has left may then still run, as commands of
 // the monitor.
 func (s *Session) serve() {
+	slog.Debug("qmp_client")
+	defer slog.Debug("qmp_client_gone")
 	s.send(s.encode(&greetingMessage{QMP: greeting{
 		Version: s.mon.srv.cfg.Version, Capabilities: []qapi.QMPCapability{qapi.QMPCapabilityOOB}}}))
 

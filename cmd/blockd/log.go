@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"blockd/blockgraph"
+	"blockd/chardev"
 	"blockd/logs"
 	"blockd/qapi"
 )
@@ -93,10 +94,37 @@ func (l *daemonLog) option(o option) error {
 	return nil
 }
 
+// traceOptions are those of --trace.
+type traceOptions struct{ enable, events, file string }
+
+// parseTrace reads them in the syntax that --chardev has, too: the first may be
+// the value of enable alone.
+func parseTrace(value string) (traceOptions, error) {
+	var a traceOptions
+	for rest, first := value, true; rest != ""; first = false {
+		var name, text string
+		var flag bool
+		if name, text, flag, rest = chardev.NextPair(rest); flag && first {
+			name, text = "enable", name
+		}
+		switch name {
+		case "enable":
+			a.enable = text
+		case "events":
+			a.events = text
+		case "file":
+			a.file = text
+		default:
+			return a, qapi.Errorf("Invalid parameter '%s'", name)
+		}
+	}
+	return a, nil
+}
+
 // asksForEvents tells whether --trace asks for the list of events.
 func asksForEvents(o option) bool {
-	var a qapi.TraceOptions
-	return qapi.DecodeOption(o.value, "enable", &a) == nil && a.Enable != nil && (*a.Enable == "help" || *a.Enable == "?")
+	a, err := parseTrace(o.value)
+	return err == nil && (a.enable == "help" || a.enable == "?")
 }
 
 // eventList is the answer.
@@ -109,22 +137,22 @@ func eventList() string {
 }
 
 func (l *daemonLog) trace(o option) error {
-	var a qapi.TraceOptions
-	if err := qapi.DecodeOption(o.value, "enable", &a); err != nil {
+	a, err := parseTrace(o.value)
+	if err != nil {
 		return fmt.Errorf("%s: %w", o.given, err)
 	}
-	if a.Enable != nil {
-		if err := l.enable(": "+o.given, *a.Enable); err != nil {
+	if a.enable != "" {
+		if err := l.enable(": "+o.given, a.enable); err != nil {
 			return err
 		}
 	}
-	if a.Events != nil {
-		if err := l.eventsFile(*a.Events); err != nil {
+	if a.events != "" {
+		if err := l.eventsFile(a.events); err != nil {
 			return err
 		}
 	}
-	if a.File != nil {
-		l.file = *a.File
+	if a.file != "" {
+		l.file = a.file
 	}
 	return nil
 }

@@ -113,10 +113,14 @@ class History(QMPTestCase):
         self.wait_status("j", "null")
         steps = self.history()["steps"]
         self.assertEqual(steps[0]["cause"], {"type": "option", "option": "blockdev"})
-        self.assertEqual(steps[1]["cause"], {"type": "command", "command": "blockdev-add", "id": ["a", 1]})
+        request = steps[1]["cause"]["request"]
+        self.assertEqual(
+            steps[1]["cause"], {"type": "command", "command": "blockdev-add", "id": ["a", 1], "request": request}
+        )
         self.assertEqual(steps[1]["changes"], [{"type": "node-added", "node-name": "n1", "driver": "null-co"}])
         self.assertEqual(steps[2]["cause"]["command"], "blockdev-backup")
-        self.assertEqual(steps[-1]["cause"], {"type": "job", "job": "j"})
+        self.assertEqual(steps[2]["cause"]["request"], request + 1)
+        self.assertEqual(steps[-1]["cause"], {"type": "job", "job": "j", "request": request + 1})
         times = [(step["timestamp"]["seconds"], step["timestamp"]["microseconds"]) for step in steps]
         self.assertEqual(times, sorted(times))
 
@@ -124,7 +128,8 @@ class History(QMPTestCase):
         self.launch()
         node = {"driver": "null-co", "node-name": "n"}
         self.qmp.reply(self.qmp.send("blockdev-add", node, identity="x" * 2000))
-        self.assertEqual(self.history()["steps"][0]["cause"], {"type": "command", "command": "blockdev-add"})
+        cause = self.history()["steps"][0]["cause"]
+        self.assertEqual((cause["command"], "id" in cause), ("blockdev-add", False))
 
     def test_failed_command_has_no_step(self) -> None:
         self.launch("--blockdev", "null-co,node-name=n")

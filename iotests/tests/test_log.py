@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
+from pathlib import Path
 from typing import Any
 
 from iotests.harness.case import QMPTestCase
+from iotests.harness.daemon import program, run_to_end
 from iotests.harness.images import MiB
 from iotests.harness.markers import blockd_only
 from iotests.harness.qmp import Message, QMPError
@@ -46,12 +47,12 @@ class Log(QMPTestCase):
         self.trace("-qmp_*")
         log = self.log()
         lines = [(line["number"], line["level"], line["subsystem"], line["message"]) for line in log["lines"]]
-        self.assertEqual(lines[0], (1, "debug", "qmp", "qmp_done"))  # of x-log-trace
+        self.assertEqual(lines[0], (1, "debug", "qmp", "qmp_command"))
         self.assertEqual([line[0] for line in lines], list(range(1, log["last"] + 1)))
-        self.assertEqual([line[3] for line in lines[1:5]], ["qmp_command", "qmp_done"] * 2)
-        first, again = log["lines"][1], log["lines"][3]
+        self.assertEqual([line[3] for line in lines[:4]], ["qmp_command", "qmp_done"] * 2)
+        first, again = log["lines"][0], log["lines"][2]
         self.assertEqual(first["request"] + 1, again["request"])
-        named = {a["name"]: a["value"] for a in log["lines"][4]["attributes"]}
+        named = {a["name"]: a["value"] for a in log["lines"][3]["attributes"]}
         self.assertEqual((named["command"], named["error"]), ("blockdev-add", "GenericError"))
         self.assertEqual(self.messages(request=again["request"]), ["qmp_command", "qmp_done"])
         self.assertEqual(self.messages(since=log["last"]), [])
@@ -69,11 +70,36 @@ class Log(QMPTestCase):
         other.cmd("query-version")
         want = self.log()["lines"]
         for line in want:
-            event = self.qmp.event("LOG_LINE")
+            event = self.qmp.wait_event("LOG_LINE")
             self.assertEqual(event["data"], {"instance": start["instance"], "line": line})
         self.assertGreater(want[0]["number"], start["last"])
         self.qmp.cmd("x-log-subscribe", enable=False)
-        self.assertEqual([e for e in other.events() if e["event"] == "LOG_LINE"], [])
+        self.assertEqual([e for e in other.take_events() if e["event"] == "LOG_LINE"], [])
+
+    def test_request_follows_a_command_into_its_job(self) -> None:
+        self.launch()
+        self.trace("*", sink="memory")
+        for name in "st":
+            self.qmp.cmd("blockdev-add", driver="null-co", node_name=name, size=MiB, read_zeroes=True)
+        self.qmp.cmd("blockdev-backup", job_id="j", device="s", target="t", sync="full", auto_dismiss=False)
+        self.wait_status("j", "concluded")
+        request = self.qmp.cmd("query-jobs")[0]["x-request"]
+        seen = []
+        for line in self.log(request=request)["lines"]:
+            details = {a["name"]: a["value"] for a in line["attributes"]}
+            seen.append((line["message"], details.get("command") or details.get("to") or details.get("change")))
+        for want in (
+            ("qmp_command", "blockdev-backup"),
+            ("job_state", "created"),
+            ("graph_step", "blockdev-backup"),
+            ("qmp_done", "blockdev-backup"),
+            ("job_state", "running"),
+            ("graph_step", "job j"),
+            ("job_state", "concluded"),
+        ):
+            self.assertIn(want, seen)
+        steps = [s for s in self.qmp.cmd("x-query-graph-history")["steps"] if s["cause"].get("request") == request]
+        self.assertEqual({s["cause"]["type"] for s in steps}, {"command", "job"})
 
     def test_levels_and_events_are_told(self) -> None:
         self.launch()
@@ -91,7 +117,7 @@ class Log(QMPTestCase):
                 self.trace(pattern)
 
     def test_log_goes_to_a_file_as_json(self) -> None:
-        path = self.path("log")
+        path = Path(self.path("log"))
         self.launch("--log", f"level=debug,subsystem=qmp,format=json,file={path}", "--log", "error,subsystem=jobs")
         self.qmp.cmd("query-version")
         self.daemon.quit()
@@ -102,12 +128,11 @@ class Log(QMPTestCase):
 
     def test_output_that_is_full_holds_nobody_up(self) -> None:
         self.launch("--log", "debug,file=/dev/full")
-        for _ in range(50):
-            self.qmp.cmd("query-version")
-        self.assertGreater(self.qmp.cmd("x-query-log-levels")["failed"], 0)
+        while not self.qmp.cmd("x-query-log-levels")["failed"]:
+            pass  # each round logs more
 
     def test_no_secret_is_logged(self) -> None:
-        path = self.path("log")
+        path = Path(self.path("log"))
         self.launch("--log", f"debug,file={path}", "--object", f"secret,id=s0,data={CANARY}")
         image = self.create_image("i.qcow2", MiB)
         self.qmp.cmd("object-add", qom_type="secret", id="s1", data=CANARY)
@@ -120,8 +145,8 @@ class Log(QMPTestCase):
             ("blockdev-add", {"driver": "nbd", "server": {"type": "unix", "path": "/nonexistent"}, "export": CANARY}),
             ("blockdev-snapshot-sync", {"node-name": "x", "snapshot-file": named}),
         ):
-            with self.assertRaises(QMPError):
-                self.qmp.reply(self.qmp.send(command, arguments))
+            answer = self.qmp.reply(self.qmp.send(command, arguments))
+            self.assertIn("error", answer, arguments)
         self.assertNotIn(CANARY, json.dumps(self.log(limit=10000)))
         self.assertIn("qmp_done", self.messages())
         self.daemon.quit()
@@ -129,8 +154,42 @@ class Log(QMPTestCase):
 
 
 class Trace(QMPTestCase):
-    """The option --trace, as in the field."""
+    """The option --trace, as in the field, with other events."""
 
-    def run_with(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Start a daemon whose options end it at once."""
-        return subprocess.run([*self.command(), *arguments], capture_output=True, text=True, check=False, timeout=60)
+    def warned(self, *arguments: str) -> str:
+        """What stderr says, the program's name left out, when a wrong option behind these ends the daemon."""
+        done = run_to_end([*arguments, "--blockdev", "driver=nosuch"], self.directory)
+        self.assertEqual(done.returncode, 1)
+        name = Path(program()).name
+        lines = [line.removeprefix(name) for line in done.stderr.splitlines()]
+        return "\n".join(line for line in lines if not line.startswith(": --blockdev"))
+
+    def test_help_lists_the_events(self) -> None:
+        for value in ("help", "enable=help", "?"):
+            done = run_to_end(["-T", value], self.directory)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertIn(self.per_daemon(blockd="job_state", rival="job_state_transition"), done.stdout.splitlines())
+
+    def test_patterns(self) -> None:
+        self.assertEqual(self.warned("--trace", "qmp_*"), "")
+        self.assertEqual(self.warned("--trace", "nothing_like_it*"), "")
+        self.assertEqual(self.warned("-T", ""), "")
+        for value in ("nosuch", "enable=nosuch"):
+            self.assertEqual(
+                self.warned("--trace", value), f": --trace {value}: warning: trace event 'nosuch' does not exist"
+            )
+        self.assertEqual(self.warned("--trace", "bogus=1"), ": --trace bogus=1: Invalid parameter 'bogus'")
+
+    def test_file_of_patterns(self) -> None:
+        path = self.path("events")
+        Path(path).write_text("qmp_*\n-qmp_client*\n# nosuch\n\nnosuch\n")
+        self.assertEqual(self.warned("-T", f"events={path}"), f":{path}:5: warning: trace event 'nosuch' does not exist")
+        self.assertEqual(self.warned("-T", "events=/nonexistent"), ":/nonexistent: No such file or directory")
+
+    @blockd_only("the events are blockd's")
+    def test_events_are_logged(self) -> None:
+        path = self.path("log")
+        self.launch("-T", "node_*", "-T", f"-node_closed,file={path}", "--blockdev", "null-co,node-name=n")
+        self.daemon.quit()
+        lines = Path(path).read_text().splitlines()
+        self.assertEqual([line.split(" ", 1)[1] for line in lines], ["level=DEBUG msg=node_opened subsystem=graph node=n driver=null-co"])

@@ -32,7 +32,7 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, n *blockgraph.Node, a *qapi.XBloc
 		return qapi.Errorf("Driver does not support x-blockdev-amend")
 	}
 	d := &amending{image: image, options: a.Options, force: a.Force != nil && *a.Force}
-	j, err := set.Create(jobs.Options{ID: a.JobID, Type: qapi.JobTypeAmend, ManualDismiss: true}, d)
+	j, err := set.Create(jobs.Options{ID: a.JobID, Type: qapi.JobTypeAmend, ManualDismiss: true, Request: qapi.RequestOf(tx.Context())}, d)
 	if err != nil {
 		return err
 	}

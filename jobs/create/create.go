@@ -25,12 +25,12 @@ type Creators map[qapi.BlockdevDriver]Creator
 
 // Start creates and starts the job. It fails at once for a bad job id and for a
 // driver that cannot create. Worker.
-func (c Creators) Start(set *jobs.Set, a *qapi.BlockdevCreateArg) (*jobs.Job, error) {
+func (c Creators) Start(ctx context.Context, set *jobs.Set, a *qapi.BlockdevCreateArg) (*jobs.Job, error) {
 	f := c[a.Options.Driver]
 	if f == nil {
 		return nil, qapi.Errorf("Driver does not support blockdev-create")
 	}
-	j, err := set.Create(jobs.Options{ID: a.JobID, Type: qapi.JobTypeCreate, ManualDismiss: true}, &job{create: f, options: a.Options})
+	j, err := set.Create(jobs.Options{ID: a.JobID, Type: qapi.JobTypeCreate, ManualDismiss: true, Request: qapi.RequestOf(ctx)}, &job{create: f, options: a.Options})
 	if err != nil {
 		return nil, err
 	}

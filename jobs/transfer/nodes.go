@@ -35,6 +35,7 @@ type Nodes struct {
 // nodes, and has the change's commit start it; drained is that of Job.StartIn.
 // If it fails nothing is left of the job, and the change is to be undone.
 func (n *Nodes) Start(tx *blockgraph.Tx, set *jobs.Set, o jobs.Options, d jobs.Driver, drained bool, attach func(j *jobs.Job) error) (*jobs.Job, error) {
+	o.Request = qapi.RequestOf(tx.Context())
 	j, err := set.Create(o, d)
 	if err != nil {
 		return nil, err

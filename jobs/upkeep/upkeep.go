@@ -54,6 +54,7 @@ type results struct {
 // driver to begin; what it returns belongs to the job.
 func start(tx *blockgraph.Tx, set *jobs.Set, o jobs.Options, root blockgraph.RootOptions, n *blockgraph.Node, begin func(root *blockgraph.Root) (blockgraph.Upkeep, func(r *results), error)) (*jobs.Job, error) {
 	b := &job{}
+	o.Request = qapi.RequestOf(tx.Context())
 	j, err := set.Create(o, b)
 	if err != nil {
 		return nil, err

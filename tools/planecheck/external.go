@@ -59,6 +59,10 @@ func init() {
 	}
 }
 
+// Trace events (slog.Debug) are logged on the loop, too: they are off unless
+// somebody asks for them, and then go to package logs, whose handler puts a line
+// into a ring and never waits, which its tests hold.
+
 // functionRows are functions that differ from their package, by the name that
 // the compiler's tools give them. A row that ends in * is for all that begin so.
 var functionRows = map[string]external{}
@@ -95,6 +99,7 @@ func init() {
 		golang.org/x/sys/unix.Getpagesize golang.org/x/sys/unix.Getuid golang.org/x/sys/unix.Geteuid
 		(*bufio.Reader).Buffered
 		(*bufio.Reader).Size (*bufio.Writer).Available (*bufio.Writer).Buffered
+		log/slog.Debug log/slog.DebugContext
 		log/slog.String log/slog.Int log/slog.Int64 log/slog.Any log/slog.Bool log/slog.Duration log/slog.Uint64 (log/slog.Value).*
 		crypto/tls.CipherSuiteName crypto/tls.VersionName os/signal.NotifyContext os/signal.Notify os/signal.Stop os/signal.Ignore
 		os/signal.Reset (github.com/prometheus/client_golang/prometheus.Counter).* io/fs.ValidPath`)
