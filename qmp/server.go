@@ -44,7 +44,7 @@ type Server struct {
 	fdsets *FdSets
 	// requests counts the commands that have begun; see qapi.Origin.
 	requests atomic.Uint64
-	ran    func(command string, took time.Duration, err error) // nil: nobody is told
+	ran      func(command string, took time.Duration, err error) // nil: nobody is told
 
 	life      context.Context // of the commands
 	endLife   context.CancelFunc
