@@ -58,11 +58,12 @@ func (b *Bitmap) Deserialize(at int64, p []byte) {
 }
 
 // SHA256 returns the hash of the data in hexadecimal digits, as the field's
-// debugging command prints it.
+// debugging command prints it. Of an empty bitmap it is that of one word, as in
+// the field.
 func (b *Bitmap) SHA256() string {
 	h := sha256.New()
 	buf := make([]byte, 64<<10)
-	for at, size := int64(0), b.SerialSize(); at < size; at += int64(len(buf)) {
+	for at, size := int64(0), max(8, b.SerialSize()); at < size; at += int64(len(buf)) {
 		p := buf[:min(int64(len(buf)), size-at)]
 		b.Serialize(at, p)
 		h.Write(p)

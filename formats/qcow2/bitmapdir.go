@@ -277,6 +277,10 @@ func bitmapInfos(dir []*storedBitmap) []qapi.Qcow2BitmapInfo {
 	return list
 }
 
+// errBitmapOfNothing: the format has no form for the bitmap of an empty disk. What
+// the field writes then it refuses to open.
+var errBitmapOfNothing = blockgraph.Errorf(syscall.EINVAL, "A disk of size 0 cannot have persistent bitmaps")
+
 // CanStoreBitmap tells, by the field's error, why another bitmap could not be
 // stored beside those of the list.
 func (d *Driver) CanStoreBitmap(list []*blockgraph.DirtyBitmap, name string, granularity int64) error {
@@ -293,6 +297,8 @@ func (d *Driver) CanStoreBitmap(list []*blockgraph.DirtyBitmap, name string, gra
 	}
 	gb := uint8(bits.TrailingZeros64(uint64(granularity)))
 	switch {
+	case d.size.Load() == 0:
+		return refuse("%s", errBitmapOfNothing)
 	case gb > maxGranularityBits:
 		return refuse("Granularity exceeds maximum (%d bytes)", int64(1)<<maxGranularityBits)
 	case gb < minGranularityBits:

@@ -146,6 +146,9 @@ func (d *Driver) setSizeWithBitmaps(ctx context.Context, size int64) (done bool,
 	if !slices.ContainsFunc(s.dir, func(e *storedBitmap) bool { return !fits(e) }) {
 		return false, nil
 	}
+	if size == 0 {
+		return true, errBitmapOfNothing
+	}
 	// Everything that the size needs, before it.
 	if err := d.writeBack(ctx); err != nil {
 		return true, err
@@ -335,6 +338,9 @@ func (w *bitmapWriter) keeps(old, e *storedBitmap) bool {
 // putBitmap writes a bitmap's data and table.
 func (w *bitmapWriter) putBitmap(ctx context.Context, e *storedBitmap, b *blockgraph.DirtyBitmap) error {
 	d := w.d
+	if w.size == 0 {
+		return errBitmapOfNothing
+	}
 	if !d.h.canStore(w.size, e.granularityBits) {
 		return blockgraph.Errorf(syscall.EFBIG, "Too much space will be occupied by the bitmap. Use larger granularity")
 	}

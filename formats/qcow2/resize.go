@@ -66,7 +66,10 @@ func (d *Driver) grow(ctx context.Context, size, old int64, exact bool, prealloc
 // setSize writes the size to the header, after everything that it needs.
 func (d *Driver) setSize(ctx context.Context, size int64) error {
 	if done, err := d.setSizeWithBitmaps(ctx, size); done {
-		if err != nil {
+		switch {
+		case err == errBitmapOfNothing:
+			return err
+		case err != nil:
 			return blockgraph.Errorf(blockgraph.Errno(err), "Failed to update the image size: %s", blockgraph.Strerror(err))
 		}
 		d.size.Store(size)

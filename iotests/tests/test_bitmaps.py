@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from iotests.harness.daemon import daemon_kind
 from iotests.harness.guest import Guest
 from iotests.harness.images import GiB, KiB, MiB
 from iotests.harness.markers import BLOCKD, blockd_only, daemon_differs
+from iotests.harness.qmp import QMPError
 
 SIZE = 4 * MiB
 GRANULE = 64 * KiB
@@ -162,6 +164,11 @@ class Commands(BitmapCase):
         self.write((512, 512), (65 * 512, 1024), (SIZE - 512, 1))
         # What the rival answers, too.
         self.assertEqual(self.sha256("b"), "d6a4bd4e04cd5bd6d0714c8754693de39e9720d8992d8c288fa5f6722e89230a")
+
+    def test_sha256_of_an_empty_disk(self) -> None:
+        self.qmp.cmd("block_resize", node_name="d", size=0)
+        self.add("b")
+        self.assertEqual(self.sha256("b"), hashlib.sha256(bytes(8)).hexdigest())
 
     def test_clear_disable_enable(self) -> None:
         self.add("b")
@@ -411,6 +418,20 @@ class Stored(BitmapCase):
         self.daemon.quit()
         images.check(self.disk)
         self.assertEqual(self.dirty("b"), [(0, 512), (6 * MiB - 512, 512)])
+
+    @blockd_only("the rival stores what it then refuses to open, and the image with it")
+    def test_an_empty_disk_has_none(self) -> None:
+        refused = "A disk of size 0 cannot have persistent bitmaps"
+        self.add("b", persistent=True)
+        with self.assertRaisesRegex(QMPError, refused):
+            self.qmp.cmd("block_resize", node_name="d", size=0)
+        self.assertEqual(self.nodes()["d"]["image"]["virtual-size"], SIZE)
+        self.on("remove", "b")
+        self.qmp.cmd("block_resize", node_name="d", size=0)
+        with self.assertRaisesRegex(QMPError, f"Can't make bitmap 'b' persistent in 'd': {refused}"):
+            self.add("b", persistent=True)
+        self.daemon.quit()
+        images.check(self.disk)
 
     def test_an_outer_snapshot_leaves_the_bitmaps_below(self) -> None:
         self.add("b", persistent=True)
