@@ -433,7 +433,7 @@ func (tx *Tx) childPerms(n *Node, s *NodeState, e *Edge, perm, shared Perm) (Per
 	if s.Inactive && e.role&RoleFiltered == 0 {
 		ns |= PermWrite | PermResize
 	}
-	if forceShare(s.Options) {
+	if forceShare(tx.State(e.child).Options) {
 		ns = PermAll
 	}
 	return np, ns

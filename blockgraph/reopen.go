@@ -99,6 +99,7 @@ func (q *reopenQueue) add(tx *Tx, r *reopening) error {
 			r.given = &qapi.Object{}
 		}
 		joinOptions(r.given, was)
+		r.backingMissing = (*q)[i].backingMissing
 		(*q)[i] = r
 	}
 	if !r.keep {

@@ -16,19 +16,19 @@ func (m *Monitor) registerBackingFile(r *qmp.Registry) {
 // backing file.
 func (m *Monitor) changeBackingFile(c *qmp.Context, a *qapi.ChangeBackingFileArg) (struct{}, error) {
 	return struct{}{}, m.update(c, "change-backing-file", func(tx *blockgraph.Tx) error {
-		device, err := findNode(tx, a.Device)
+		device, err := findRoot(tx, a.Device)
 		if err != nil {
 			return err
-		}
-		if !isRoot(tx, device) {
-			return qapi.Errorf("Need a root block node")
 		}
 		image, err := chain.Lookup(tx, a.ImageNodeName)
 		if err != nil {
 			return err
 		}
-		base := chain.Next(tx, image)
-		if base == nil {
+		base, format := chain.Next(tx, image), ""
+		switch {
+		case base != nil:
+			format = base.Type().Name
+		case !image.Type().Filter: // a filter cannot do it at all
 			return qapi.Errorf("not allowing backing file change on an image without a backing file")
 		}
 		if err := tx.CheckBlocked(device, blockgraph.OpChange); err != nil {
@@ -43,7 +43,7 @@ func (m *Monitor) changeBackingFile(c *qmp.Context, a *qapi.ChangeBackingFileArg
 				return err
 			}
 		}
-		if err := chain.WriteHeader(tx, image, a.BackingFile, base.Type().Name); err != nil {
+		if err := chain.WriteHeader(tx, image, a.BackingFile, format); err != nil {
 			return qapi.Errorf("Could not change backing file to '%s': %s", a.BackingFile, blockgraph.Strerror(err))
 		}
 		if readOnly {

@@ -1,8 +1,6 @@
 package monitor
 
 import (
-	"slices"
-
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/qapi"
@@ -29,18 +27,6 @@ func (m *Monitor) registerInternalSnapshots(r *qmp.Registry) {
 	})
 }
 
-// findRootNode looks up a node that is no other's child.
-func findRootNode(tx *blockgraph.Tx, device string) (*blockgraph.Node, error) {
-	n, err := findNode(tx, device)
-	if err != nil {
-		return nil, err
-	}
-	if slices.ContainsFunc(tx.Parents(n), func(e *blockgraph.Edge) bool { return e.Root() == nil }) {
-		return nil, qapi.Errorf("Need a root block node")
-	}
-	return n, nil
-}
-
 // writableSnapshots returns the node that keeps the snapshots of a device that may
 // be written.
 func writableSnapshots(tx *blockgraph.Tx, n *blockgraph.Node, device string) (*blockgraph.Node, blockgraph.InternalSnapshotter, error) {
@@ -62,7 +48,7 @@ func (s *internalSnapshot) kind() string { return "blockdev-snapshot-internal-sy
 func (s *internalSnapshot) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(s.Device) }
 
 func (s *internalSnapshot) prepare(tx *blockgraph.Tx) error {
-	n, err := findRootNode(tx, s.Device)
+	n, err := findRoot(tx, s.Device)
 	if err != nil {
 		return err
 	}
@@ -117,7 +103,7 @@ func orNull(s *string) string {
 }
 
 func deleteSnapshot(tx *blockgraph.Tx, a *qapi.InternalSnapshotArg) (qapi.SnapshotInfo, error) {
-	n, err := findRootNode(tx, a.Device)
+	n, err := findRoot(tx, a.Device)
 	if err != nil {
 		return qapi.SnapshotInfo{}, err
 	}
@@ -148,7 +134,7 @@ func (s *snapshotRevert) kind() string { return "x-blockdev-snapshot-revert" }
 func (s *snapshotRevert) source(tx *blockgraph.Tx) *blockgraph.Node { return tx.Find(s.Device) }
 
 func (s *snapshotRevert) prepare(tx *blockgraph.Tx) error {
-	n, err := findRootNode(tx, s.Device)
+	n, err := findRoot(tx, s.Device)
 	if err != nil {
 		return err
 	}

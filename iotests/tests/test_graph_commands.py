@@ -58,6 +58,7 @@ class ChangeBackingFile(QMPTestCase):
 
     def test_errors(self) -> None:
         before = [self.header(path) for path in (self.top, self.middle)]
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="filter", file={"driver": "null-co"})
         self.add_node("other", self.create_image("other.qcow2", MiB, backing=self.base), backing="base")
         for text, device, image, name in (
             ("Cannot find device='zz' nor node-name='zz'", "zz", "top", "x"),
@@ -65,6 +66,8 @@ class ChangeBackingFile(QMPTestCase):
             ("Need a root block node", "mid", "mid", "x"),
             ("not allowing backing file change on an image without a backing file", "top", "base", "x"),
             ("'top' and image file are not in the same chain", "top", "other", "x"),
+            ("'top' and image file are not in the same chain", "top", "filter", "x"),
+            ("Could not change backing file to 'x': Operation not supported", "filter", "filter", "x"),
             (f"Could not change backing file to '{'x' * 1024}': Invalid argument", "top", "top", "x" * 1024),
         ):
             with self.subTest(text=text):

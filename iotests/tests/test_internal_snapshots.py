@@ -96,6 +96,12 @@ class InternalSnapshots(QMPTestCase):
         self.assertEqual(self.names(), [("1", "s1")])
         self.finish(self.one)
 
+    def test_not_of_what_a_job_works_on(self) -> None:
+        self.add_node("target", self.create_image("target", 4 * MiB))
+        self.qmp.cmd("blockdev-backup", job_id="j", device="a", target="target", sync="none")
+        for command in (TAKE, REMOVE):
+            self.assert_qmp_error("Need a root block node", command, device="target", name="s")
+
     def test_transaction_takes_all_or_none(self) -> None:
         other = self.create_image("b", MiB)
         self.add_node("b", other)

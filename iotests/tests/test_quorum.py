@@ -192,6 +192,12 @@ class Quorum(QMPTestCase):
             self.assertEqual(edge["perm"], ["write"])
             self.assertEqual(set(edge["shared-perm"]), {"consistent-read", "write-unchanged"})
 
+    def test_a_child_that_is_opened_to_share_shares_all(self) -> None:
+        self.qmp.cmd("blockdev-add", driver="null-co", node_name="shared", size=MiB, read_only=True, force_share=True)
+        self.qmp.cmd("blockdev-add", driver="quorum", node_name="over", read_only=True, children=["shared"], vote_threshold=1)
+        (edge,) = (edge for edge in self.qmp.cmd("x-debug-query-block-graph")["edges"] if edge["name"] == "children.0")
+        self.assertEqual(set(edge["shared-perm"]), {"consistent-read", "write-unchanged", "write", "resize"})
+
     def test_extents(self) -> None:
         for number, (offset, length) in enumerate(((0, 64 * KiB), (64 * KiB, 64 * KiB), (0, 64 * KiB))):
             self.fill(self.images[number], b"x" * length, "raw", offset)

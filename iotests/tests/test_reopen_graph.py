@@ -88,6 +88,12 @@ class Backing(ReopenCase):
         self.reopen(self.options(0, backing=None))
         self.reopen(self.options(0))
 
+    def test_backing_file_must_be_named_when_the_node_above_is_reopened_with_it(self) -> None:
+        self.add(self.options(2, backing=self.options(1, backing=self.options(0))))
+        below = {**self.options(1), "read-only": True}
+        self.refuse("backing is missing for 'hd1'", below, self.options(2, backing="hd1"))
+        self.reopen({**below, "backing": "hd0"}, self.options(2, backing="hd1"))
+
     def test_backing_file_must_be_named_while_the_header_does(self) -> None:
         self.add(self.options(1))
         self.refuse("backing is missing for 'hd1'", self.options(1))
