@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from .execute import Record, Run
 from .generate import Generator
 from .shrink import shrink
 from .step import Step
-from .world import make_images
+from .world import files_of, make_images
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,15 +32,26 @@ class Pair:
         self.pristine.mkdir()
         make_images(self.pristine)
 
-    def run(self, steps: Sequence[Step], *, partial: bool, look_every: int = 4) -> tuple[str, Record, Record]:
+    def run(self, steps: Sequence[Step], *, partial: bool) -> tuple[str, Record, Record]:
         """Where the records differ, and both. The folders are gone afterwards."""
         with tempfile.TemporaryDirectory(dir=self.parent) as name:
             records = []
             for side, program in (("a", self.ours), ("b", self.theirs)):
                 folder = Path(name) / side
-                shutil.copytree(self.pristine, folder)
-                records.append(Run(program, folder).follow(steps, look_every=look_every))
+                folder.mkdir()
+                for file in files_of(steps):
+                    shutil.copyfile(self.pristine / file, folder / file)
+                records.append(Run(program, folder).follow(steps))
             return difference(steps, *records, partial=partial), *records
+
+
+    def commands(self) -> list[str]:
+        """The rival's commands."""
+        with tempfile.TemporaryDirectory(dir=self.parent) as name:
+            run = Run(self.theirs, Path(name))
+            names = sorted(command["name"] for command in run.qmp.execute("query-commands"))
+            run.follow([])
+        return names
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,18 +66,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--keep-going", action="store_true", help="show every difference, not the first ten")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--coverage", action="store_true", help="print what was reached")
+    parser.add_argument("--wanted", type=int, default=20, help="how often everything is to be reached, for the marks in that table (20)")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the steps with their replies")
     options = parser.parse_args(arguments)
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     coverage = Coverage()
-    failed = crashed = 0
-    with tempfile.TemporaryDirectory(prefix="diff") as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    failed = 0
+    # Images in memory, where that is possible: nothing here is about what survives.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="diff", dir=memory) as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         pair = Pair(options.blockd, options.rival, Path(name))
         pending = {seed: pool.submit(_one, pair, seed) for seed in seeds}
         for seed, future in pending.items():
             steps, partial, found, ours, theirs = future.result()
-            coverage.add(steps, ours)
-            crashed += theirs.crashed
+            coverage.add(steps, theirs)
             if options.verbose:
                 _print(steps, ours, theirs)
             if not found:
@@ -72,21 +87,26 @@ def main(arguments: Sequence[str]) -> int:
             failed += 1
             print(f"seed {seed}: {found}", flush=True)
             if not options.no_shrink:
-                short = shrink(steps, lambda tried: bool(pair.run(tried, partial=partial, look_every=1)[0]))
+                short = shrink(steps, lambda tried: signature(pair.run(tried, partial=partial)[0]) == signature(found))
                 print(f"  {len(short)} steps suffice:")
                 for step in short:
-                    print(f"    {step}")
-                print(f"  {pair.run(short, partial=partial, look_every=1)[0]}", flush=True)
+                    print(f"    {str(step)[:1000]}")
+                print(f"  {pair.run(short, partial=partial)[0]}", flush=True)
             if failed == 10 and not options.keep_going:
                 for other in pending.values():
                     other.cancel()
                 break
-    if options.coverage:
-        print(coverage.table())
-    if crashed:
-        print(f"the rival did not survive {crashed} of them")
+        if options.coverage:
+            print(coverage.table(pair.commands(), options.wanted))
+        print(f"the rival did not survive {coverage.crashes.total()} of them")
     print(f"{len(seeds) - failed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
+
+
+def signature(found: str) -> tuple[str, ...]:
+    """What kind of difference it is: at which kind of step, and in what; while a sequence is cut, it has to stay the same."""
+    first, *rest = found.split("\n")
+    return (re.sub(r"^step \d+: |'[^']*'|\d+", "", first).split(" ")[0], *(line for line in rest[:1] if first.startswith("step")))
 
 
 def _one(pair: Pair, seed: int) -> tuple[list[Step], bool, str, Record, Record]:

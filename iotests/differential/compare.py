@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
+from iotests.harness.deadline import SCALE
+
 from . import known
 from .execute import Record, Seen
 from .step import Command, Message, Step
@@ -16,7 +18,7 @@ from .step import Command, Message, Step
 _MADE_UP = re.compile(r"#block\d+")
 
 # The drivers that use what their users need; raw with a part of its own uses more.
-_FILTERS = frozenset({"raw", "throttle", "copy-on-read", "copy-before-write", "preallocate", "blkdebug"})
+_FILTERS = frozenset({"raw", "throttle", "copy-on-read", "copy-before-write", "preallocate", "blkdebug", "snapshot-access", "quorum"})
 
 # What a tool says of an image whose backing file is not there, or is one that it cannot open.
 _NO_BACKING = re.compile("Could not open backing file")
@@ -24,6 +26,8 @@ _NO_BACKING = re.compile("Could not open backing file")
 
 def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: bool) -> str:
     """Where the records first differ, or nothing. The content of images counts unless it is `partial`."""
+    if ours.hello != theirs.hello:
+        return f"before negotiation:\n    blockd: {ours.hello}\n    rival:  {theirs.hello}"
     for number, step in enumerate(steps):
         if number >= len(theirs.steps) and theirs.crashed:
             return ""  # the rival did not survive the sequence
@@ -32,7 +36,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         if number >= len(ours.steps):
             return f"step {number}: {step}\n  blockd ended: {ours.ending}"
         try:
-            found = _step(step, ours.steps[number], theirs.steps[number], theirs.steps[: number + 1])
+            found = _step(known.Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1]))
         except _PartedError:
             return ""
         if found:
@@ -48,18 +52,20 @@ class _PartedError(Exception):
     """The two went different ways, as they are to."""
 
 
-def _step(step: Step, ours: Seen, theirs: Seen, so_far: Sequence[Seen]) -> str:
+def _step(moment: known.Moment) -> str:
+    """How the last step differs."""
+    ours, theirs = moment.ours[-1], moment.theirs[-1]
     for what, left, right in (
-        ("reply", _reply(step, ours.reply), _reply(step, theirs.reply)),
-        ("jobs", _jobs(ours.jobs, step), _jobs(theirs.jobs, step)),
-        ("events", _events(ours.events, step), _events(theirs.events, step)),
-        ("state", _state(ours.state, step), _state(theirs.state, step)),
+        ("reply", *_replies(moment.steps[-1], ours.reply, theirs.reply)),
+        ("jobs", _jobs(ours.jobs), _jobs(theirs.jobs)),
+        ("events", _events(ours.events, moment.steps[-1]), _events(theirs.events, moment.steps[-1])),
+        ("state", _state(ours.state), _state(theirs.state)),
     ):
         if left == right:
             continue
-        if known.parts(step, what, left, right, so_far):
+        if known.parts(moment, what, left, right):
             raise _PartedError
-        if not known.wanted(step, what, left, right):
+        if not known.wanted(moment, what, left, right):
             return f"  {what}\n    blockd: {_only(left, right)}\n    rival:  {_only(right, left)}"
     return ""
 
@@ -84,14 +90,50 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _reply(step: Step, reply: Message) -> Any:
-    answer = {key: value for key, value in reply.items() if key != "id"}
-    if isinstance(step.action, Command) and step.action.name == "query-block-exports" and "return" in answer:
-        answer["return"] = sorted(answer["return"], key=lambda export: str(export["id"]))
-    return plain(answer)
+# Lists whose order says nothing, by what their members are sorted by.
+_UNORDERED = {
+    "query-block-exports": "id",
+    "query-chardev": "label",
+    "qom-list": "name",
+    "qom-list-properties": "name",
+}
+
+# What these answer is looked at after every step, or is each daemon's own: what it has.
+_OTHERWISE = frozenset(
+    {
+        "qom-list-types",
+        "query-block-jobs",
+        "query-chardev-backends",
+        "query-commands",
+        "query-jobs",
+        "query-named-block-nodes",
+        "query-qmp-schema",
+        "query-version",
+        "x-debug-query-block-graph",
+    }
+)
 
 
-def _jobs(jobs: Sequence[Message], step: Step) -> Any:
+def _replies(step: Step, ours: Message, theirs: Message) -> tuple[Any, Any]:
+    """Both replies, as far as they have to be the same."""
+    left, right = ({key: plain(value) for key, value in reply.items() if key != "id"} for reply in (ours, theirs))
+    if not isinstance(step.action, Command) or "return" not in left or "return" not in right:
+        return left, right
+    name = step.action.name
+    if name in _OTHERWISE:
+        return "success", "success"
+    if key := _UNORDERED.get(name):
+        return tuple(sorted(reply["return"], key=lambda member: str(member[key])) for reply in (left, right))  # type: ignore[return-value]
+    if name == "query-blockstats":
+        return tuple({stats.get("node-name", "") for stats in reply["return"]} for reply in (left, right))  # type: ignore[return-value]
+    if name == "blockdev-snapshot-delete-internal-sync":
+        for reply in (left, right):
+            for time in ("date-sec", "date-nsec", "vm-clock-nsec"):
+                reply["return"].pop(time, None)
+    return left, right
+
+
+def _jobs(jobs: Sequence[Message]) -> Any:
     kept = ("id", "type", "status", "error")
     return {job["id"]: {key: plain(job[key]) for key in kept if key in job} for job in jobs}
 
@@ -106,29 +148,32 @@ def _events(events: Sequence[Message], step: Step) -> Any:
             if event["event"] != "BLOCK_JOB_COMPLETED" or "error" in data:
                 data.pop(progress, None)
         told[about].append((event["event"], sorted(plain(data).items(), key=str)))
-    return {about: kept for about, list_ in told.items() if (kept := _without_pauses(list_))}
+    return {about: kept for about, list_ in told.items() if (kept := _without_pauses(list_, grouped=bool(step.together(about))))}
 
 
-def _without_pauses(list_: list[Any]) -> list[Any]:
-    """Without what comes and goes in a drained section, and with states that repeat told once."""
+def _without_pauses(list_: list[Any], *, grouped: bool) -> list[Any]:
+    """
+    Without what comes and goes in a drained section, which state a job ends in being compared with the jobs. Of
+    one in a group that fails it is a matter of time, too, whether it has begun to wait for the others.
+    """
     kept: list[Any] = []
     for name, data in list_:
         status = dict(data).get("status")
         if name == "JOB_STATUS_CHANGE" and status in ("paused", "standby", "running", "ready"):
-            # Which of them it ends in is compared with the jobs.
             continue
+        if grouped and kept and status == "aborting" and dict(kept[-1][1]).get("status") == "waiting":
+            kept.pop()
         kept.append((name, data))
     return kept
 
 
-def _state(state: Message, step: Step) -> Any:
-    if any("desc" in answer for answer in state.values()):
+def _state(state: Message) -> Any:
+    if any("desc" in answer for name, answer in state.items() if name != "bitmaps"):
         return plain(state)  # a query failed
-    if not state:
-        return {}
     nodes = state["query-named-block-nodes"]
     labels = {node["node-name"]: _label(node) for node in nodes}
     return {
+        "bitmaps": state["bitmaps"],
         "nodes": _numbered((labels[node["node-name"]], _node(node)) for node in nodes),
         "graph": _graph(state["x-debug-query-block-graph"], labels, {labels[node["node-name"]] for node in nodes if node["drv"] in _FILTERS}),
         "exports": collections.Counter(str(sorted(plain(e).items())) for e in state["query-block-exports"]),
@@ -206,13 +251,21 @@ def _images(ours: Path, theirs: Path, partial: bool) -> str:
             continue
         kind = "qcow2" if left.read_bytes()[:4] == b"QFI\xfb" else "raw"
         if kind == "qcow2":
-            check = subprocess.run(["qemu-img", "check", "-q", "-f", kind, name], cwd=ours, capture_output=True, text=True)
+            check = _qemu_img("check", "-q", "-f", kind, str(left))
             if check.returncode not in (0, 3) and not _NO_BACKING.search(check.stderr):
                 return f"images: {name} is damaged: {check.stdout}{check.stderr}"
         if partial:
             continue
-        done = subprocess.run(["qemu-img", "compare", "-f", kind, "-F", kind, str(left), str(right)], capture_output=True, text=True)
-        # 2: neither can be opened, for want of a backing file
-        if done.returncode not in (0, 2):
+        done = _qemu_img("compare", "-f", kind, "-F", kind, str(left), str(right))
+        # What cannot be opened or read at all, for want of a backing file, cannot be compared with itself.
+        if done.returncode != 0 and (done.returncode == 1 or _qemu_img("compare", "-f", kind, "-F", kind, str(right), str(right)).returncode == 0):
             return f"images: {name}: {done.stdout}{done.stderr}"
     return ""
+
+
+def _qemu_img(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """qemu-img, which may be lost in backing files that form a circle."""
+    try:
+        return subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, timeout=20 * SCALE)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(arguments, 2, "", "Could not open backing file: it takes too long")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
-import re
-from typing import Sequence
+from typing import Mapping, Sequence
 
 from .execute import Record
-from .step import Command, Step
+from .rows import ERRORS
+from .step import Command, Message, Step, Wire
 
-# What in an error's text is a name or a number.
-_NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|#block|\b\d+\b|\bnode\d\S*|\bjob\d+")
+# Both daemons begin with these, and end with the last.
+_EVERY = ("qmp_capabilities", "query-version", "quit")
 
 
 class Coverage:
@@ -18,24 +18,59 @@ class Coverage:
 
     def __init__(self) -> None:
         self.good: collections.Counter[str] = collections.Counter()
-        self.errors: collections.Counter[str] = collections.Counter()
+        self.rows: collections.Counter[tuple[str, str]] = collections.Counter({(row, text): 0 for row, text, _ in ERRORS})
+        self.others: collections.Counter[str] = collections.Counter()
+        self.crashes: collections.Counter[str] = collections.Counter()
 
     def add(self, steps: Sequence[Step], record: Record) -> None:
-        """A sequence. One in which nothing but its first command was reached does not count."""
+        """A sequence that the rival went through. One in which nothing but its first command was reached does not count."""
+        self._error(record.hello.get("error", {}))
+        self.good.update(_EVERY if not record.ending else _EVERY[:-1])
+        succeeded = False
+        failed_jobs: set[str] = set()
         for step, seen in zip(steps, record.steps):
-            if not isinstance(step.action, Command):
+            for job in seen.jobs:
+                if "error" in job and job["id"] not in failed_jobs:
+                    failed_jobs.add(job["id"])
+                    self._error({"class": "GenericError", "desc": job["error"]})
+            for event in seen.events:
+                if error := event.get("data", {}).get("error"):
+                    self._error({"class": "GenericError", "desc": error})
+                self.good[f"event {event['event']}"] += 1
+            if not isinstance(step.action, (Command, Wire)):
                 self.good[type(step.action).__name__] += "errno" not in str(seen.reply)
             elif "return" in seen.reply:
+                assert isinstance(step.action, Command)
+                succeeded = True
                 self.good[step.action.name] += 1
                 if step.action.name == "transaction":
                     for action in step.action.arguments["actions"]:
                         self.good[f"transaction: {action['type']}"] += 1
-            else:
-                self.errors[_NAMES.sub("*", str(seen.reply["error"]["desc"]))] += 1
+            elif succeeded:
+                self._error(seen.reply["error"])
+        if record.crashed:
+            number = len(record.steps)
+            self.crashes[f"at {steps[number].action if number < len(steps) else 'its end'}: {record.ending[-300:].strip()}"] += 1
 
-    def table(self) -> str:
-        """Both counts, the rarest last."""
-        lines = [f"{count:6} {name}" for name, count in self.good.most_common()]
-        lines.append("errors:")
-        lines += [f"{count:6} {text}" for text, count in self.errors.most_common()]
+    def _error(self, error: Mapping[str, Message]) -> None:
+        """Counts an error in every row that it fits."""
+        if not error:
+            return
+        text = str(error["desc"])
+        if error["class"] not in ("GenericError", "CommandNotFound"):
+            text = f"{error['class']}: {text}"
+        found = [(row, known) for row, known, pattern in ERRORS if pattern.fullmatch(text)]
+        self.rows.update(found)
+        if not found:
+            self.others[text] += 1
+
+    def table(self, commands: Sequence[str], wanted: int) -> str:
+        """All counts, with a mark at what was reached less than `wanted` times."""
+        reached = collections.Counter({name: self.good[name] for name in commands})
+        reached.update({name: count for name, count in self.good.items() if name not in commands})
+        lines = [f"{'*' if count < wanted else ' '}{count:7} {name}" for name, count in sorted(reached.items())]
+        lines.append("errors, by their rows:")
+        lines += [f"{'*' if count < wanted else ' '}{count:7} {row:>3} {text}" for (row, text), count in self.rows.items()]
+        lines.append(f"{len(self.others)} other errors, {sum(self.others.values())} times")
+        lines += [f"the rival died {count} times {what}" for what, count in self.crashes.most_common()]
         return "\n".join(lines)

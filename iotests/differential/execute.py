@@ -16,7 +16,7 @@ from iotests.harness.deadline import SCALE, Deadline
 from iotests.harness.guest import Guest
 from iotests.harness.qmp import ConnectionClosed, QMPClient, QMPError
 
-from .step import Command, GuestRead, GuestWrite, Message, Step
+from .step import Command, GuestClear, GuestRead, GuestWrite, Message, Step, Wire
 
 # How long one step may take, until nothing moves any more.
 STEP_SECONDS = 20.0
@@ -28,7 +28,7 @@ class Seen:
     reply: Message
     events: list[Message]
     jobs: list[Message]
-    state: Message  # nodes, graph, exports; only where it was asked for
+    state: Message  # nodes, graph, exports, block jobs, bitmaps' hashes
 
 
 @dataclasses.dataclass
@@ -39,6 +39,7 @@ class Record:
     ending: str  # "" or how the daemon ended badly
     crashed: bool  # it ended by itself, or hung after it had damaged an image
     folder: Path
+    hello: Message  # the answer before negotiation
 
 
 class Run:
@@ -59,20 +60,19 @@ class Run:
             )
         self.qmp = QMPClient(ours)
         self.qmp.read_greeting()
-        self.qmp.exchange(b'{"execute": "query-version"}')
+        self.hello = self.qmp.exchange(b'{"execute": "query-version"}')
         self.qmp.negotiate()
 
-    def follow(self, steps: Sequence[Step], *, look_every: int) -> Record:
+    def follow(self, steps: Sequence[Step]) -> Record:
         """Everything in turn, until the end of the daemon."""
-        record = Record([], "", False, self.folder)
+        record = Record([], "", False, self.folder, self.hello)
         try:
-            for number, step in enumerate(steps):
+            for step in steps:
                 reply = self.act(step)
                 jobs = self.settle(step, reply)
-                look = number % look_every == look_every - 1 or number == len(steps) - 1
-                state = self.look() if look else {}
+                state = self.look()
                 record.steps.append(Seen(reply, self.qmp.take_events(), jobs, state))
-            self.qmp.execute("quit", seconds=STEP_SECONDS * SCALE)
+            self.qmp.execute("quit", seconds=STEP_SECONDS)
             self.process.wait(STEP_SECONDS * SCALE)
         except (ConnectionClosed, AssertionError, OSError, subprocess.TimeoutExpired) as error:
             record.ending = f"{type(error).__name__}: {error}"
@@ -95,7 +95,9 @@ class Run:
         """One action; what came of it, in the form of a reply."""
         action = step.action
         if isinstance(action, Command):
-            return self.qmp.reply(self.qmp.send(action.name, action.arguments), STEP_SECONDS * SCALE)
+            return self.qmp.reply(self.qmp.send(action.name, action.arguments), STEP_SECONDS)
+        if isinstance(action, Wire):
+            return self.qmp.exchange(action.words.encode() + b"\n", STEP_SECONDS)
         try:
             guest = self.guest(action.export)
         except Exception as error:
@@ -106,6 +108,9 @@ class Run:
             if isinstance(action, GuestWrite):
                 guest.write(action.offset, bytes([action.value]) * action.length)
                 return {"guest": "written"}
+            if isinstance(action, GuestClear):
+                (guest.handle.trim if action.trim else guest.handle.zero)(action.length, action.offset)
+                return {"guest": "cleared"}
             assert isinstance(action, GuestRead)
             return {"guest": guest.read(action.offset, action.length).hex()}
         except Exception as error:
@@ -121,7 +126,7 @@ class Run:
 
     def settle(self, step: Step, reply: Message) -> list[Message]:
         """Waits until no job moves by itself; the jobs then."""
-        deadline = Deadline(STEP_SECONDS * SCALE, doing=f"jobs to settle after {step}")
+        deadline = Deadline(STEP_SECONDS, doing=f"jobs to settle after {step}")
         leaving = _told_to_end(step, reply)
         before: list[Message] = []
         while True:
@@ -143,9 +148,20 @@ class Run:
             ("query-block-jobs", None),
         ):
             try:
-                state[command] = self.qmp.execute(command, arguments, seconds=STEP_SECONDS * SCALE)
+                state[command] = self.qmp.execute(command, arguments, seconds=STEP_SECONDS)
             except QMPError as error:
                 state[command] = error.reply["error"]
+        state["bitmaps"] = {}
+        for node in state["query-named-block-nodes"]:
+            # A failed query is no list of nodes, but an error's members.
+            bitmaps = node.get("dirty-bitmaps", []) if isinstance(node, dict) else []
+            for name in (bitmap["name"] for bitmap in bitmaps if bitmap.get("name")):
+                of = {"node": node["node-name"], "name": name}
+                try:
+                    answer = self.qmp.execute("x-debug-block-dirty-bitmap-sha256", of)
+                except QMPError as error:
+                    answer = error.reply["error"]
+                state["bitmaps"][f"{of['node']}:{name}"] = answer
         return state
 
 
@@ -167,7 +183,7 @@ def _rests(job: Message, step: Step, states: Mapping[str, str], details: Mapping
     moment later.
     """
     identity, status = job["id"], job["status"]
-    if job["type"] == "create":
+    if job["type"] in ("create", "amend"):
         return bool(status == "concluded")
     if identity not in details or details[identity]["status"] != status:
         return False

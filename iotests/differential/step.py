@@ -45,7 +45,30 @@ class GuestRead:
         return f"(guest of {self.export} reads {self.length} bytes at {self.offset})"
 
 
-Action = Union[Command, GuestWrite, GuestRead]
+@dataclasses.dataclass(frozen=True)
+class GuestClear:
+    """A guest's zero write, or trim, over NBD."""
+
+    export: str
+    offset: int
+    length: int
+    trim: bool
+
+    def __str__(self) -> str:
+        return f"(guest of {self.export} {'trims' if self.trim else 'zeroes'} {self.length} bytes at {self.offset})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """Words sent to the monitor as they are, which it answers with one error."""
+
+    words: str
+
+    def __str__(self) -> str:
+        return f"(the monitor is sent {self.words[:80]})"
+
+
+Action = Union[Command, GuestWrite, GuestRead, GuestClear, Wire]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,13 @@ import dataclasses
 import random
 import subprocess
 from pathlib import Path
+from typing import Sequence
 
 from .step import Action, Step
 
 KiB, MiB = 1 << 10, 1 << 20
 
 SIZE = 4 * MiB
-
-# The images with at least a MiB of data of their own.
-FULL = {"base.qcow2", "other.qcow2", "small.qcow2", "old.qcow2", "plain.raw"}
 
 # The files that every sequence begins with: name -> (format, size, backing file).
 IMAGES = {
@@ -27,11 +25,18 @@ IMAGES = {
     "other.qcow2": ("qcow2", SIZE, ""),
     "empty.qcow2": ("qcow2", SIZE, ""),
     "empty2.qcow2": ("qcow2", SIZE, ""),
+    "empty3.qcow2": ("qcow2", SIZE, ""),
     "overlay.qcow2": ("qcow2", SIZE, "other.qcow2"),
     "small.qcow2": ("qcow2", SIZE // 4, ""),
     "old.qcow2": ("qcow2", SIZE, ""),
     "plain.raw": ("raw", SIZE, ""),
 }
+
+# The images with at least a MiB of data of their own.
+FULL = {"base.qcow2", "other.qcow2", "small.qcow2", "old.qcow2", "plain.raw"}
+
+# The images without any.
+EMPTY = ("empty.qcow2", "empty2.qcow2", "empty3.qcow2")
 
 
 def make_images(folder: Path) -> None:
@@ -58,6 +63,15 @@ def make_images(folder: Path) -> None:
         subprocess.run(["qemu-io", "-f", kind, *words, name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
+def files_of(steps: Sequence[Step]) -> set[str]:
+    """The files that steps can come to, with what these stand on."""
+    text = "\n".join(map(str, steps))
+    found = {name for name in IMAGES if name in text}
+    while deeper := {IMAGES[name][2] for name in found} - found - {""}:
+        found |= deeper
+    return found
+
+
 @dataclasses.dataclass
 class Node:
     """A node that should be there."""
@@ -67,9 +81,14 @@ class Node:
     size: int
     below: list[str] = dataclasses.field(default_factory=list)
     bitmaps: list[str] = dataclasses.field(default_factory=list)
+    snapshots: list[str] = dataclasses.field(default_factory=list)
     read_only: bool = False
+    # Its image, for what is opened from one.
+    image: str = ""
     # It has at least a MiB of data of its own, which takes a slow job a while.
     full: bool = False
+    # It was opened without its backing file, so that it can become an overlay.
+    bare: bool = False
 
 
 @dataclasses.dataclass
@@ -81,8 +100,9 @@ class Job:
     slow: bool
     endless: bool = False
     paused: bool = False
-    ready: bool = False
-    kept: bool = False  # it waits to be dismissed
+    ready: bool = False  # it waits to be completed
+    pending: bool = False  # it waits to be finalized
+    kept: bool = False  # it waits to be dismissed, in the end
     behind: bool = False  # a guest has written what it may not have copied
 
 
@@ -95,6 +115,8 @@ class World:
         self.jobs: dict[str, Job] = {}
         self.exports: dict[str, str] = {}  # id -> node
         self.groups: list[str] = []
+        self.threads: list[str] = []
+        self.chardevs: list[str] = []
         self.groups_of_jobs: list[frozenset[str]] = []
         self.server = False
         self.partial = False
@@ -127,10 +149,36 @@ class World:
                 return found
             found |= above | below
 
-    def unused_nodes(self) -> list[str]:
-        """Nodes that nothing should stand on."""
-        used = {name for node in self.nodes.values() for name in node.below} | set(self.exports.values())
+    def chain(self, name: str) -> list[str]:
+        """What a node stands on, from the top."""
+        found: list[str] = []
+        while name in self.nodes and self.nodes[name].below and name not in found:
+            name = self.nodes[name].below[0]
+            found.append(name)
+        return found
+
+    def tops(self) -> list[str]:
+        """Nodes that no other should stand on."""
+        used = {name for node in self.nodes.values() for name in node.below}
         return [name for name in sorted(self.nodes) if name not in used]
+
+    def unused_nodes(self) -> list[str]:
+        """Nodes that nothing should stand on or use."""
+        exported = set(self.exports.values())
+        return [name for name in self.tops() if name not in exported]
+
+    def writable_tops(self) -> list[str]:
+        """Those on which guests can write."""
+        return [name for name in self.tops() if not self.nodes[name].read_only]
+
+    def targets(self, source: str) -> list[str]:
+        """Where a copy of a node can go."""
+        family, size = self.family(source), self.nodes[source].size if source in self.nodes else SIZE
+        return [
+            name
+            for name in self.unused_nodes()
+            if name not in family and not self.nodes[name].read_only and self.nodes[name].size == size
+        ]
 
     def step(self, action: Action) -> Step:
         """An action with what should be true of the jobs after it."""
