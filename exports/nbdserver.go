@@ -147,26 +147,29 @@ func logHung(exports []*export) {
 // AddNBD is the command nbd-server-add: an export whose id is its name. A
 // read-only node is quietly exported read-only. On a worker.
 func (r *Registry) AddNBD(ctx context.Context, a *qapi.NbdServerAddArg) error {
-	var n *blockgraph.Node
-	r.Graph.Loop().Do(func() { n = r.Graph.Node(a.Device) })
-	if n == nil {
-		return qapi.Errorf("Cannot find device='%s' nor node-name='%s'", a.Device, a.Device)
+	return r.Graph.Update(ctx, blockgraph.Cause{Command: "nbd-server-add"}, func(tx *blockgraph.Tx) error { return r.addNamed(tx, a) })
+}
+
+func (r *Registry) addNamed(tx *blockgraph.Tx, a *qapi.NbdServerAddArg) error {
+	n, err := tx.LookUp(&a.Device, &a.Device)
+	if err != nil {
+		return err
 	}
 	name := a.Device
 	if a.Name != nil {
 		name = *a.Name
 	}
 	o := &qapi.BlockExportOptions{
-		Type: qapi.BlockExportTypeNBD, ID: name, NodeName: a.Device, Writable: a.Writable,
+		Type: qapi.BlockExportTypeNBD, ID: name, NodeName: n.Name(), Writable: a.Writable,
 		NBD: &qapi.BlockExportOptionsNbd{Name: &name, Description: a.Description},
 	}
 	if a.Bitmap != nil {
 		o.NBD.Bitmaps = []qapi.BlockDirtyBitmapOrStr{{Local: a.Bitmap}}
 	}
-	if n.ReadOnly() {
+	if tx.State(n).ReadOnly {
 		o.Writable = nil
 	}
-	return r.add(ctx, "nbd-server-add", o)
+	return r.AddIn(tx, o)
 }
 
 // RemoveNBD is the command nbd-server-remove. On a worker.

@@ -90,11 +90,7 @@ func (r *Registry) find(id string) *export {
 
 // Add is the command block-export-add, and --export. On a worker.
 func (r *Registry) Add(ctx context.Context, o *qapi.BlockExportOptions) error {
-	return r.add(ctx, "block-export-add", o)
-}
-
-func (r *Registry) add(ctx context.Context, command string, o *qapi.BlockExportOptions) error {
-	return r.Graph.Update(ctx, blockgraph.Cause{Command: command}, func(tx *blockgraph.Tx) error { return r.AddIn(tx, o) })
+	return r.Graph.Update(ctx, blockgraph.Cause{Command: "block-export-add"}, func(tx *blockgraph.Tx) error { return r.AddIn(tx, o) })
 }
 
 // AddIn adds an export within a graph change: clients can see it from the

@@ -363,3 +363,39 @@ func TestExtentsOfABitmap(t *testing.T) {
 		}
 	}
 }
+
+// drives are devices that have a medium, or nil.
+type drives map[string]*blockgraph.Root
+
+func (d drives) Device(name string) (*blockgraph.Root, bool) {
+	r, ok := d[name]
+	return r, ok
+}
+
+// nbd-server-add takes the name of a device for what is in it; the export goes by
+// the device's name.
+func TestServerAddTakesADevice(t *testing.T) {
+	w := newWorld(t)
+	list := drives{"empty": nil}
+	w.Graph.UseDevices(list)
+	w.node("n", false)
+	err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) (err error) {
+		list["drive"], err = tx.NewRoot(tx.Find("n"), blockgraph.RootOptions{Device: "drive", Shared: blockgraph.PermAll})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	w.refused("Device 'empty' has no medium", w.AddNBD(t.Context(), &qapi.NbdServerAddArg{Device: "empty"}))
+	if err := w.AddNBD(t.Context(), &qapi.NbdServerAddArg{Device: "drive"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Query(); len(got) != 1 || got[0].ID != "drive" || got[0].NodeName != "n" {
+		t.Errorf("%+v", got)
+	}
+	err = w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error { return tx.CloseRoot(list["drive"]) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
