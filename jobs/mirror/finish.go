@@ -1,6 +1,8 @@
 package mirror
 
 import (
+	"fmt"
+	"log/slog"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -112,6 +114,9 @@ func (m *mirror) leave(tx *blockgraph.Tx, success bool) error {
 		}
 	}
 	if err := tx.ReplaceNode(m.node, chain.Below(tx, m.node)); err != nil {
+		if m.pivoted {
+			return m.unreplaced(err.Error())
+		}
 		return err
 	}
 	return tx.SetChild(m.node, mirrortop.Edge, 0, nil)
@@ -139,6 +144,13 @@ func (m *mirror) giveBacking(tx *blockgraph.Tx) error {
 	return nil
 }
 
+// unreplaced is the job's error when the target cannot take the place that it was
+// to take; why is told to the operator alone, as in the field.
+func (m *mirror) unreplaced(why string) error {
+	slog.Error(why)
+	return transfer.Error(syscall.EPERM)
+}
+
 // pivot puts the target into the place of the source, or of the node that the
 // user named.
 func (m *mirror) pivot(tx *blockgraph.Tx) error {
@@ -146,12 +158,15 @@ func (m *mirror) pivot(tx *blockgraph.Tx) error {
 	if m.replaces != nil {
 		from = m.toReplace
 	}
-	if from == nil || tx.Find(from.Name()) != from || !canReplace(tx, m.source, from) {
-		return transfer.Error(blockgraph.Errorf(syscall.EPERM, "the node to be replaced is not what it was"))
+	switch {
+	case from == nil || tx.Find(from.Name()) != from:
+		return m.unreplaced("the node to be replaced is gone")
+	case !canReplace(tx, m.source, from):
+		return m.unreplaced(fmt.Sprintf("Can no longer replace '%s' by '%s', because it can no longer be guaranteed that doing so would not lead to an abrupt change of visible data", from.Name(), m.target.Name()))
 	}
 	readOnly := tx.State(from).ReadOnly
 	if err := tx.ReplaceNode(from, m.target); err != nil {
-		return transfer.Error(blockgraph.Errorf(syscall.EPERM, "%s", err))
+		return m.unreplaced(err.Error())
 	}
 	m.pivoted = true
 	if readOnly && !tx.State(m.target).ReadOnly {
