@@ -56,8 +56,6 @@ type Config struct {
 	// LetGo gives up what else uses nodes, before images are closed; nil: nothing
 	// does.
 	LetGo func(ctx context.Context) error
-	// Virtual is the clock of throttle groups; nil: the real one.
-	Virtual clock.Clock
 	// Log is where the records of slog go, if the program has made it slog's
 	// default; nil: one that nothing goes to.
 	Log *logs.Log
@@ -100,9 +98,6 @@ type Daemon struct {
 // New puts a daemon together. No client is served before Start.
 func New(c Config) *Daemon {
 	real := clock.Real()
-	if c.Virtual == nil {
-		c.Virtual = real
-	}
 	if c.Log == nil {
 		c.Log = logs.New(1)
 	}
@@ -122,7 +117,7 @@ func New(c Config) *Daemon {
 		},
 	})
 	emit := d.QMP.Hub().Emit
-	d.Objects = objects.New(c.Virtual)
+	d.Objects = objects.New(real)
 	drivers := newDrivers(d, c, real)
 	d.Graph = blockgraph.NewGraph(d.Loop, real, drivers.types...)
 	d.Graph.KeepHistory(c.History, real, func(s *blockgraph.Step) { d.Monitor.TellStep(d.QMP.Hub(), s) })

@@ -59,8 +59,7 @@ func WithOpener(f func(name string) (io.ReadCloser, error)) Option {
 	return func(r *Registry) { r.open = f }
 }
 
-// New returns a Registry without objects. Throttle groups work by clk, the
-// virtual clock.
+// New returns a Registry without objects. Throttle groups work by clk.
 func New(clk clock.Clock, options ...Option) *Registry {
 	r := &Registry{
 		clock:   clk,
@@ -72,6 +71,10 @@ func New(clk clock.Clock, options ...Option) *Registry {
 	}
 	return r
 }
+
+// SetClock has the throttle groups that are made from now on work by clk. Before
+// clients are served.
+func (r *Registry) SetClock(clk clock.Clock) { r.clock = clk }
 
 // Add creates an object. Errors are *qapi.Error in the field's words. Blocks
 // while a secret's file is read.

@@ -24,6 +24,7 @@ type backend struct {
 	dinfo        bool // it came with -drive, and goes with its device
 	readOnly     bool // what a new medium is opened as
 	writeThrough bool
+	exports      []string   // made by the backend's name, which go with its medium
 	throttle     *throttled // or nil
 }
 
@@ -74,6 +75,21 @@ func (b *backends) byName(name string) *backend {
 		}
 	}
 	return nil
+}
+
+// noteExport has an export go with the backend's medium.
+func (b *backends) noteExport(x *backend, name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x.exports = append(x.exports, name)
+}
+
+func (b *backends) takeExports(x *backend) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	names := x.exports
+	x.exports = nil
+	return names
 }
 
 // all returns those that queries list.
@@ -144,15 +160,6 @@ func (b *backends) delist(x *backend) {
 // belongs to.
 func (b *backends) insert(tx *blockgraph.Tx, x *backend, n *blockgraph.Node, perm, shared blockgraph.Perm) (*blockgraph.Root, error) {
 	return tx.NewRoot(n, blockgraph.RootOptions{Device: x.name, Guest: x.guest, Perm: perm, Shared: shared})
-}
-
-// drivePerms are those of a drive that no device uses.
-func drivePerms(readOnly bool) (perm, shared blockgraph.Perm) {
-	perm = blockgraph.PermConsistentRead
-	if !readOnly {
-		perm |= blockgraph.PermWrite
-	}
-	return perm, blockgraph.PermAll
 }
 
 // letGo closes all roots at the end.

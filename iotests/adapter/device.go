@@ -21,7 +21,7 @@ import (
 var kinds = map[string]kind{
 	"virtio-blk": {virtio: true, disk: true}, "virtio-blk-pci": {virtio: true, disk: true},
 	"scsi-hd": {disk: true}, "scsi-cd": {cd: true, tray: true}, "ide-hd": {disk: true}, "ide-cd": {cd: true, tray: true},
-	"floppy":      {cd: true, writable: true, tray: true},
+	"floppy":      {cd: true, writable: true},
 	"virtio-scsi": {bus: true}, "virtio-scsi-pci": {bus: true}, "lsi53c895a": {bus: true}, "pci-bridge": {bus: true},
 }
 
@@ -203,7 +203,14 @@ func (v *devices) add(ctx context.Context, a *deviceAdd) error {
 	if d.drive == nil {
 		d.drive, d.own = &backend{guest: d.qdev()}, true
 	}
-	return v.attach(ctx, d, a.Drive)
+	if err := v.attach(ctx, d, a.Drive); err != nil {
+		return err
+	}
+	switch a.WriteCache {
+	case "on", "off":
+		d.drive.writeThrough = a.WriteCache == "off"
+	}
+	return nil
 }
 
 // attachTo makes the device that a drive's interface asks for.
@@ -240,7 +247,7 @@ func (v *devices) attach(ctx context.Context, d *device, drive string) error {
 			if d.driver == "ide-hd" {
 				d.readOnly = false // it has no such disks
 			}
-			perm, shared := d.perms()
+			perm, shared := v.perms(d)
 			var err error
 			if err = v.move(tx, d, n); err != nil {
 				return err
@@ -279,10 +286,13 @@ func (v *devices) move(tx *blockgraph.Tx, d *device, n *blockgraph.Node) error {
 }
 
 // perms are what a device needs and shares.
-func (d *device) perms() (perm, shared blockgraph.Perm) {
+func (v *devices) perms(d *device) (perm, shared blockgraph.Perm) {
 	perm = blockgraph.PermConsistentRead
 	if !d.readOnly {
 		perm |= blockgraph.PermWrite
+	}
+	if v.m.incoming {
+		return perm, blockgraph.PermAll // no guest runs
 	}
 	shared = blockgraph.PermConsistentRead | blockgraph.PermWriteUnchanged
 	if d.disk {

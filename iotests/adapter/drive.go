@@ -171,8 +171,7 @@ func (b *backends) openDrive(d *drive) error {
 			if err != nil {
 				return err
 			}
-			perm, shared := drivePerms(d.backend.readOnly)
-			if r, err = b.insert(tx, d.backend, n, perm, shared); err != nil {
+			if r, err = b.insert(tx, d.backend, n, blockgraph.PermConsistentRead, blockgraph.PermAll); err != nil {
 				return err
 			}
 		}

@@ -122,6 +122,13 @@ func init() {
 		"block_resize": (*machine).hmpResize,
 		"drive_add":    (*machine).hmpDriveAdd,
 		"drive_del":    (*machine).hmpDriveDel,
+
+		"info":             (*machine).hmpInfo,
+		"commit":           (*machine).hmpCommit,
+		"drive_backup":     (*machine).hmpBackup,
+		"snapshot_blkdev":  (*machine).hmpSnapshot,
+		"nbd_server_start": (*machine).hmpServerStart,
+		"nbd_server_add":   (*machine).hmpServerAdd,
 	}
 }
 

@@ -24,6 +24,7 @@ type machine struct {
 	backends *backends
 	devices  *devices
 	stepped  *clock.Virtual // under qtest; nil: time passes by itself
+	incoming bool           // the images may be somebody else's still
 	qtest    *qtest
 	aio      requests
 	hmp      *hmp // on standard input and output, or nil
@@ -59,10 +60,10 @@ func newMachine(opts []option) *machine {
 		Devices: m.backends, Making: m.announce, Ended: m.ended, LetGo: m.backends.letGo,
 		BitmapsOnClose: true, // what the tests look at in images
 	}
+	m.incoming = len(values(opts, "incoming")) > 0
 	// The first accelerator wins.
 	if a := values(opts, "accel"); len(a) > 0 && a[0] == "qtest" {
 		m.stepped = clock.NewVirtual()
-		c.Virtual = m.stepped
 	}
 	m.daemon = daemon.New(c)
 	m.graph = m.daemon.Graph
@@ -154,6 +155,10 @@ func (m *machine) addFD(value string) error {
 }
 
 func (m *machine) start() {
+	if m.stepped != nil {
+		// Those of the command line were there before the accelerator.
+		m.daemon.Objects.SetClock(m.stepped)
+	}
 	m.daemon.Start()
 	if m.hmp != nil {
 		m.hmp.serve()
@@ -194,6 +199,7 @@ func (m *machine) register(r *qmp.Registry) {
 	m.registerMachine(r)
 	m.registerMedia(r)
 	m.registerThrottle(r)
+	m.registerRelease(r)
 	m.devices.register(r)
 	registerHMP(r, m)
 }

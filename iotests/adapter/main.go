@@ -14,12 +14,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -27,7 +29,7 @@ import (
 
 func main() {
 	signal.Ignore(syscall.SIGPIPE)
-	slog.SetDefault(slog.New(slog.NewTextHandler(logFile(), nil)))
+	slog.SetDefault(slog.New(errorsTold{slog.NewTextHandler(logFile(), nil)}))
 	os.Exit(run(os.Args[1:]))
 }
 
@@ -42,6 +44,22 @@ func logFile() io.Writer {
 		}
 	}
 	return io.Discard
+}
+
+// errorsTold prints what an operator is told of in whole sentences, as an emulator
+// does.
+type errorsTold struct{ slog.Handler }
+
+// Handle implements slog.Handler.
+func (h errorsTold) Handle(ctx context.Context, r slog.Record) error {
+	switch {
+	case r.Level < slog.LevelError || r.NumAttrs() > 0:
+	case strings.HasPrefix(r.Message, "qcow2: "): // it says itself who speaks
+		fmt.Fprintln(os.Stderr, r.Message)
+	default:
+		complain(r.Message)
+	}
+	return h.Handler.Handle(ctx, r)
 }
 
 // complain prints one line on stderr with the program's name before it, by which

@@ -35,6 +35,13 @@ type trayMoved struct {
 
 func (m *machine) registerMedia(r *qmp.Registry) {
 	qmp.RegisterEvent[trayMoved](r, "DEVICE_TRAY_MOVED")
+	qmp.Extend(r, "nbd-server-add", func(_ *qmp.Context, a *qapi.NbdServerAddArg, next func() (struct{}, error)) (struct{}, error) {
+		v, err := next()
+		if x := m.backends.byName(a.Device); err == nil && x != nil {
+			m.backends.noteExport(x, qapi.Or(a.Name, a.Device))
+		}
+		return v, err
+	})
 	command := func(name string, f func(ctx context.Context, x *backend, a *mediaArg) error) {
 		qmp.Register(r, name, qmp.CommandOptions{}, func(c *qmp.Context, a *mediaArg) (struct{}, error) {
 			x, err := m.backends.find(a.Device, a.ID)
@@ -144,7 +151,7 @@ func (m *machine) removeMedium(ctx context.Context, x *backend, id *string) erro
 	case x.dev != nil && x.dev.tray && !x.dev.trayOpen.Load():
 		return qapi.Errorf("Tray of device '%s' is not open", label(x, id))
 	}
-	return m.update(ctx, "blockdev-remove-medium", func(tx *blockgraph.Tx) error {
+	err := m.update(ctx, "blockdev-remove-medium", func(tx *blockgraph.Tx) error {
 		r := m.backends.rootOf(x)
 		if r == nil {
 			return nil
@@ -158,6 +165,15 @@ func (m *machine) removeMedium(ctx context.Context, x *backend, id *string) erro
 		tx.OnCommit(func() { m.backends.setRoot(x, nil) })
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	hard := qapi.BlockExportRemoveModeHard
+	for _, name := range m.backends.takeExports(x) {
+		// It may have been removed already.
+		_, _ = qmp.Call[qapi.NbdServerRemoveArg, struct{}](ctx, m.daemon.Registry, "nbd-server-remove", &qapi.NbdServerRemoveArg{Name: name, Mode: &hard})
+	}
+	return nil
 }
 
 func (m *machine) insertMedium(ctx context.Context, x *backend, name string) error {
@@ -188,7 +204,7 @@ func (m *machine) insert(tx *blockgraph.Tx, x *backend, n *blockgraph.Node) erro
 	perm, shared := blockgraph.Perm(0), blockgraph.PermAll
 	if x.dev != nil {
 		x.dev.readOnly = !x.dev.writable || tx.State(n).ReadOnly
-		perm, shared = x.dev.perms()
+		perm, shared = m.devices.perms(x.dev)
 	}
 	r, err := m.backends.insert(tx, x, n, perm, shared)
 	if err != nil {
