@@ -406,6 +406,16 @@ class Replaces(MirrorCase):
         self.qmp.cmd("blockdev-backup", **backup)
         self.wait_status("j", "null")
 
+    def test_what_the_target_does_not_share_is_the_jobs_error(self) -> None:
+        self.add_target()
+        self.qmp.cmd("blockdev-add", driver="blkdebug", node_name="tp", image="t", unshare_child_perms=["consistent-read"])
+        self.mirror()
+        self.qmp.cmd("blockdev-add", driver="blkdebug", node_name="sp", image="s", take_child_perms=["consistent-read"])
+        self.wait_ready()
+        self.complete()
+        self.assertEqual(self.completed_event("m")["error"], "Operation not permitted")
+        self.assertEqual([self.node_at("sp/image"), self.node_at("tp/image")], ["s", "t"])
+
     def test_child_of_a_quorum(self) -> None:
         for name in "abc":
             self.add_node(name, self.filled_image(name, bytes(self.data)))

@@ -114,12 +114,18 @@ func (m *mirror) leave(tx *blockgraph.Tx, success bool) error {
 		}
 	}
 	if err := tx.ReplaceNode(m.node, chain.Below(tx, m.node)); err != nil {
-		if m.pivoted {
-			return m.unreplaced(err.Error())
-		}
 		return err
 	}
-	return tx.SetChild(m.node, mirrortop.Edge, 0, nil)
+	if err := tx.SetChild(m.node, mirrortop.Edge, 0, nil); err != nil {
+		return err
+	}
+	if m.pivoted {
+		// What the source's users need may be what the target's do not share.
+		if err := tx.RefreshPerms(m.target); err != nil {
+			return m.unreplaced(err.Error())
+		}
+	}
+	return nil
 }
 
 // giveBacking attaches the backing file that the target was made without.
