@@ -202,6 +202,9 @@ type Option struct {
 	Name  string // without dashes
 	Value string
 	Given string // as it stood on the command line, for messages
+	// Explain adds to an error where the option stands; nil: it is on the command
+	// line.
+	Explain func(error) error
 }
 
 // Apply works off an option that configures a part: blockdev, chardev, export,

@@ -12,6 +12,7 @@ import (
 
 	"blockd/cli"
 	"blockd/img"
+	"blockd/serve"
 )
 
 var update = flag.Bool("update", false, "write the documents that are made from the program")
@@ -23,12 +24,13 @@ func TestSubcommandsAreDocumented(t *testing.T) {
 	b.WriteString("# Subcommands of blockd\n\n" +
 		"Made from the program itself (`go test ./docs -run Subcommands -update`); `blockd help SUBCOMMAND` prints the same. " +
 		"Without a subcommand blockd is the daemon: [blockd.md](blockd.md).\n\n" +
-		"They work with any server of QMP, `qemu-storage-daemon` too, but for what only blockd has (`graph --watch`, `events --graph`). " +
+		"`serve` is the daemon itself, `img` works by itself. The others work with any server of QMP, `qemu-storage-daemon` too, but for what only blockd has (`graph --watch`, `events --graph`). " +
 		"A monitor serves one client at a time: give the daemon one more for people.\n\n" +
 		"Exit codes: 0; 1 for an error; 2 when a job that was waited for failed, 3 when it was cancelled; 130 after an interrupt.\n")
 	for _, c := range cli.Commands(&cli.Environment{}) {
 		describe(&b, "", c)
 	}
+	describe(&b, "", serve.Command(&cli.Environment{}, nil))
 	images := img.Command(&cli.Environment{}, nil)
 	fmt.Fprintf(&b, "\n## blockd img\n\n%s\n\n%s\n", images.Short+".", images.Long)
 	for _, c := range images.Commands() {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -156,5 +158,100 @@ func TestPortRangeTakesTheNextFreePort(t *testing.T) {
 	a.Inet.To = nil
 	if _, err := Listen(t.Context(), a, ListenOptions{Backlog: 1}, nil); err == nil || err.Error() != "Failed to find an available port: Address already in use" {
 		t.Fatal(err)
+	}
+}
+
+func TestPrivateSocketsHaveTheirModeWhateverTheUmask(t *testing.T) {
+	group := os.Getegid()
+	for _, mask := range []int{0, 0o022, 0o777} {
+		for _, c := range []struct {
+			access Access
+			mode   os.FileMode
+		}{
+			{Access{Private: true}, 0o600},
+			{Access{Private: true, Group: &group}, 0o660},
+			{Access{Private: true, Users: []uint32{}}, 0o666},
+			{Access{Private: true, Group: &group, Users: []uint32{1}}, 0o660},
+		} {
+			path := filepath.Join(t.TempDir(), "s")
+			old := unix.Umask(mask)
+			l, err := Listen(t.Context(), unixAt(path), ListenOptions{Access: c.access}, nil)
+			unix.Umask(old)
+			if err != nil {
+				t.Fatal(err)
+			}
+			st, err := os.Stat(path)
+			if err != nil || st.Mode().Perm() != c.mode {
+				t.Errorf("umask %o: %v, %v, want %v", mask, st.Mode(), err, c.mode)
+			}
+			l[0].Close()
+		}
+	}
+}
+
+// TestExclusiveStartsTakeTurns has many begin at once where an earlier run has
+// left its socket: one gets it, and keeps it.
+func TestExclusiveStartsTakeTurns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	left, err := Listen(t.Context(), unixAt(path), ListenOptions{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left[0].path = "" // it is not removed
+	left[0].Close()
+	results := make(chan *Listener)
+	for range 20 {
+		go func() {
+			l, err := Listen(t.Context(), unixAt(path), ListenOptions{Backlog: 100, Access: Access{Private: true, Exclusive: true}}, nil)
+			if err != nil {
+				results <- nil
+				return
+			}
+			results <- l[0]
+		}()
+	}
+	var won []*Listener
+	for range 20 {
+		if l := <-results; l != nil {
+			won = append(won, l)
+		}
+	}
+	if len(won) != 1 {
+		t.Fatalf("%d have it", len(won))
+	}
+	defer won[0].Close()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestExclusiveTakesNothingAway(t *testing.T) {
+	dir := t.TempDir()
+	for name, make := range map[string]func(path string) error{
+		"a file":      func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"a link":      func(path string) error { return os.Symlink("/nonexistent", path) },
+		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"a listener": func(path string) error {
+			l, err := net.Listen("unix", path)
+			if err == nil {
+				t.Cleanup(func() { l.Close() })
+			}
+			return err
+		},
+	} {
+		path := filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
+		if err := make(path); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Listen(t.Context(), unixAt(path), ListenOptions{Access: Access{Private: true, Exclusive: true}}, nil)
+		if err == nil {
+			l[0].Close()
+			t.Errorf("%s made way", name)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

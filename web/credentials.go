@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"sync/atomic"
 
 	"blockd/clock"
@@ -33,7 +34,11 @@ func newCredentials(o *Options, c *Config) (*credentials, error) {
 	case o.TLSCreds != nil:
 		s.load = func() (*tls.Config, error) { return c.TLS(*o.TLSCreds, authz) }
 	case o.TLSDir != nil:
-		s.load = func() (*tls.Config, error) { return fromDirectory(o, c, authz) }
+		dir := *o.TLSDir
+		if abs, err := filepath.Abs(dir); err == nil && dir != "" {
+			dir = abs // the daemon may change its directory meanwhile
+		}
+		s.load = func() (*tls.Config, error) { return fromDirectory(dir, o, c, authz) }
 	default:
 		return nil, nil
 	}
@@ -49,9 +54,9 @@ func newCredentials(o *Options, c *Config) (*credentials, error) {
 	return s, nil
 }
 
-func fromDirectory(o *Options, c *Config, authz string) (*tls.Config, error) {
+func fromDirectory(dir string, o *Options, c *Config, authz string) (*tls.Config, error) {
 	loaded, err := tlscreds.Load(tlscreds.Options{
-		Dir: *o.TLSDir, Server: true, VerifyPeer: o.TLSVerifyPeer == nil || *o.TLSVerifyPeer,
+		Dir: dir, Server: true, VerifyPeer: o.TLSVerifyPeer == nil || *o.TLSVerifyPeer,
 		SanityCheck: true, Now: clock.Real().Now,
 	})
 	var access *tlscreds.AccessError

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -76,6 +77,9 @@ func loadTokens(path string) (*tokens, error) {
 		return nil, tokenError(path, 0, "it has no token")
 	}
 	t.list, t.state = list, state
+	if abs, err := filepath.Abs(path); err == nil {
+		t.path = abs // the daemon may change its directory meanwhile
+	}
 	return t, nil
 }
 

@@ -9,24 +9,67 @@ import (
 	"strconv"
 	"syscall"
 
+	"golang.org/x/term"
+
 	"blockd/blockgraph"
 	"blockd/chardev"
 	"blockd/daemon"
 	"blockd/jobs/copy"
-	"blockd/jobs/scratch"
-	"blockd/logs"
 	"blockd/objects"
 	"blockd/qapi"
+	"blockd/serve"
 	"blockd/sockets"
 )
 
-// daemonMain runs the daemon and returns the exit code.
+// process is how a daemon runs that serve has set up. The zero value is the
+// drop-in command line's.
+type process struct {
+	access sockets.Access
+	// enter goes to the directory that the daemon works in; nil: there is none,
+	// and with --daemonize it is /.
+	enter func() error
+	// reload: SIGHUP reads tokens and credentials again, instead of ending the
+	// daemon.
+	reload bool
+	// started is called when clients are served; nil: nothing is.
+	started func()
+}
+
+// serveMain runs the daemon that serve has planned, and returns the exit code.
+func serveMain(p serve.Plan) int {
+	opts := make([]option, len(p.Options))
+	for i, o := range p.Options {
+		opts[i] = option{name: o.Name, value: o.Value, given: o.Given, explain: o.Explain}
+	}
+	how := process{access: p.Access, reload: true, started: func() {
+		if term.IsTerminal(int(os.Stderr.Fd())) {
+			for _, line := range p.Started {
+				complain(line)
+			}
+		}
+	}}
+	for _, line := range p.Warnings {
+		complain(line)
+	}
+	if p.Dir != "" {
+		how.enter = p.Enter
+	}
+	return runDaemon(opts, how)
+}
+
+// daemonMain runs the daemon of the drop-in command line and returns the exit
+// code.
 func daemonMain(args []string) int {
 	opts, err := readOptions(args)
 	if err != nil {
 		complain(err.Error())
 		return 1
 	}
+	return runDaemon(opts, process{})
+}
+
+// runDaemon runs the daemon and returns the exit code.
+func runDaemon(opts []option, how process) int {
 	// Options about the process come first, as in the field, wherever they
 	// stand.
 	var pidPath string
@@ -65,6 +108,12 @@ func daemonMain(args []string) int {
 		}
 	}
 	copy.KeepProcessorFree()
+	if how.enter != nil {
+		if err := how.enter(); err != nil {
+			complain(err.Error())
+			return 1
+		}
+	}
 	log, err := openLog(opts)
 	if at := placeError(""); errors.As(err, &at) {
 		complainAt(err.Error())
@@ -80,8 +129,14 @@ func daemonMain(args []string) int {
 		return 1
 	}
 	// A signal ends the set-up, too: it may wait for a client or for a peer.
-	life, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-
+	ends := []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP}
+	hangups := make(chan os.Signal, 1)
+	if how.reload {
+		ends = ends[:2]
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
+	}
+	life, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 
 	activated, err := activatedSockets(child != nil)
@@ -89,7 +144,7 @@ func daemonMain(args []string) int {
 		complain(err.Error())
 		return 1
 	}
-	d := newDaemon(opts, room, log.Log, daemonize, activated)
+	d := newDaemon(opts, daemon.Config{Scratch: room, Log: log.Log, Daemonize: daemonize, Activated: activated, Access: how.access})
 	err = setUp(life, d, opts)
 	var pid *pidFile
 	if err == nil && givenPid {
@@ -97,7 +152,7 @@ func daemonMain(args []string) int {
 	}
 	if err == nil {
 		log.flush() // before stderr is cut off
-		err = child.tellReady()
+		err = child.tellReady(how.enter == nil)
 	}
 	if err != nil {
 		d.Close()
@@ -116,9 +171,18 @@ func daemonMain(args []string) int {
 		return 1
 	}
 	d.Start()
-	select {
-	case <-life.Done():
-	case <-d.Quit():
+	if how.started != nil {
+		how.started()
+	}
+	for running := true; running; {
+		select {
+		case <-hangups:
+			d.Reload()
+		case <-life.Done():
+			running = false
+		case <-d.Quit():
+			running = false
+		}
 	}
 	d.Close()
 	pid.remove()
@@ -157,20 +221,14 @@ func activatedSockets(daemonized bool) (*sockets.Activated, error) {
 	return a, err
 }
 
-func newDaemon(opts []option, room *scratch.Pool, log *logs.Log, daemonize bool, activated *sockets.Activated) *daemon.Daemon {
-	return daemon.New(daemon.Config{
-		Version: qapi.VersionInfo{
-			QEMU:    qapi.VersionTriple{Major: compatMajor, Minor: compatMinor, Micro: compatMicro},
-			Package: "blockd-" + version,
-		},
-		Complain:     complain,
-		AllowedPaths: allowedPaths(opts),
-		History:      historySteps(opts),
-		Scratch:      room,
-		Log:          log,
-		Daemonize:    daemonize,
-		Activated:    activated,
-	})
+// newDaemon puts a daemon together; c has what the options do not say.
+func newDaemon(opts []option, c daemon.Config) *daemon.Daemon {
+	c.Version = qapi.VersionInfo{
+		QEMU:    qapi.VersionTriple{Major: compatMajor, Minor: compatMinor, Micro: compatMicro},
+		Package: "blockd-" + version,
+	}
+	c.Complain, c.AllowedPaths, c.History = complain, allowedPaths(opts), historySteps(opts)
+	return daemon.New(c)
 }
 
 // allowedPaths returns the directories and files of --allow-path; none: all.
@@ -214,7 +272,7 @@ func setUp(ctx context.Context, d *daemon.Daemon, opts []option) error {
 			if _, help := helpText(err); help {
 				return err
 			}
-			return fmt.Errorf("%s: %w", o.given, err)
+			return o.wrong(err)
 		}
 	}
 	return nil

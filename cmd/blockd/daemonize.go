@@ -78,13 +78,15 @@ func daemonized() *daemonChild {
 }
 
 // tellReady lets the parent exit with success, and cuts the ties to its
-// terminal and directory. Safe on nil.
-func (d *daemonChild) tellReady() error {
+// terminal and, with leave, to its directory. Safe on nil.
+func (d *daemonChild) tellReady(leave bool) error {
 	if d == nil {
 		return nil
 	}
-	if err := os.Chdir("/"); err != nil {
-		return err
+	if leave {
+		if err := os.Chdir("/"); err != nil {
+			return err
+		}
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {

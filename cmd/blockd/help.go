@@ -68,5 +68,9 @@ Then, from another terminal:
   blockd jobs /tmp/qmp.sock --watch        what is going on
   blockd shell /tmp/qmp.sock               any command, with completion
 
+blockd serve does the same with fewer words and a configuration file:
+
+  blockd serve --dir . --qmp qmp.sock --nbd unix:nbd.sock --web 127.0.0.1:8080
+
 blockd --help lists the daemon's options, blockd help the subcommands.
 `

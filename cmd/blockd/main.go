@@ -24,6 +24,7 @@ import (
 	"blockd/clock"
 	"blockd/daemon"
 	"blockd/img"
+	"blockd/serve"
 )
 
 // version is set by the build.
@@ -82,7 +83,8 @@ func commands(env *cli.Environment) *cobra.Command {
 	}
 	root.SetOut(env.Out)
 	root.AddCommand(cli.Commands(env)...)
-	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, nil, nil, false, nil) }))
+	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, daemon.Config{}) }))
+	root.AddCommand(serve.Command(env, serveMain))
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root

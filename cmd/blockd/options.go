@@ -13,6 +13,17 @@ type option struct {
 	name  string // without dashes
 	value string
 	given string // as it stood on the command line, for messages
+	// explain adds to an error where the option stands; nil: it is on the command
+	// line.
+	explain func(error) error
+}
+
+// wrong is an error of the option, with where it stands.
+func (o *option) wrong(err error) error {
+	if o.explain != nil {
+		return o.explain(err)
+	}
+	return fmt.Errorf("%s: %w", o.given, err)
 }
 
 type optionSpec struct {

@@ -59,7 +59,7 @@ class Mistakes(QMPTestCase):
     @blockd_only("the rival has no web address")
     def test_web(self) -> None:
         for value, message in {
-            "0.0.0.0:8080": "Address '0.0.0.0:8080' is refused: without TLS and tokens, which do not exist yet,"
+            "0.0.0.0:8080": "Address '0.0.0.0:8080' is refused: without TLS, and a token file or certificates of clients,"
             " only a loopback address or a unix socket is served",
             "localhost": "Parameter 'addr' expects IP:PORT or unix:PATH",
             "addr=unix:": "Parameter 'addr' expects a path after 'unix:'",

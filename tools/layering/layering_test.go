@@ -65,7 +65,7 @@ var rules = []rule{
 }
 
 // above are those that a rule for all packages does not concern.
-var above = map[string][]string{"logs": {"monitor", "daemon", "cmd", "img", "iotests/adapter"}, "monitor": {"daemon", "cmd", "img", "iotests/adapter"}, "metrics": {"daemon", "cmd", "img", "iotests/adapter"}, "web": {"daemon", "cmd", "img", "iotests/adapter"}, "daemon": {"cmd", "img", "iotests/adapter"}, "cmd": {"cmd"}}
+var above = map[string][]string{"logs": {"monitor", "daemon", "cmd", "img", "serve", "iotests/adapter"}, "monitor": {"daemon", "cmd", "img", "serve", "iotests/adapter"}, "metrics": {"daemon", "cmd", "img", "serve", "iotests/adapter"}, "web": {"daemon", "cmd", "img", "serve", "iotests/adapter"}, "daemon": {"cmd", "img", "serve", "iotests/adapter"}, "cmd": {"cmd"}}
 
 // imports are the direct imports within the module, by package; both without
 // the module's name.

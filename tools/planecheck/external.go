@@ -47,7 +47,7 @@ func init() {
 	for _, p := range strings.Fields(`
 		bufio compress/flate compress/gzip compress/zlib crypto/tls database/sql io/fs log log/slog mime/multipart net net/http
 		net/http/pprof net/textproto os os/exec os/signal os/user runtime/pprof runtime/trace syscall testing
-		github.com/gorilla/websocket github.com/hanwen/go-fuse/v2/fuse github.com/prometheus/client_golang/prometheus
+		github.com/gorilla/websocket go.yaml.in/yaml/v3 github.com/hanwen/go-fuse/v2/fuse github.com/prometheus/client_golang/prometheus
 		github.com/prometheus/client_golang/prometheus/promhttp github.com/prometheus/client_golang/prometheus/collectors
 		github.com/prometheus/client_model/go github.com/klauspost/compress/flate
 		github.com/klauspost/compress/zstd golang.org/x/sys/unix`) {
