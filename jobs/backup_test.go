@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"strings"
 	"sync"
@@ -164,10 +165,51 @@ func TestBackupIsOnePointInTime(t *testing.T) {
 	}
 }
 
+// pace lets guests make so many rounds of writes, and has them rest then.
+type pace struct {
+	mu   sync.Mutex
+	more *sync.Cond
+	left int
+	over bool
+}
+
+func newPace() *pace {
+	p := &pace{}
+	p.more = sync.NewCond(&p.mu)
+	return p
+}
+
+// next waits for a round, and returns false in the end.
+func (p *pace) next() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.left == 0 && !p.over {
+		p.more.Wait()
+	}
+	p.left--
+	return !p.over
+}
+
+// set sets how many rounds all guests together make from now on.
+func (p *pace) set(rounds int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left = rounds
+	p.more.Broadcast()
+}
+
+func (p *pace) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	p.more.Broadcast()
+}
+
 // TestBackupsOfATransactionUnderWriters: eight writers put a rising number on
 // disk x, then y, then z, each after the other's completion. In every set of
 // backups x >= y >= z, and x - z <= 1, per writer (seed: "install notifier
-// during creation").
+// during creation"). The writers rest soon after the point in time, but in
+// every fourth round, in which they also write while the jobs end.
 func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 	const writers = 8
 	rounds := graphtest.Sample(t, 24, 1000)
@@ -177,12 +219,12 @@ func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 	for _, d := range names {
 		guests = append(guests, w.guest(w.add(newDisk(d, writers), "")))
 	}
-	stop := make(chan struct{})
+	p := newPace()
 	var written atomic.Int64
 	var wg sync.WaitGroup
 	for i := range int64(writers) {
 		wg.Go(func() {
-			for n := uint64(1); ; n++ {
+			for n := uint64(1); p.next(); n++ {
 				for _, g := range guests {
 					v := blockgraph.MakeIOVec(binary.BigEndian.AppendUint64(nil, n))
 					if err := g.r.WriteV(t.Context(), i*cluster, v, 0); err != nil {
@@ -191,17 +233,13 @@ func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 					}
 				}
 				written.Add(1)
-				select {
-				case <-stop:
-					return
-				default:
-				}
 			}
 		})
 	}
 	defer wg.Wait()
-	defer close(stop)
+	defer p.end()
 	for round := range rounds {
+		p.set(math.MaxInt)
 		txn := w.jobs.NewTxn()
 		targets := make([]*disk, len(names))
 		for i, d := range names {
@@ -219,6 +257,9 @@ func TestBackupsOfATransactionUnderWriters(t *testing.T) {
 			}
 			return nil
 		})
+		if round%4 != 0 {
+			p.set(4 * writers)
+		}
 		<-txn.Over()
 		for i := range writers {
 			var n [3]uint64

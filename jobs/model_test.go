@@ -129,30 +129,32 @@ func (j *modelJob) verb(v Verb) bool {
 	return true
 }
 
+// nextEvents is what may follow an event in the trace of one job.
+var nextEvents = map[string][]string{
+	"":           {"created"},
+	"created":    {"running", "aborting", "null"},
+	"running":    {"paused", "waiting", "aborting"},
+	"paused":     {"running"},
+	"waiting":    {"pending", "aborting"},
+	"pending":    {"PENDING", "aborting", "COMPLETED", "ERROR", "waiting"},
+	"PENDING":    {"aborting", "COMPLETED", "ERROR", "waiting"},
+	"ERROR":      {"ready", "aborting"},
+	"ready":      {"standby", "waiting", "aborting"},
+	"standby":    {"ready"},
+	"aborting":   {"COMPLETED:", "CANCELLED", "concluded"},
+	"COMPLETED":  {"concluded"},
+	"COMPLETED:": {"concluded"},
+	"CANCELLED":  {"concluded"},
+	"concluded":  {"null"},
+}
+
 // legalTrace holds one job's events against the state machine and says how it
 // ended.
 func legalTrace(events []string) (outcome string, problem string) {
-	next := map[string]string{
-		"":           "created",
-		"created":    "running aborting null",
-		"running":    "paused waiting aborting",
-		"paused":     "running",
-		"waiting":    "pending aborting",
-		"pending":    "PENDING aborting COMPLETED ERROR waiting",
-		"PENDING":    "aborting COMPLETED ERROR waiting",
-		"ERROR":      "ready aborting",
-		"ready":      "standby waiting aborting",
-		"standby":    "ready",
-		"aborting":   "COMPLETED: CANCELLED concluded",
-		"COMPLETED":  "concluded",
-		"COMPLETED:": "concluded",
-		"CANCELLED":  "concluded",
-		"concluded":  "null",
-	}
 	at := ""
 	for _, e := range events {
 		word, _, _ := strings.Cut(e, " ")
-		if !slices.Contains(strings.Fields(next[at]), word) {
+		if !slices.Contains(nextEvents[at], word) {
 			return "", at + " -> " + word
 		}
 		switch word {

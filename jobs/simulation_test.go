@@ -66,11 +66,13 @@ type schedule struct {
 	fakes map[string]*fake
 	trace []string // of steps
 	all   []string // of events
+	own   map[string]*ownEvents
+	seen  int // of the bench's phases
 }
 
 func runSchedule(t *testing.T, seed uint64, calm bool) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &schedule{b: newBench(t), rng: rand.New(rand.NewPCG(seed, 0)), seed: seed, calm: calm, fakes: map[string]*fake{}}
+		s := &schedule{b: newBench(t), rng: rand.New(rand.NewPCG(seed, 0)), seed: seed, calm: calm, fakes: map[string]*fake{}, own: map[string]*ownEvents{}}
 		for range 4 + s.rng.IntN(30) {
 			s.step()
 			if calm {
@@ -89,7 +91,7 @@ func runSchedule(t *testing.T, seed uint64, calm bool) {
 		s.calm = false // the model does not know of it
 		s.check()
 		for _, j := range s.model {
-			if last := s.of(j.id); len(last) > 0 && last[len(last)-1] != "null" {
+			if last := s.of(j.id).events; len(last) > 0 && last[len(last)-1] != "null" {
 				s.fail("job %s ended as %q", j.id, last)
 			}
 		}
@@ -213,34 +215,69 @@ func (s *schedule) verb(j *modelJob, v Verb) {
 
 // compare holds the jobs against the model.
 func (s *schedule) compare() {
-	for _, j := range s.model {
-		if got := s.b.status(j.id); got != j.status {
-			s.fail("job %s is %s, the model says %s", j.id, got, j.status)
+	got := make([]qapi.JobStatus, len(s.model))
+	s.b.on(func() {
+		for i, m := range s.model {
+			got[i] = null
+			if j, err := s.b.set.Find(m.id); err == nil {
+				got[i] = j.status
+			}
+		}
+	})
+	for i, j := range s.model {
+		if got[i] != j.status {
+			s.fail("job %s is %s, the model says %s", j.id, got[i], j.status)
 			return
 		}
 	}
 	s.check()
 }
 
-// of returns one job's events without its id.
-func (s *schedule) of(id string) []string {
-	var own []string
-	for _, e := range s.all {
-		if rest, ok := strings.CutPrefix(e, id+" "); ok {
-			own = append(own, rest)
-		}
+// ownEvents is one job's part of what happened, without its id, and what it
+// came to.
+type ownEvents struct {
+	events, phases   []string
+	outcome, problem string
+}
+
+// of returns one job's part of what happened.
+func (s *schedule) of(id string) *ownEvents {
+	o := s.own[id]
+	if o == nil {
+		o = &ownEvents{}
+		s.own[id] = o
 	}
-	return own
+	return o
+}
+
+// take adds what is new to the jobs' parts.
+func (s *schedule) take() {
+	events := s.b.take()
+	s.all = append(s.all, events...)
+	for _, e := range events {
+		id, rest, _ := strings.Cut(e, " ")
+		o := s.of(id)
+		o.events = append(o.events, rest)
+		o.outcome, o.problem = legalTrace(o.events)
+	}
+	phases := s.b.phases[s.seen:]
+	s.seen += len(phases)
+	for _, p := range phases {
+		id, rest, _ := strings.Cut(p, " ")
+		o := s.of(id)
+		o.phases = append(o.phases, rest)
+	}
 }
 
 // check holds the events and phases so far against what must hold always.
 func (s *schedule) check() {
-	s.all = append(s.all, s.b.take()...)
-	byGroup := map[*modelGroup][]string{}
+	s.take()
+	var byGroup map[*modelGroup][]string
 	for _, j := range s.model {
-		outcome, problem := legalTrace(s.of(j.id))
-		if problem != "" {
-			s.fail("job %s: %s", j.id, problem)
+		own := s.of(j.id)
+		outcome := own.outcome
+		if own.problem != "" {
+			s.fail("job %s: %s", j.id, own.problem)
 			return
 		}
 		if s.calm && j.outcome != outcome {
@@ -248,9 +285,12 @@ func (s *schedule) check() {
 			return
 		}
 		if outcome != "" {
+			if byGroup == nil {
+				byGroup = map[*modelGroup][]string{}
+			}
 			byGroup[j.group] = append(byGroup[j.group], outcome)
 		}
-		s.checkPhases(j.id, outcome)
+		s.checkPhases(j.id, own)
 	}
 	for g, outcomes := range byGroup {
 		if len(outcomes) != len(g.jobs) || slices.Contains(outcomes, "ok") && slices.ContainsFunc(outcomes, func(o string) bool { return o != "ok" }) {
@@ -261,15 +301,9 @@ func (s *schedule) check() {
 
 // checkPhases: a job that ended well was committed, any other aborted, and each
 // was cleaned once.
-func (s *schedule) checkPhases(id, outcome string) {
-	var got []string
-	for _, p := range s.b.phases {
-		if rest, ok := strings.CutPrefix(p, id+" "); ok {
-			got = append(got, rest)
-		}
-	}
-	want := map[string]string{"": "", "ok": "prepare commit clean", "error": "abort clean", "cancelled": "abort clean"}[outcome]
-	if strings.Join(got, " ") != want {
-		s.fail("job %s ended as %q with the phases %q", id, outcome, got)
+func (s *schedule) checkPhases(id string, own *ownEvents) {
+	want := map[string]string{"": "", "ok": "prepare commit clean", "error": "abort clean", "cancelled": "abort clean"}[own.outcome]
+	if strings.Join(own.phases, " ") != want {
+		s.fail("job %s ended as %q with the phases %q", id, own.outcome, own.phases)
 	}
 }
