@@ -105,6 +105,12 @@ def run(source: Path, line: Line) -> tuple[str, str]:
     return ("pass" if check.returncode == 0 else "fail"), text
 
 
+def shortened(text: str) -> str:
+    """As much of what check printed as tells what happened."""
+    lines = text.splitlines()
+    return "\n".join(lines if len(lines) <= 100 else [*lines[:80], "...", *lines[-20:]])
+
+
 def run_required(source: Path, jobs: int) -> int:
     """Run what is part of `make test`; 1 when a test fails or does not run."""
     record = {(line.image_format, line.name): line for line in read_record()}
@@ -124,11 +130,12 @@ def run_required(source: Path, jobs: int) -> int:
         slowest = max(slowest, (seconds, line.name))
         for number in range(2, TRIES + 1):
             if result == "fail" and line.name in HURRIED | OVERTAKEN:
-                print(f"{line.image_format} {line.name} is run again ({number} of {TRIES}), since it depends on time:\n{text}")
+                again = f"is run again ({number} of {TRIES}), since it depends on time"
+                print(f"{line.image_format} {line.name} {again}:\n{shortened(text)}")
                 result, text = run(source, line)
         count[result] += 1
         if result != "pass":
-            print(f"FAIL {line.image_format} {line.name}: {result}\n{text}")
+            print(f"FAIL {line.image_format} {line.name}: {result}\n{shortened(text)}")
     took = time.monotonic() - begun
     print(f"QEMU's suite: {len(chosen)} tests in {took:.1f} s, the slowest {slowest[1]} with {slowest[0]:.1f} s")
     print(f"{count['pass']} passed, {count['fail'] + count['not-run']} failed, 0 skipped")

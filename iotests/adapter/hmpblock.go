@@ -154,7 +154,7 @@ func describeMedium(b *strings.Builder, i *qapi.BlockDeviceInfo, about string) {
 }
 
 func (m *machine) hmpInfoJobs(ctx context.Context) (string, error) {
-	list, err := qmp.Call[struct{}, []qapi.BlockJobInfo](ctx, m.daemon.Registry, "query-block-jobs", &struct{}{})
+	list, err := qmp.Call[struct{}, []any](ctx, m.daemon.Registry, "query-block-jobs", &struct{}{})
 	if err != nil {
 		return "", err
 	}
@@ -162,9 +162,12 @@ func (m *machine) hmpInfoJobs(ctx context.Context) (string, error) {
 		return "No active jobs\n", nil
 	}
 	var b strings.Builder
-	for i := range list {
-		j := &list[i]
-		fmt.Fprintf(&b, "Type %s, device %s: Completed %d of %d bytes, speed limit %d bytes/s\n", j.Type, j.Device, j.Offset, j.Len, j.Speed)
+	for _, j := range list {
+		var of [5]any
+		for i, key := range []string{"type", "device", "offset", "len", "speed"} {
+			of[i], _ = j.(*qapi.Object).Get(key)
+		}
+		fmt.Fprintf(&b, "Type %v, device %v: Completed %v of %v bytes, speed limit %v bytes/s\n", of[:]...)
 	}
 	return b.String(), nil
 }
@@ -202,22 +205,24 @@ func (m *machine) hmpCommit(ctx context.Context, args []string) (string, error) 
 func (m *machine) finish(ctx context.Context, id string) error {
 	arg := &qapi.JobIDArg{ID: id}
 	for {
-		list, err := qmp.Call[struct{}, []qapi.JobInfo](ctx, m.daemon.Registry, "query-jobs", &struct{}{})
+		list, err := qmp.Call[struct{}, []any](ctx, m.daemon.Registry, "query-jobs", &struct{}{})
 		if err != nil {
 			return err
 		}
-		for _, j := range list {
-			if j.ID != id {
+		for _, v := range list {
+			j := v.(*qapi.Object)
+			if name, _ := j.Get("id"); name != id {
 				continue
 			}
-			switch j.Status {
-			case qapi.JobStatusReady:
+			status, _ := j.Get("status")
+			switch status {
+			case string(qapi.JobStatusReady):
 				// It may have been told already.
 				_, _ = qmp.Call[qapi.JobIDArg, struct{}](ctx, m.daemon.Registry, "job-complete", arg)
-			case qapi.JobStatusConcluded:
+			case string(qapi.JobStatusConcluded):
 				_, err := qmp.Call[qapi.JobIDArg, struct{}](ctx, m.daemon.Registry, "job-dismiss", arg)
-				if err == nil && j.Error != nil {
-					err = qapi.Errorf("%s", *j.Error)
+				if text, ok := j.Get("error"); ok && err == nil {
+					err = qapi.Errorf("%v", text)
 				}
 				return err
 			}

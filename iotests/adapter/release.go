@@ -18,6 +18,8 @@ func (m *machine) registerRelease(r *qmp.Registry) {
 			withoutNewerInfo(i)
 		}
 	})
+	olderReplies[struct{}, qapi.JobInfo](r, "query-jobs", withoutOwn)
+	olderReplies[struct{}, qapi.BlockJobInfo](r, "query-block-jobs", withoutOwn)
 	olderReplies[qapi.QueryBlockstatsArg, qapi.BlockStats](r, "query-blockstats", withoutNewerStats)
 }
 
@@ -68,6 +70,18 @@ func member(o *qapi.Object, key string) (*qapi.Object, bool) {
 	return m, ok
 }
 
+func without(o *qapi.Object, which func(key string) bool) {
+	var keys []string
+	for key := range o.All() {
+		if which(key) {
+			keys = append(keys, key)
+		}
+	}
+	for _, key := range keys {
+		o.Delete(key)
+	}
+}
+
 func withoutNewerInfo(o *qapi.Object) {
 	o.Delete("children")
 	o.Delete("active")
@@ -76,17 +90,14 @@ func withoutNewerInfo(o *qapi.Object) {
 	}
 }
 
+// withoutOwn leaves out what no release of QEMU has.
+func withoutOwn(o *qapi.Object) {
+	without(o, func(key string) bool { return strings.HasPrefix(key, "x-") })
+}
+
 func withoutNewerStats(o *qapi.Object) {
 	if s, ok := member(o, "stats"); ok {
-		var newer []string
-		for key := range s.All() {
-			if strings.Contains(key, "zone_append") {
-				newer = append(newer, key)
-			}
-		}
-		for _, key := range newer {
-			s.Delete(key)
-		}
+		without(s, func(key string) bool { return strings.Contains(key, "zone_append") })
 	}
 	for _, key := range []string{"parent", "backing"} {
 		if below, ok := member(o, key); ok {
