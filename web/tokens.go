@@ -108,7 +108,7 @@ func (t *tokens) refresh(always bool) bool {
 	if err != nil {
 		slog.Error("nobody is let in with a token", "error", err)
 	} else {
-		slog.Info("the token file was read again", "path", t.path, "tokens", len(list))
+		slog.Info("the token file was read again", "path", t.path, "entries", len(list))
 	}
 	t.list, t.state = list, state
 	return true
