@@ -34,6 +34,7 @@ var rules = []rule{
 	{of: "bitmaps", only: []string{"qapi"}, why: "nodes, jobs and formats share it"},
 	{of: "nbdproto", only: []string{}, why: "server and client share it"},
 	{of: "sockets", only: []string{"clock", "qapi"}, why: "devices, server and client share it"},
+	{of: "servicemanager", only: []string{"clock"}, why: "it knows nothing of what lives"},
 	{of: "tlscreds", only: []string{"qapi"}, why: "server and client share it"},
 	{of: "chardev", only: []string{"clock", "qapi", "sockets"}, why: "a byte stream knows nothing of blocks"},
 	{of: "qmp", only: []string{"chardev", "clock", "qapi", "sockets"}, why: "commands are registered from above"},

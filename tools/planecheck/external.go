@@ -49,7 +49,7 @@ func init() {
 		net/http/pprof net/textproto os os/exec os/signal os/user runtime/pprof runtime/trace syscall testing
 		github.com/gorilla/websocket go.yaml.in/yaml/v3 github.com/hanwen/go-fuse/v2/fuse github.com/prometheus/client_golang/prometheus
 		github.com/prometheus/client_golang/prometheus/promhttp github.com/prometheus/client_golang/prometheus/collectors
-		github.com/prometheus/client_model/go github.com/klauspost/compress/flate
+		github.com/prometheus/client_model/go github.com/coreos/go-systemd/v22/daemon github.com/klauspost/compress/flate
 		github.com/klauspost/compress/zstd golang.org/x/sys/unix`) {
 		packageRows[p] = waits
 	}
