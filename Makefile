@@ -8,12 +8,26 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # another owner.
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
-.PHONY: all build build-test adapter differential iotests-qemu lint test test-all demo bench clean
+.PHONY: all build build-test adapter differential iotests-qemu man deb lint test test-all demo bench clean
 
 all: build
 
 build:
 	CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -o bin/blockd ./cmd/blockd
+
+# The manual pages, in bin/package/man.
+man:
+	rm -rf bin/package/man
+	$(GO) run $(GOFLAGS_BUILD) -tags manual ./cmd/blockd manual bin/package/man
+
+# The Debian package, in bin/. Its version is that of Debian: it begins with a digit, and grows.
+DEB_VERSION := 0.0+git$(shell git rev-list --count HEAD 2>/dev/null || echo 0).$(VERSION)
+
+deb: build man
+	gzip -9n bin/package/man/*
+	for shell in bash zsh fish; do bin/blockd completion $$shell >bin/package/completion.$$shell || exit 1; done
+	rm -f bin/blockd_*.deb
+	VERSION='$(subst -,.,$(DEB_VERSION))' ARCH='$(shell $(GO) env GOARCH)' $(GO) tool -modfile=tools/deb.mod nfpm package --config packaging/nfpm.yaml --packager deb --target bin/
 
 # The binary that the Python tests run: assertions on, and the race detector where a C compiler is.
 build-test:

@@ -72,6 +72,9 @@ func run(args []string) int {
 	return 1
 }
 
+// extras make the subcommands that only some builds have.
+var extras []func(root *cobra.Command) *cobra.Command
+
 // commands returns the root of the subcommands.
 func commands(env *cli.Environment) *cobra.Command {
 	root := &cobra.Command{
@@ -85,6 +88,9 @@ func commands(env *cli.Environment) *cobra.Command {
 	root.AddCommand(cli.Commands(env)...)
 	root.AddCommand(img.Command(env, func() *daemon.Daemon { return newDaemon(nil, daemon.Config{}) }))
 	root.AddCommand(serve.Command(env, serveMain))
+	for _, extra := range extras {
+		root.AddCommand(extra(root))
+	}
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root

@@ -1,0 +1,163 @@
+"""The Debian package, installed into a folder, started as its unit says, and removed: after `make deb`.
+
+dpkg installs below a root of its own, so that nothing of this machine changes; the test plays systemd.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+SECONDS = 60.0
+
+# What systemd-analyze makes of a unit without any protection is 9.6 of 10, less being better; in tenths.
+EXPOSURE = 25
+
+
+def run(*command: str, **options: object) -> str:
+    """Run a program that must succeed; its output."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        raise AssertionError(f"{shlex.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return str(done.stdout)
+
+
+class Unit(configparser.RawConfigParser):
+    """A unit file. What is given twice counts once, which suffices here."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(strict=False)
+        self.read(path)
+
+    def optionxform(self, optionstr: str) -> str:
+        """Names keep their case."""
+        return optionstr
+
+
+class Package(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        packages = list((ROOT / "bin").glob("blockd_*.deb"))
+        assert len(packages) == 1, f"one package is expected, after make deb: {packages}"
+        cls.package = str(packages[0])
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="blockd-deb")
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        database = self.root / "var/lib/dpkg"
+        (database / "updates").mkdir(parents=True)
+        (database / "info").mkdir()
+        (database / "status").touch()
+        (self.root / "etc").mkdir()
+
+    def dpkg(self, *arguments: str) -> None:
+        """dpkg below the root, maintainer scripts included."""
+        run(
+            "dpkg", f"--root={self.root}", "--force-not-root,script-chrootless", f"--log={self.root}/dpkg.log",
+            *arguments, env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+        )  # fmt: skip
+
+    def installed(self) -> None:
+        self.dpkg("--install", self.package)
+
+    def test_the_user_of_the_service_is_made(self) -> None:
+        self.installed()
+        self.assertIn("\nblockd:", "\n" + (self.root / "etc/passwd").read_text())
+        self.assertIn("\nblockd:", "\n" + (self.root / "etc/group").read_text())
+
+    def test_nothing_is_left_but_configurations(self) -> None:
+        self.installed()
+        mine = self.root / "etc/blockd/mine.yaml"
+        mine.write_text("{}\n")
+        self.dpkg("--purge", "blockd")
+        left = [
+            path
+            for path in self.root.rglob("*")
+            if path.is_file() and "blockd" in str(path.relative_to(self.root)) and "dpkg" not in str(path)
+        ]
+        self.assertEqual(left, [mine])
+
+    def test_every_subcommand_has_a_page(self) -> None:
+        self.installed()
+        pages = {path.name for path in (self.root / "usr/share/man/man1").iterdir()}
+        help_text = run(str(self.root / "usr/bin/blockd"), "help")
+        listed = help_text.partition("Available Commands:\n")[2].partition("\n\n")[0]
+        names = [line.split()[0] for line in listed.splitlines()]
+        self.assertIn("serve", names)
+        self.assertEqual([name for name in names if name != "help" and f"blockd-{name}.1.gz" not in pages], [])
+        run("man", "--warnings=all", "-l", str(self.root / "usr/share/man/man1/blockd.1.gz"))
+
+    def test_completion_is_a_script(self) -> None:
+        self.installed()
+        run("bash", "-n", str(self.root / "usr/share/bash-completion/completions/blockd"))
+
+    def test_the_units_are_sound_and_protect(self) -> None:
+        self.installed()
+        units = self.root / "usr/lib/systemd/system"
+        service = units / "blockd@.service"
+        instance = units / "blockd@test.service"
+        instance.symlink_to(service.name)
+        socket_instance = units / "blockd-qmp@test.socket"
+        socket_instance.symlink_to("blockd-qmp@.socket")
+        said = subprocess.run(
+            ["systemd-analyze", f"--root={self.root}", "--man=no", "verify", instance.name, socket_instance.name],
+            capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
+        # A root without the rest of systemd's units is no fault of ours.
+        faults = [line for line in said.stderr.splitlines() if "blockd" in line and "not found" not in line]
+        self.assertEqual(faults, [])
+        run("systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", str(instance))
+
+    def test_the_service_runs_as_its_unit_says(self) -> None:
+        self.installed()
+        service = Unit(self.root / "usr/lib/systemd/system/blockd@.service")["Service"]
+        self.assertEqual(service["Type"], "notify")
+        for folder in ("run/blockd/test", "var/lib/blockd/test"):
+            (self.root / folder).mkdir(parents=True)
+        command = self.instance(service["ExecStart"])
+        example = (self.root / "usr/share/doc/blockd/examples/example.yaml").read_text()
+        (self.root / "etc/blockd/test.yaml").write_text(self.instance(example.replace("/NAME/", "/test/")))
+        run("qemu-img", "create", "-q", "-f", "qcow2", str(self.root / "var/lib/blockd/test/disk.qcow2"), "64M")
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(told.close)
+        told.bind(str(self.root / "notify"))
+        told.settimeout(SECONDS)
+        daemon = subprocess.Popen(
+            command.split(), env={"NOTIFY_SOCKET": str(self.root / "notify"), "WATCHDOG_USEC": "200000"},
+        )  # fmt: skip
+        self.addCleanup(daemon.wait)
+        self.addCleanup(daemon.kill)
+        self.assertEqual(told.recv(100), b"READY=1")
+        qmp = str(self.root / "run/blockd/test/qmp.sock")
+        answer = run(str(self.root / "usr/bin/blockd"), "qmp", qmp, "query-block-exports")
+        self.assertIn('"export0"', answer)
+        self.assertEqual(told.recv(100), b"WATCHDOG=1")
+        reload = service["ExecReload"].replace("$MAINPID", str(daemon.pid))
+        run(*shlex.split(reload))
+        run(str(self.root / "usr/bin/blockd"), "qmp", qmp, "query-version")
+        daemon.send_signal(signal.SIGTERM)
+        while (state := told.recv(100)) == b"WATCHDOG=1":
+            pass
+        self.assertEqual(state, b"STOPPING=1")
+        self.assertEqual(daemon.wait(SECONDS), 0)
+        self.assertFalse(Path(qmp).exists())
+
+    def instance(self, text: str) -> str:
+        """A line of the unit for the instance "test", below the root."""
+        for folder in ("/usr/bin/", "/etc/blockd/", "/run/blockd/", "/var/lib/blockd/"):
+            text = text.replace(folder, f"{self.root}{folder}")
+        return text.replace("%i", "test")
+
+
+if __name__ == "__main__":
+    unittest.main()
