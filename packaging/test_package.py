@@ -109,6 +109,9 @@ class Package(unittest.TestCase):
         instance.symlink_to(service.name)
         socket_instance = units / "blockd-qmp@test.socket"
         socket_instance.symlink_to("blockd-qmp@.socket")
+        kill = self.root / "bin/kill"  # of another package
+        kill.parent.mkdir()
+        kill.touch(0o755)
         said = subprocess.run(
             ["systemd-analyze", f"--root={self.root}", "--man=no", "verify", instance.name, socket_instance.name],
             capture_output=True, text=True, timeout=SECONDS,

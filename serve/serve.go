@@ -120,7 +120,7 @@ func Command(env *cli.Environment, run func(Plan) int) *cobra.Command {
 	f.StringVar(&config, "config", "", "read a configuration file, YAML or JSON")
 	f.StringVar(&s.dir, "dir", "", "work in this directory, and open only images below it")
 	f.StringArrayVar(&s.paths, "allow-path", nil, "open images that are this file or below it; may be given several times")
-	f.StringArrayVar(&s.qmp, "qmp", nil, "serve QMP at this unix socket, one client at a time; may be given several times")
+	f.StringArrayVar(&s.qmp, "qmp", nil, "serve QMP at this unix socket, or that of a service manager (fd:NAME), one client at a time; may be given several times")
 	f.StringVar(&nbd, "nbd", "", "serve NBD at this address")
 	f.StringVar(&web, "web", "", "serve the web console, metrics and QMP over WebSocket at this address")
 	f.StringVar(&s.group, "socket-group", "", "let this group use the sockets, too")
@@ -220,8 +220,13 @@ func (s *settings) plan() (Plan, error) {
 	p.Options = append(p.Options, s.exports...)
 	for i, path := range s.qmp {
 		id := fmt.Sprintf("qmp%d", i)
+		// A service manager's socket has a name or a number.
+		key, place := "path", path
+		if name, activated := strings.CutPrefix(path, "fd:"); activated {
+			key, place = "fd", name
+		}
 		p.Options = append(p.Options,
-			daemon.Option{Name: "chardev", Value: "socket,id=" + id + ",server=on,wait=off,path=" + strings.ReplaceAll(path, ",", ",,"), Given: "--qmp " + path},
+			daemon.Option{Name: "chardev", Value: "socket,id=" + id + ",server=on,wait=off," + key + "=" + strings.ReplaceAll(place, ",", ",,"), Given: "--qmp " + path},
 			daemon.Option{Name: "monitor", Value: "chardev=" + id, Given: "--qmp " + path})
 		p.Started = append(p.Started, "QMP at "+path)
 	}

@@ -2,7 +2,7 @@
 # Installs what is missing of the named groups when it may (root, with apt-get), and else says in one line
 # what to install. Exit status: 0 when everything named is there, 1 when something is missing.
 #
-# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source
+# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source package
 set -u
 
 # need GROUP: prints the packages of a group that are missing.
@@ -19,6 +19,10 @@ need() {
 	tls) command -v openssl >/dev/null || echo openssl ;;
 	source) # of the distribution's packages
 		! command -v apt-get >/dev/null || command -v dpkg-source >/dev/null || echo dpkg-dev
+		;;
+	package)
+		command -v systemd-analyze >/dev/null || echo systemd
+		command -v man >/dev/null || echo man-db
 		;;
 	fio) command -v fio >/dev/null || echo fio ;;
 	compiler)

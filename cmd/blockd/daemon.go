@@ -13,11 +13,13 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/chardev"
+	"blockd/clock"
 	"blockd/daemon"
 	"blockd/jobs/copy"
 	"blockd/objects"
 	"blockd/qapi"
 	"blockd/serve"
+	"blockd/servicemanager"
 	"blockd/sockets"
 )
 
@@ -139,6 +141,11 @@ func runDaemon(opts []option, how process) int {
 	life, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 
+	manager, err := servicemanager.FromEnvironment(clock.Real(), complain)
+	if err != nil {
+		complain(err.Error())
+		return 1
+	}
 	activated, err := activatedSockets(child != nil)
 	if err != nil {
 		complain(err.Error())
@@ -171,6 +178,7 @@ func runDaemon(opts []option, how process) int {
 		return 1
 	}
 	d.Start()
+	manager.Ready(d.Loop.Post)
 	if how.started != nil {
 		how.started()
 	}
@@ -184,6 +192,7 @@ func runDaemon(opts []option, how process) int {
 			running = false
 		}
 	}
+	manager.Stopping()
 	d.Close()
 	pid.remove()
 	return 0
