@@ -495,6 +495,9 @@ func (n *Node) truncate(ctx context.Context, size int64, exact bool, prealloc qa
 	if size < 0 {
 		return Errorf(syscall.EINVAL, "Image size cannot be negative")
 	}
+	if size > MaxSize {
+		return Errorf(syscall.EIO, "offset(%d) exceeds maximum(%d)", size, int64(MaxSize))
+	}
 	if n.ReadOnly() {
 		return Errorf(syscall.EACCES, "Image is read-only")
 	}

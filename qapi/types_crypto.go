@@ -8,14 +8,18 @@ type QCryptoCipherAlgorithm string
 
 // Values of QCryptoCipherAlgorithm.
 const (
-	QCryptoCipherAlgorithmAES128 QCryptoCipherAlgorithm = "aes-128"
-	QCryptoCipherAlgorithmAES192 QCryptoCipherAlgorithm = "aes-192"
-	QCryptoCipherAlgorithmAES256 QCryptoCipherAlgorithm = "aes-256"
+	QCryptoCipherAlgorithmAES128     QCryptoCipherAlgorithm = "aes-128"
+	QCryptoCipherAlgorithmAES192     QCryptoCipherAlgorithm = "aes-192"
+	QCryptoCipherAlgorithmAES256     QCryptoCipherAlgorithm = "aes-256"
+	QCryptoCipherAlgorithmCast5128   QCryptoCipherAlgorithm = "cast5-128"
+	QCryptoCipherAlgorithmTwofish128 QCryptoCipherAlgorithm = "twofish-128"
+	QCryptoCipherAlgorithmTwofish192 QCryptoCipherAlgorithm = "twofish-192"
+	QCryptoCipherAlgorithmTwofish256 QCryptoCipherAlgorithm = "twofish-256"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (QCryptoCipherAlgorithm) QAPIEnum() []string {
-	return []string{"aes-128", "aes-192", "aes-256"}
+	return []string{"aes-128", "aes-192", "aes-256", "cast5-128", "twofish-128", "twofish-192", "twofish-256"}
 }
 
 // QCryptoCipherMode is how a cipher is applied to what is longer than its
@@ -50,16 +54,18 @@ type QCryptoHashAlgorithm string
 
 // Values of QCryptoHashAlgorithm.
 const (
-	QCryptoHashAlgorithmSHA1   QCryptoHashAlgorithm = "sha1"
-	QCryptoHashAlgorithmSHA224 QCryptoHashAlgorithm = "sha224"
-	QCryptoHashAlgorithmSHA256 QCryptoHashAlgorithm = "sha256"
-	QCryptoHashAlgorithmSHA384 QCryptoHashAlgorithm = "sha384"
-	QCryptoHashAlgorithmSHA512 QCryptoHashAlgorithm = "sha512"
+	QCryptoHashAlgorithmMD5       QCryptoHashAlgorithm = "md5"
+	QCryptoHashAlgorithmSHA1      QCryptoHashAlgorithm = "sha1"
+	QCryptoHashAlgorithmSHA224    QCryptoHashAlgorithm = "sha224"
+	QCryptoHashAlgorithmSHA256    QCryptoHashAlgorithm = "sha256"
+	QCryptoHashAlgorithmSHA384    QCryptoHashAlgorithm = "sha384"
+	QCryptoHashAlgorithmSHA512    QCryptoHashAlgorithm = "sha512"
+	QCryptoHashAlgorithmRIPEMD160 QCryptoHashAlgorithm = "ripemd160"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (QCryptoHashAlgorithm) QAPIEnum() []string {
-	return []string{"sha1", "sha224", "sha256", "sha384", "sha512"}
+	return []string{"md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"}
 }
 
 // QCryptoBlockOptionsQCow are the options of qcow2's older encryption.

@@ -1,11 +1,14 @@
 package luks
 
 import (
+	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"hash"
 	"strings"
+
+	"golang.org/x/crypto/ripemd160"
 
 	"blockd/qapi"
 )
@@ -24,23 +27,32 @@ type spec struct {
 
 // hashes makes the known hash functions.
 var hashes = map[qapi.QCryptoHashAlgorithm]func() hash.Hash{
-	qapi.QCryptoHashAlgorithmSHA1:   sha1.New,
-	qapi.QCryptoHashAlgorithmSHA224: sha256.New224,
-	qapi.QCryptoHashAlgorithmSHA256: sha256.New,
-	qapi.QCryptoHashAlgorithmSHA384: sha512.New384,
-	qapi.QCryptoHashAlgorithmSHA512: sha512.New,
+	qapi.QCryptoHashAlgorithmMD5:       md5.New,
+	qapi.QCryptoHashAlgorithmSHA1:      sha1.New,
+	qapi.QCryptoHashAlgorithmSHA224:    sha256.New224,
+	qapi.QCryptoHashAlgorithmSHA256:    sha256.New,
+	qapi.QCryptoHashAlgorithmSHA384:    sha512.New384,
+	qapi.QCryptoHashAlgorithmSHA512:    sha512.New,
+	qapi.QCryptoHashAlgorithmRIPEMD160: ripemd160.New,
 }
 
-// cipherKeyBytes is the length of a cipher's key in bytes.
-var cipherKeyBytes = map[qapi.QCryptoCipherAlgorithm]int{
-	qapi.QCryptoCipherAlgorithmAES128: 16,
-	qapi.QCryptoCipherAlgorithmAES192: 24,
-	qapi.QCryptoCipherAlgorithmAES256: 32,
+// ciphers are those that exist here, with the length of their keys in bytes.
+var ciphers = map[qapi.QCryptoCipherAlgorithm]struct {
+	family   string // as a header names it
+	keyBytes int
+}{
+	qapi.QCryptoCipherAlgorithmAES128:     {"aes", 16},
+	qapi.QCryptoCipherAlgorithmAES192:     {"aes", 24},
+	qapi.QCryptoCipherAlgorithmAES256:     {"aes", 32},
+	qapi.QCryptoCipherAlgorithmCast5128:   {"cast5", 16},
+	qapi.QCryptoCipherAlgorithmTwofish128: {"twofish", 16},
+	qapi.QCryptoCipherAlgorithmTwofish192: {"twofish", 24},
+	qapi.QCryptoCipherAlgorithmTwofish256: {"twofish", 32},
 }
 
 // keyBytes is the length of the master key: xts has a second key.
 func (s *spec) keyBytes() int {
-	n := cipherKeyBytes[s.cipher]
+	n := ciphers[s.cipher].keyBytes
 	if s.mode == qapi.QCryptoCipherModeXTS {
 		n *= 2
 	}
@@ -54,7 +66,7 @@ func (s *spec) names() (cipher, mode, hash string) {
 	if s.ivHash != "" {
 		mode += ":" + string(s.ivHash)
 	}
-	return "aes", mode, string(s.keyHash)
+	return ciphers[s.cipher].family, mode, string(s.keyHash)
 }
 
 // parseSpec understands a header's names.
@@ -79,8 +91,8 @@ func parseSpec(name, mode, hashName string, keyBytes uint32) (*spec, error) {
 	default:
 		return nil, invalid("Cipher mode '%s' not supported", cipherMode)
 	}
-	for alg, n := range cipherKeyBytes {
-		if name == "aes" && uint32(n) == keyBytes {
+	for alg, c := range ciphers {
+		if c.family == name && uint32(c.keyBytes) == keyBytes {
 			s.cipher = alg
 		}
 	}
@@ -126,17 +138,28 @@ func or[T any](p *T, other T) T {
 	return *p
 }
 
-// check holds that essiv's hash makes a key for its cipher: as in dm-crypt, a
-// whole digest.
+// check holds that the mode and the generator of vectors go with the cipher:
+// xts wants blocks of 16 bytes, and essiv a hash whose whole digest is a key, as in
+// dm-crypt.
 func (s *spec) check() error {
+	own := ciphers[s.cipher]
+	if own.family == "cast5" && s.mode == qapi.QCryptoCipherModeXTS {
+		return invalid("Unsupported cipher mode %s", s.mode)
+	}
 	if s.ivgen != qapi.QCryptoIVGenAlgorithmEssiv {
 		return nil
 	}
 	n := hashes[s.ivHash]().Size()
-	for _, k := range cipherKeyBytes {
-		if k == n {
+	for _, c := range ciphers {
+		if c.family == own.family && c.keyBytes == n {
 			return nil
 		}
 	}
-	return invalid("No AES cipher with key size %d available", n)
+	switch own.family {
+	case "aes":
+		return invalid("No AES cipher with key size %d available", n)
+	case "twofish":
+		return invalid("No Twofish cipher with key size %d available", n)
+	}
+	return invalid("Cipher %s not supported with essiv", s.cipher)
 }

@@ -3,7 +3,6 @@ package luks
 import (
 	"context"
 	"sync"
-	"syscall"
 
 	"blockd/blockgraph"
 	"blockd/ioengine"
@@ -23,9 +22,6 @@ type Storage interface {
 	ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
 	WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
 }
-
-// errLocked: the volume was opened without its key.
-var errLocked = blockgraph.Errorf(syscall.EACCES, "The image was opened without its key")
 
 // vectors are the vectors over such buffers, kept for the next request.
 var vectors = sync.Pool{New: func() any { return new(blockgraph.IOVec) }}

@@ -317,25 +317,8 @@ func mustCheck(t testing.TB, f *memFile, leaksToo bool) {
 	}
 }
 
-// tool returns the path of a program, or skips the test.
-func tool(t testing.TB, name string) string {
-	t.Helper()
-	p, err := exec.LookPath(name)
-	if err != nil {
-		t.Skip("needs " + name)
-	}
-	return p
-}
-
-// run runs a program and returns what it says.
-func run(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %v\n%s", args, err, out)
-	}
-	return string(out)
-}
+// tool and run ask programs from outside.
+var tool, run = graphtest.Tool, graphtest.Run
 
 // save writes an image to a file.
 func save(t testing.TB, f *memFile, name string) string {
