@@ -105,7 +105,7 @@ export class Daemon extends EventTarget {
     this.round++;
     this.early = null;
     this.connection = this.history ? "lost" : "connecting";
-    this.trouble = why.opened ? "The daemon has ended the connection" : "No QMP here: is the daemon running, and was --web given qmp=on?";
+    this.trouble = why.opened ? "The connection has ended" : "The daemon does not answer";
     this.busy.clear();
     this.tell("connection");
   }

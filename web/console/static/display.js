@@ -27,6 +27,9 @@ import { bytes, duration, percent, rate, shorten } from "./format.js";
  * @property {Map<string, any>} [jobs] by id, with `rate` and `left`
  */
 
+// What fits into a box.
+const lineMost = 28;
+
 const hues = new Map(Object.entries({
   file: "storage", host_device: "storage", nbd: "storage", "null-co": "storage", "null-aio": "storage",
   qcow2: "format", raw: "format", luks: "format", "snapshot-access": "format",
@@ -110,7 +113,7 @@ function nodeBox(n, facts, mark) {
   }
   if (badges.length > 1) badges.splice(0, badges.length, { text: `▦ ${badges.length} bitmaps`, hint: badges.map((b) => b.hint).join("; ") });
   if (fact?.blockers.length) badges.push({ text: "⊘", hint: fact.blockers.map((/** @type {any} */ b) => b.reason).join("; ") });
-  return { id: "n:" + n.name, kind: "node", title: shorten(n.name, 20), full: n.name, lines: [shorten(line.join(" · "), 30)], hue: hueOf(n.driver), badges, mark, node: n.name };
+  return { id: "n:" + n.name, kind: "node", title: shorten(n.name, 20), full: n.name, lines: [shorten(line.join(" · "), lineMost)], hue: hueOf(n.driver), badges, mark, node: n.name };
 }
 
 /** @param {{id: number, job?: string, label?: string}} r @param {string} id @param {Facts} facts @param {Mark} mark @returns {Box} */
@@ -124,7 +127,7 @@ function userBox(r, id, facts, mark) {
       if (job.status !== "running") parts.push(job.status);
       else if (job.rate > 0) parts.push(rate(job.rate));
       if (job.status === "running" && Number.isFinite(job.left)) parts.push(duration(job.left));
-      box.lines = [shorten(parts.join(" · "), 32)];
+      box.lines = [shorten(parts.join(" · "), lineMost)];
     }
     return box;
   }

@@ -39,18 +39,15 @@ export class GraphTab {
     daemon.addEventListener("graph", (e) => this.changed(/** @type {CustomEvent} */ (e).detail));
     for (const what of ["facts", "traffic", "jobs", "images"]) daemon.addEventListener(what, () => this.later());
     daemon.addEventListener("connection", () => this.canvas.classList.toggle("stale", daemon.connection !== "connected"));
-    this.element.addEventListener("keydown", (/** @type {KeyboardEvent} */ e) => this.key(e));
     this.choose(null);
   }
 
-  /** @param {KeyboardEvent} e */
+  /** A key that is for nobody else; true: it is for the time line, or to find. @param {KeyboardEvent} e */
   key(e) {
-    const at = /** @type {HTMLElement} */ (e.target);
-    if (at.matches("input, select, textarea") || e.ctrlKey || e.metaKey || e.altKey) return;
-    if (e.key === " " && at.matches("button")) return;
-    if (e.key === "/") this.search.focus();
-    else if (!this.timeline.key(e)) return;
-    e.preventDefault();
+    if (e.key === " " && /** @type {HTMLElement} */ (e.target).matches("button")) return false;
+    if (e.key !== "/") return this.timeline.key(e);
+    this.search.focus();
+    return true;
   }
 
   /** @param {any} detail */

@@ -200,9 +200,10 @@ export class GraphView {
       y0 = Math.min(y0, p.y - boxHeight / 2);
       y1 = Math.max(y1, p.y + boxHeight / 2);
     }
-    const k = Math.min(1.15, (width - 48) / (x1 - x0), (height - 48) / (y1 - y0));
+    const top = 48, bottom = 40; // for the banner and the legend
+    const k = Math.max(0.03, Math.min(1.15, (width - 48) / (x1 - x0), (height - top - bottom) / (y1 - y0)));
     this.touched = false;
-    this.look({ x: width / 2 - ((x0 + x1) / 2) * k, y: height / 2 - ((y0 + y1) / 2) * k, k });
+    this.look({ x: width / 2 - ((x0 + x1) / 2) * k, y: top + (height - top - bottom) / 2 - ((y0 + y1) / 2) * k, k });
   }
 
   /** Lays everything out anew. */
@@ -265,6 +266,7 @@ export class GraphView {
         }
         set(e.bar, "width", String(((boxWidth - 30) * b.progress) / 100));
       }
+      if (e.bar) e.g.classList.toggle("no-progress", b.progress === undefined);
       const badges = b.badges.map((x) => x.text).join("   ");
       if (e.badgeText !== badges) {
         e.badgeText = badges;

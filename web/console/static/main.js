@@ -3,17 +3,23 @@
 import { QMP } from "./qmp.js";
 import { Daemon } from "./daemon.js";
 import { GraphTab } from "./graphtab.js";
+import { JobsTab } from "./jobstab.js";
+import { ImagesTab } from "./imagestab.js";
+import { EventsTab, LogTab } from "./linestab.js";
+import { ConsoleTab } from "./consoletab.js";
+import { Login } from "./login.js";
 import { h, setText } from "./dom.js";
 
 const url = new URL("qmp", location.href);
 url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
 url.hash = "";
 url.search = "";
-const qmp = new QMP(url.href);
+const login = new Login();
+const qmp = new QMP(url.href, (u) => new WebSocket(u, login.protocols()));
 const daemon = new Daemon(qmp);
 
 /** @type {any[]} */
-const tabs = [new GraphTab(daemon)];
+const tabs = [new GraphTab(daemon), new JobsTab(daemon), new ImagesTab(daemon), new EventsTab(daemon), new LogTab(daemon), new ConsoleTab(daemon)];
 const names = tabs.map((t) => t.title.toLowerCase());
 const bar = /** @type {HTMLElement} */ (document.getElementById("tabs"));
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
@@ -65,12 +71,19 @@ bar.addEventListener("keydown", (e) => {
 document.addEventListener("keydown", (e) => {
   const at = /** @type {HTMLElement} */ (e.target);
   if (e.defaultPrevented || e.ctrlKey || e.metaKey || e.altKey || at.matches("input, textarea, select")) return;
+  if (tabs[current].key?.(e)) {
+    e.preventDefault();
+    return;
+  }
   const n = Number(e.key);
-  if (n >= 1 && n <= names.length) open(names[n - 1]);
+  if (n >= 1 && n <= names.length) {
+    e.preventDefault(); // the key is not for what gets the focus
+    open(names[n - 1]);
+  }
 });
 addEventListener("hashchange", fromAddress);
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") qmp.retry();
+  if (document.visibilityState === "visible" && !qmp.resting) qmp.retry();
 });
 
 daemon.addEventListener("connection", () => {
@@ -80,7 +93,15 @@ daemon.addEventListener("connection", () => {
   pill.title = daemon.trouble;
   setText(/** @type {Element} */ (document.getElementById("version")), daemon.version);
   /** @type {HTMLElement} */ (document.getElementById("role")).hidden = !daemon.readOnly;
-  if (daemon.trouble && daemon.connection !== "connected") notice(daemon.trouble);
+});
+// A WebSocket does not say why it failed; the address does.
+qmp.addEventListener("close", async (e) => {
+  if (/** @type {CustomEvent} */ (e).detail.opened) return;
+  const why = await login.why();
+  if (why.ask) {
+    qmp.rest(); // wrong tokens are counted
+    login.ask(why.text, () => qmp.retry());
+  } else if (why.text) notice(why.text);
 });
 
 let lastNotice = "";

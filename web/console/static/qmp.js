@@ -33,6 +33,7 @@ export class QMP extends EventTarget {
     /** @type {Map<number, {resolve: (v: any) => void, reject: (e: Error) => void}>} */
     this.waiting = new Map();
     this.timer = 0;
+    this.resting = false;
   }
 
   /** Connects, and goes on doing so until stop. */
@@ -50,18 +51,25 @@ export class QMP extends EventTarget {
       this.waiting.clear();
       for (const w of waiting) w.reject(error);
       this.dispatchEvent(new CustomEvent("close", { detail: { opened, code: e.code, reason: e.reason } }));
-      this.timer = setTimeout(() => this.start(), this.pause);
+      if (!this.resting) this.timer = setTimeout(() => this.start(), this.pause);
       this.pause = Math.min(this.pause * 2, longestPause);
     };
   }
 
   /** Tries now what would be tried later. */
   retry() {
+    this.resting = false;
     if (this.socket && this.socket.readyState === 3) {
       clearTimeout(this.timer);
       this.pause = firstPause;
       this.start();
     }
+  }
+
+  /** Tries no more until retry is called. */
+  rest() {
+    clearTimeout(this.timer);
+    this.resting = true;
   }
 
   /** Disconnects for good. */
