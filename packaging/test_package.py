@@ -1,13 +1,16 @@
-"""The Debian package, installed into a folder, started as its unit says, and removed: after `make deb`.
+"""The Debian package, installed into a folder, started as its unit says, and removed; the container's image.
 
-dpkg installs below a root of its own, so that nothing of this machine changes; the test plays systemd.
+After `make deb`. dpkg installs below a root of its own, so that nothing of this machine changes; the test plays
+systemd.
 """
 
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +32,14 @@ def run(*command: str, **options: object) -> str:
     if done.returncode:
         raise AssertionError(f"{shlex.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
     return str(done.stdout)
+
+
+def listen(path: Path) -> socket.socket:
+    """The socket of a service manager, which is told how its service is."""
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(path))
+    told.settimeout(SECONDS)
+    return told
 
 
 class Unit(configparser.RawConfigParser):
@@ -131,10 +142,8 @@ class Package(unittest.TestCase):
         example = (self.root / "usr/share/doc/blockd/examples/example.yaml").read_text()
         (self.root / "etc/blockd/test.yaml").write_text(self.instance(example.replace("/NAME/", "/test/")))
         run("qemu-img", "create", "-q", "-f", "qcow2", str(self.root / "var/lib/blockd/test/disk.qcow2"), "64M")
-        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        told = listen(self.root / "notify")
         self.addCleanup(told.close)
-        told.bind(str(self.root / "notify"))
-        told.settimeout(SECONDS)
         daemon = subprocess.Popen(
             command.split(), env={"NOTIFY_SOCKET": str(self.root / "notify"), "WATCHDOG_USEC": "200000"},
         )  # fmt: skip
@@ -160,6 +169,35 @@ class Package(unittest.TestCase):
         for folder in ("/usr/bin/", "/etc/blockd/", "/run/blockd/", "/var/lib/blockd/"):
             text = text.replace(folder, f"{self.root}{folder}")
         return text.replace("%i", "test")
+
+
+class Container(unittest.TestCase):
+    """The image of the container file, without a builder: its files, and nothing else."""
+
+    def test_the_program_needs_nothing_beside_it(self) -> None:
+        lines = [line.split() for line in (HERE / "Containerfile").read_text().splitlines()]
+        self.assertIn(["FROM", "scratch"], lines)
+        with tempfile.TemporaryDirectory(prefix="blockd-container") as root:
+            for line in lines:
+                if line[:1] == ["COPY"]:
+                    target = Path(root + line[2])
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(ROOT / line[1], target)
+            entry = next(json.loads(" ".join(line[1:])) for line in lines if line[:1] == ["ENTRYPOINT"])
+            inside = (shutil.which("chroot") or "/usr/sbin/chroot", root, *entry)
+            run(*inside, "img", "create", "-q", "-f", "qcow2", "/disk.qcow2", "1G", env={})
+            self.assertEqual(json.loads(run(*inside, "img", "info", "--output=json", "/disk.qcow2", env={}))["format"], "qcow2")
+            (Path(root) / "blockd.yaml").write_text("qmp: [/qmp.sock]\n")
+            told = listen(Path(root) / "notify")
+            self.addCleanup(told.close)
+            daemon = subprocess.Popen([*inside, "serve", "--config", "/blockd.yaml"], env={"NOTIFY_SOCKET": "/notify"})
+            try:
+                self.assertEqual(told.recv(100), b"READY=1")
+                self.assertEqual(run(str(ROOT / "bin/blockd"), "qmp", f"{root}/qmp.sock", "quit"), "{}\n")
+                self.assertEqual(daemon.wait(SECONDS), 0)
+            finally:
+                daemon.kill()
+                daemon.wait()
 
 
 if __name__ == "__main__":

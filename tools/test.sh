@@ -84,15 +84,15 @@ else
 	if [ "$iotests_status" != 0 ] && [ "$io_failed" = 0 ]; then verdict "iotests" 1; fi
 fi
 
-echo "== the Debian package"
+echo "== the packages"
 if ! command -v dpkg >/dev/null || ! command -v systemd-analyze >/dev/null || ! command -v man >/dev/null; then
-	skip "the Debian package: needs dpkg, systemd-analyze and man"
+	skip "the packages: needs dpkg, systemd-analyze and man"
 elif [ "$(id -u)" != 0 ]; then
-	skip "the Debian package: dpkg installs as root"
+	skip "the packages: dpkg and chroot want root"
 else
 	make -s deb >"$work/deb" 2>&1 && /usr/bin/python3 -m unittest -q packaging.test_package >>"$work/deb" 2>&1
 	deb_status=$?
-	verdict "the Debian package" $deb_status
+	verdict "the packages" $deb_status
 	[ "$deb_status" = 0 ] || tail -n 40 "$work/deb"
 fi
 
