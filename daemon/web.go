@@ -27,10 +27,10 @@ func (d *Daemon) openWeb(ctx context.Context, value string) error {
 	commands := metrics.NewCommands(names)
 	server, err := web.Listen(ctx, o, web.Config{
 		Clock: clock.Real(),
-		Metrics: metrics.Handler(metrics.NewRegistry(metrics.Sources{
+		Metrics: metrics.Handler(metrics.Sources{
 			Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: d.Monitor.Scratch, Commands: commands,
 			Clock: clock.Real(), Version: d.version,
-		})),
+		}),
 		QMP:    d.QMP.ServeConn,
 		Access: d.access, TLS: d.Objects.TLSServer, Authorised: d.Objects.Authorised,
 		Page: console.Handler(),

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 
 	"blockd/blockgraph"
 	"blockd/clock"
@@ -45,14 +46,25 @@ type Collector struct {
 }
 
 // NewRegistry returns a registry of a daemon's metrics, with those of the Go
-// runtime and of the process. Any number of registries can be there.
+// runtime and of the process, which checks every sample. Handler answers the same
+// for less. Any number of registries can be there.
 func NewRegistry(s Sources) *prometheus.Registry {
+	r := newRuntimeRegistry()
+	r.MustRegister(newCollector(s))
+	return r
+}
+
+func newRuntimeRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func newCollector(s Sources) *Collector {
 	if s.Limits == (Limits{}) {
 		s.Limits = DefaultLimits
 	}
-	r := prometheus.NewRegistry()
-	r.MustRegister(&Collector{s, newFamilies()}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return r
+	return &Collector{s, newFamilies()}
 }
 
 // Describe is prometheus.Collector's.
@@ -63,12 +75,18 @@ func (c *Collector) Describe(to chan<- *prometheus.Desc) {
 }
 
 // Collect is prometheus.Collector's. When the daemon has ended there is nothing.
-func (c *Collector) Collect(to chan<- prometheus.Metric) {
+func (c *Collector) Collect(to chan<- prometheus.Metric) { c.samples().send(to) }
+
+// samples reads the daemon.
+func (c *Collector) samples() *samples {
+	s := newSamples(c.families)
 	snap, ok := c.take()
 	if !ok {
-		return
+		return s
 	}
-	s := &samples{c.families, to}
+	s.room(len(snap.nodes), s.nodeInfo, s.nodeSize, s.nodeHighest)
+	s.room(len(snap.users), s.userInFlight, s.userHeld)
+	s.room(len(snap.users)*len(operations), s.userOps, s.userErrors, s.userSeconds, s.userBytes)
 	s.with(s.buildInfo, 1, c.Version)
 	for i := range snap.nodes {
 		s.node(&snap.nodes[i])
@@ -85,6 +103,7 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	s.with(s.leftOut, float64(snap.leftUsers), "users")
 	s.with(s.leftOut, float64(snap.leftJobs), "jobs")
 	s.with(s.leftOut, float64(snap.leftExports), "exports")
+	return s
 }
 
 func (s *samples) node(n *node) {
@@ -110,22 +129,30 @@ func (s *samples) node(n *node) {
 	}
 }
 
+// operations are the values of the label op.
+var operations = func() (list []*dto.LabelPair) {
+	name := "op"
+	for _, op := range [...]string{"read", "write", "flush", "discard", "write-zeroes"} {
+		list = append(list, &dto.LabelPair{Name: &name, Value: &op})
+	}
+	return list
+}()
+
+// flushOp is the index of the flush, which has no bytes.
+const flushOp = 2
+
 func (s *samples) user(u *user) {
-	values := u.labels()
-	labels := pairs(s.userHeld.labels, values)
+	labels := pairs(s.userHeld.labels, u.labels())
 	s.add(s.userInFlight, float64(u.root.InFlight()), labels)
 	s.add(s.userHeld, float64(u.root.Waits()), labels)
 	stats := u.root.Stats()
-	for _, k := range []struct {
-		op string
-		n  *blockgraph.OpStats
-	}{{"read", &stats.Read}, {"write", &stats.Write}, {"flush", &stats.Flush}, {"discard", &stats.Unmap}, {"write-zeroes", &stats.Zero}} {
-		labels := pairs(s.userOps.labels, append(values, k.op))
-		s.add(s.userOps, float64(k.n.Ops), labels)
-		s.add(s.userErrors, float64(k.n.Failed), labels)
-		s.add(s.userSeconds, float64(k.n.TimeNs)/1e9, labels)
-		if k.op != "flush" {
-			s.add(s.userBytes, float64(k.n.Bytes), labels)
+	byOp := withPairs(labels, operations)
+	for i, n := range [...]*blockgraph.OpStats{&stats.Read, &stats.Write, &stats.Flush, &stats.Unmap, &stats.Zero} {
+		s.add(s.userOps, float64(n.Ops), byOp[i])
+		s.add(s.userErrors, float64(n.Failed), byOp[i])
+		s.add(s.userSeconds, float64(n.TimeNs)/1e9, byOp[i])
+		if i != flushOp {
+			s.add(s.userBytes, float64(n.Bytes), byOp[i])
 		}
 	}
 }

@@ -13,6 +13,7 @@ type family struct {
 	counter bool // else a gauge
 	labels  []string
 	desc    *prometheus.Desc
+	index   int // in families.all
 }
 
 // families are all metrics, by what they are about.
@@ -103,6 +104,7 @@ func (f *families) counter(name, help string, labels ...string) *family {
 
 func (f *families) declare(d *family) *family {
 	d.desc = prometheus.NewDesc(d.name, d.help, d.labels, nil)
+	d.index = len(f.all)
 	f.all = append(f.all, d)
 	return d
 }

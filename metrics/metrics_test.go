@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"blockd/blockgraph"
@@ -201,10 +203,11 @@ type one struct{ *families }
 func (o one) Describe(to chan<- *prometheus.Desc) { (&Collector{families: o.families}).Describe(to) }
 
 func (o one) Collect(to chan<- prometheus.Metric) {
-	s := &samples{o.families, to}
+	s := newSamples(o.families)
 	for _, f := range o.all {
 		s.with(f, 1, f.labels...)
 	}
+	s.send(to)
 }
 
 func TestFamiliesAreNamedAsPrometheusWantsThem(t *testing.T) {
@@ -297,14 +300,67 @@ Everything is read when it is scraped; requests and jobs do not know of it. Besi
 |---|---|---|---|
 `, DefaultLimits.Nodes, DefaultLimits.Users, DefaultLimits.Jobs, DefaultLimits.Exports, maxValue)
 
+// TestHandlerGivesWhatARegistryWould compares the text with a registry's, which
+// checks all samples; numbers that change by themselves left out.
+func TestHandlerGivesWhatARegistryWould(t *testing.T) {
+	_, s, roots := sources(t, 6)
+	if err := roots[0].WriteV(context.Background(), 0, blockgraph.MakeIOVec(make([]byte, 4096)), 0); err != nil {
+		t.Fatal(err)
+	}
+	text := func(h http.Handler) (lines []string) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		if w.Code != http.StatusOK {
+			t.Fatal(w.Body)
+		}
+		for line := range strings.Lines(w.Body.String()) {
+			if strings.Contains(line, "blockd_") && !strings.HasPrefix(line, "blockd_loop_latency_seconds ") && !strings.HasPrefix(line, "blockd_file_") {
+				lines = append(lines, line)
+			}
+		}
+		slices.Sort(lines)
+		return lines
+	}
+	want := text(promhttp.HandlerFor(NewRegistry(s), promhttp.HandlerOpts{}))
+	got := text(Handler(s))
+	if len(want) < 100 || !slices.Equal(got, want) {
+		t.Errorf("%d lines, want %d", len(got), len(want))
+		for i := range min(len(got), len(want)) {
+			if got[i] != want[i] {
+				t.Fatalf("%swant\n%s", got[i], want[i])
+			}
+		}
+	}
+}
+
+// TestScrapeAllocatesLittleForANode holds what another 100 nodes with 50 users
+// cost a scrape: it is in proportion, and of the order of what there is to show,
+// not a multiple of the samples (1,350).
+func TestScrapeAllocatesLittleForANode(t *testing.T) {
+	cost := func(nodes int) float64 {
+		_, s, _ := sources(t, nodes)
+		c := newCollector(s)
+		return testing.AllocsPerRun(5, func() { c.samples().gathered() })
+	}
+	few, more, many := cost(100), cost(200), cost(400)
+	t.Logf("%v allocations for 100 nodes, %v for 200, %v for 400", few, more, many)
+	if more-few > 1200 {
+		t.Errorf("100 nodes cost %v allocations", more-few)
+	}
+	if many-more > 2.5*(more-few) {
+		t.Errorf("200 nodes cost %v allocations, 100 nodes %v", many-more, more-few)
+	}
+}
+
 // BenchmarkScrape answers a scrape of a graph of 1,000 nodes with 500 users.
 func BenchmarkScrape(b *testing.B) {
 	_, s, _ := sources(b, 1000)
-	r := NewRegistry(s)
+	h := Handler(s)
 	b.ResetTimer()
+	b.ReportAllocs()
 	for b.Loop() {
 		w := httptest.NewRecorder()
-		Handler(r).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 		if w.Code != http.StatusOK {
 			b.Fatal(w.Body)
 		}

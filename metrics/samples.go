@@ -11,43 +11,97 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// sample is one value of a family. A user's samples share their labels, which
-// prometheus.MustNewConstMetric would check, sort and copy for each.
+// sample is one value of a family.
 type sample struct {
-	f      *family
 	value  float64
-	labels []*dto.LabelPair // by name
+	labels []*dto.LabelPair // by name; shared between samples
+}
+
+// samples gathers what a scrape shows, by family.
+type samples struct {
+	*families
+	of [][]sample // by family.index
+}
+
+func newSamples(f *families) *samples { return &samples{f, make([][]sample, len(f.all))} }
+
+// room makes room for so many more samples of the families.
+func (s *samples) room(n int, of ...*family) {
+	for _, f := range of {
+		s.of[f.index] = slices.Grow(s.of[f.index], n)
+	}
+}
+
+// add adds a sample with those labels, which are pairs' result for the family's
+// names.
+func (s *samples) add(f *family, value float64, labels []*dto.LabelPair) {
+	s.of[f.index] = append(s.of[f.index], sample{value, labels})
+}
+
+// with adds a sample with these values of the family's labels.
+func (s *samples) with(f *family, value float64, values ...string) {
+	s.add(f, value, pairs(f.labels, values))
+}
+
+// gathered returns the samples as a registry would, the families by name. What a
+// family's samples are made of is allocated at once.
+func (s *samples) gathered() []*dto.MetricFamily {
+	list := make([]*dto.MetricFamily, 0, len(s.all))
+	for _, f := range s.all {
+		of := s.of[f.index]
+		if len(of) == 0 {
+			continue
+		}
+		metrics := make([]dto.Metric, len(of))
+		family := &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: dto.MetricType_GAUGE.Enum(), Metric: make([]*dto.Metric, len(of))}
+		if f.counter {
+			family.Type = dto.MetricType_COUNTER.Enum()
+			counters := make([]dto.Counter, len(of))
+			for i := range of {
+				counters[i].Value, metrics[i].Counter = &of[i].value, &counters[i]
+			}
+		} else {
+			gauges := make([]dto.Gauge, len(of))
+			for i := range of {
+				gauges[i].Value, metrics[i].Gauge = &of[i].value, &gauges[i]
+			}
+		}
+		for i := range of {
+			metrics[i].Label = of[i].labels
+			family.Metric[i] = &metrics[i]
+		}
+		list = append(list, family)
+	}
+	slices.SortFunc(list, func(a, b *dto.MetricFamily) int { return strings.Compare(*a.Name, *b.Name) })
+	return list
+}
+
+// metric is a sample as prometheus.Metric, for a registry.
+type metric struct {
+	f *family
+	m *dto.Metric
 }
 
 // Desc is prometheus.Metric's.
-func (s *sample) Desc() *prometheus.Desc { return s.f.desc }
+func (m metric) Desc() *prometheus.Desc { return m.f.desc }
 
 // Write is prometheus.Metric's.
-func (s *sample) Write(m *dto.Metric) error {
-	m.Label = s.labels
-	if s.f.counter {
-		m.Counter = &dto.Counter{Value: &s.value}
-	} else {
-		m.Gauge = &dto.Gauge{Value: &s.value}
-	}
+func (m metric) Write(to *dto.Metric) error {
+	to.Label, to.Counter, to.Gauge = m.m.Label, m.m.Counter, m.m.Gauge
 	return nil
 }
 
-// samples sends samples to the registry.
-type samples struct {
-	*families
-	to chan<- prometheus.Metric
-}
-
-// add sends a sample with those labels, which are pairs' result for the
-// family's names.
-func (s *samples) add(f *family, value float64, labels []*dto.LabelPair) {
-	s.to <- &sample{f, value, labels}
-}
-
-// with sends a sample with these values of the family's labels.
-func (s *samples) with(f *family, value float64, values ...string) {
-	s.add(f, value, pairs(f.labels, values))
+// send sends the samples to a registry.
+func (s *samples) send(to chan<- prometheus.Metric) {
+	byName := make(map[string]*family, len(s.all))
+	for _, f := range s.all {
+		byName[f.name] = f
+	}
+	for _, family := range s.gathered() {
+		for _, m := range family.Metric {
+			to <- metric{byName[*family.Name], m}
+		}
+	}
 }
 
 // pairs makes labels, sorted by name. The values are bounded.
@@ -55,13 +109,32 @@ func pairs(names, values []string) []*dto.LabelPair {
 	if len(names) != len(values) {
 		panic("metrics: labels without values")
 	}
+	made := make([]dto.LabelPair, len(names))
+	kept := make([]string, len(names))
 	list := make([]*dto.LabelPair, len(names))
 	for i := range names {
-		value := bounded(values[i])
-		list[i] = &dto.LabelPair{Name: &names[i], Value: &value}
+		kept[i] = bounded(values[i])
+		made[i].Name, made[i].Value = &names[i], &kept[i]
+		list[i] = &made[i]
 	}
-	slices.SortFunc(list, func(a, b *dto.LabelPair) int { return strings.Compare(*a.Name, *b.Name) })
+	slices.SortFunc(list, byLabel)
 	return list
+}
+
+func byLabel(a, b *dto.LabelPair) int { return strings.Compare(*a.Name, *b.Name) }
+
+// withPairs returns for each of the pairs labels with it among them, in order.
+func withPairs(labels []*dto.LabelPair, each []*dto.LabelPair) [][]*dto.LabelPair {
+	lists := make([][]*dto.LabelPair, len(each))
+	n := len(labels) + 1
+	all := make([]*dto.LabelPair, 0, n*len(each))
+	for i, p := range each {
+		at, _ := slices.BinarySearchFunc(labels, p, byLabel)
+		start := len(all)
+		all = append(append(append(all, labels[:at]...), p), labels[at:]...)
+		lists[i] = all[start:len(all):len(all)]
+	}
+	return lists
 }
 
 // maxValue is the longest value of a label, in bytes.
