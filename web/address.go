@@ -16,6 +16,8 @@ type Options struct {
 	Addr string `qapi:"addr"`
 	// QMP serves QMP over WebSocket, too.
 	QMP *bool `qapi:"qmp"`
+	// Pprof serves profiles of the program to who has the role control.
+	Pprof *bool `qapi:"pprof"`
 	// TLSCreds is the id of an object with a server's credentials, TLSAuthz that
 	// of one that decides which clients' names may come.
 	TLSCreds *string `qapi:"tls-creds"`

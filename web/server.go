@@ -116,6 +116,9 @@ func Listen(ctx context.Context, o Options, c Config) (*Server, error) {
 func (s *Server) handler(o *Options, c *Config, unix bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.login.need(qapi.SessionRoleReadOnly, c.Metrics))
+	if o.Pprof != nil && *o.Pprof {
+		mux.Handle("GET /debug/pprof/", s.login.need(qapi.SessionRoleControl, profiles()))
+	}
 	mux.Handle("GET /session", s.login.need(qapi.SessionRoleReadOnly, http.HandlerFunc(tellSession)))
 	if o.QMP != nil && *o.QMP && c.QMP != nil {
 		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, tokens: s.login.tokens, pace: messageRate, stall: stallTime, live: map[*wsConn]grant{}}

@@ -39,7 +39,8 @@ A storage daemon: QMP in, jobs over disk images, events out
   --scratch [directory=]<path>[,memory=<bytes>][,max-size=<bytes>]
                          where backups keep what guests overwrite, until a
                          slow target has taken it
-  --web [addr=]<ip>:<port>|unix:<path>[,qmp=on|off][,token-file=<path>]
+  --web [addr=]<ip>:<port>|unix:<path>[,qmp=on|off][,pprof=on|off]
+        [,token-file=<path>]
         [,role=read-only|control][,tls-creds=<id>|,tls-dir=<path>
         [,tls-verify-peer=on|off]][,tls-authz=<id>]
                          serve metrics over HTTP and, with qmp=on, QMP over
