@@ -39,6 +39,8 @@ type Graph struct {
 	drains atomic.Int64
 	// drainNs is the time that changes have spent in drains, in nanoseconds.
 	drainNs atomic.Int64
+	// latencies: KeepLatencies was called.
+	latencies atomic.Bool
 
 	// Held by the token.
 	seq     uint64 //blockd:global

@@ -19,8 +19,10 @@ type Root struct {
 	label  string // for the log, or ""
 	device string // that commands name, or ""
 	edge   atomic.Pointer[Edge]
-	gate   gate
-	stats  [gateStripes]rootStats
+	// latencies are nil while nobody asks for them.
+	latencies atomic.Pointer[rootLatencies]
+	gate      gate
+	stats     [gateStripes]rootStats
 
 	// Control plane.
 	perm, shared Perm
@@ -144,7 +146,11 @@ func (a *Admission) Leave() { a.r.gate.leave(a.stripe) }
 
 func (a *Admission) account(k opKind, n int64, err error) {
 	s := &a.r.stats[a.stripe].op[k]
-	s.ns.Add(int64(a.r.graph.clock.Now().UnixNano() - a.start))
+	took := a.r.graph.clock.Now().UnixNano() - a.start
+	s.ns.Add(took)
+	if l := a.r.latencies.Load(); l != nil {
+		l.count(a.stripe, k, took)
+	}
 	if err != nil {
 		s.failed.Add(1)
 		return

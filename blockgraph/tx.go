@@ -393,6 +393,9 @@ type RootOptions struct {
 func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 	tx.g.seq++
 	r := &Root{graph: tx.g, id: tx.g.seq, name: o.Name, desc: o.Desc, label: o.Label, device: o.Device, perm: o.Perm, shared: o.Shared, allowInactive: o.AllowInactive, fixedIothread: o.FixedIothread, stay: o.StayAtNode, job: o.Job, locks: o.Locks}
+	if tx.g.latencies.Load() {
+		r.latencies.Store(new(rootLatencies))
+	}
 	if r.name == "" {
 		r.name = "root"
 	}

@@ -39,6 +39,7 @@ func (d *Daemon) openWeb(ctx context.Context, value string) error {
 		return err
 	}
 	d.web = server
+	d.Loop.Do(d.Graph.KeepLatencies)
 	d.QMP.Observe(commands.Ran)
 	return nil
 }

@@ -155,6 +155,11 @@ func (s *samples) user(u *user) {
 			s.add(s.userBytes, float64(n.Bytes), byOp[i])
 		}
 	}
+	if read, write, flush, ok := u.root.Latencies(); ok {
+		s.distribute(s.userDuration, &read, float64(stats.Read.TimeNs)/1e9, byOp[0])
+		s.distribute(s.userDuration, &write, float64(stats.Write.TimeNs)/1e9, byOp[1])
+		s.distribute(s.userDuration, &flush, float64(stats.Flush.TimeNs)/1e9, byOp[flushOp])
+	}
 }
 
 func (s *samples) jobs(snap *snapshot) {

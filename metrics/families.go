@@ -10,17 +10,19 @@ import (
 type family struct {
 	name    string
 	help    string
-	counter bool // else a gauge
-	labels  []string
-	desc    *prometheus.Desc
-	index   int // in families.all
+	counter bool // else a gauge, or
+	// histogram: it has distributions.
+	histogram bool
+	labels    []string
+	desc      *prometheus.Desc
+	index     int // in families.all
 }
 
 // families are all metrics, by what they are about.
 type families struct {
 	buildInfo                                                                                          *family
 	nodeInfo, nodeSize, nodeHighest, nodeDiscards, nodeDiscard, nodeLookups, nodeCache                 *family
-	userOps, userErrors, userBytes, userSeconds, userInFlight, userHeld                                *family
+	userOps, userErrors, userBytes, userSeconds, userDuration, userInFlight, userHeld                  *family
 	jobInfo, jobCurrent, jobFinal, jobFailed, jobScratch, jobFull, jobOrphans                          *family
 	exportInfo, exportClients, nbdConnections, nbdMost                                                 *family
 	graphNodes, graphUsers, graphOrphans, graphSteps, graphDrains, graphWaited, loopLatency            *family
@@ -51,6 +53,8 @@ func newFamilies() *families {
 	f.userErrors = f.counter("blockd_operation_errors_total", "Requests of a user that failed.", op(userLabels)...)
 	f.userBytes = f.counter("blockd_operation_bytes_total", "Bytes of the requests that succeeded.", op(userLabels)...)
 	f.userSeconds = f.counter("blockd_operation_seconds_total", "Time that requests took, those that failed among them, from their admission on.", op(userLabels)...)
+	f.userDuration = f.declare(&family{name: "blockd_operation_duration_seconds", histogram: true, labels: op(userLabels),
+		help: "How long reads, writes and flushes of a user took, those that failed among them, from their admission on."})
 	f.userInFlight = f.gauge("blockd_requests_in_flight", "Requests of a user that have been admitted and have not ended.", userLabels...)
 	f.userHeld = f.counter("blockd_requests_held_total", "How often a request of a user had to wait for a graph change.", userLabels...)
 

@@ -102,6 +102,16 @@ func TestScrapeTellsWhatWentThroughAUser(t *testing.T) {
 	s.Commands.Ran("query-status", time.Second, nil)
 	s.Commands.Ran("query-status", time.Second, errors.New("x"))
 	s.Commands.Ran("made-up", time.Second, nil)
+	if got := testutil.CollectAndCount(newCollector(s), "blockd_operation_duration_seconds"); got != 0 {
+		t.Errorf("%d distributions, though nobody has asked for them", got)
+	}
+	s.Graph.Loop().Do(s.Graph.KeepLatencies)
+	if err := roots[0].Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := testutil.CollectAndCount(newCollector(s), "blockd_operation_duration_seconds"); got != 1 {
+		t.Errorf("%d distributions after a flush", got)
+	}
 	user := fmt.Sprintf(`user="%d"`, roots[0].ID())
 	got := values(t, NewRegistry(s))
 	expect(t, got, map[string]float64{
@@ -111,7 +121,7 @@ func TestScrapeTellsWhatWentThroughAUser(t *testing.T) {
 		`blockd_node_highest_write_bytes{node="n0"}`:                                            8192,
 		`blockd_operations_total{id="",kind="other",node="n0",op="write",` + user + `}`:         2,
 		`blockd_operations_total{id="",kind="other",node="n0",op="read",` + user + `}`:          1,
-		`blockd_operations_total{id="",kind="other",node="n0",op="flush",` + user + `}`:         1,
+		`blockd_operations_total{id="",kind="other",node="n0",op="flush",` + user + `}`:         2,
 		`blockd_operation_bytes_total{id="",kind="other",node="n0",op="write",` + user + `}`:    8192,
 		`blockd_operation_errors_total{id="",kind="other",node="n0",op="discard",` + user + `}`: 0,
 		`blockd_requests_in_flight{id="",kind="other",node="n0",` + user + `}`:                  0,
@@ -205,6 +215,10 @@ func (o one) Describe(to chan<- *prometheus.Desc) { (&Collector{families: o.fami
 func (o one) Collect(to chan<- prometheus.Metric) {
 	s := newSamples(o.families)
 	for _, f := range o.all {
+		if f.histogram {
+			s.distribute(f, &blockgraph.Latencies{1}, 1, pairs(f.labels, f.labels))
+			continue
+		}
 		s.with(f, 1, f.labels...)
 	}
 	s.send(to)
@@ -265,6 +279,9 @@ func TestDocumentNamesEveryMetric(t *testing.T) {
 		if f.counter {
 			kind = "counter"
 		}
+		if f.histogram {
+			kind = "histogram"
+		}
 		labels := "none"
 		if len(f.labels) > 0 {
 			labels = "`" + strings.Join(f.labels, "`, `") + "`"
@@ -293,8 +310,9 @@ Everything is read when it is scraped; requests and jobs do not know of it. Besi
 
 - Operations are counted at the *users* of the graph (an export, an end of a job), where their requests come in. `+"`user`"+` is the user's number, which no other user of this run ever has, so no counter falls; `+"`kind`"+` (`+"`export`, `job`, `other`"+`) and `+"`id`"+` say what it belongs to. `+"`node`"+` is its node at the moment: when a graph change puts it over another one, new series begin with the counts so far.
 - At most %d nodes, %d users, %d jobs and %d exports have series, the oldest first; `+"`blockd_left_out`"+` tells how many have none. A value of a label has at most %d bytes; a longer one is cut, with a hash behind.
+- [monitoring](monitoring) has an example dashboard for Grafana and alert rules for Prometheus.
 - Two scrapes are answered at a time; a third gets status 503.
-- Distributions of latencies are not counted, only sums: the mean is `+"`rate(blockd_operation_seconds_total[5m]) / rate(blockd_operations_total[5m])`"+`.
+- The classes of the histogram end at 0.1, 0.5, 2.5, 10, 50 and 250 milliseconds and at 2 seconds. It counts from the opening of the address on, and is there for operations that have happened. A quantile is `+"`histogram_quantile(0.99, sum by (id, op, le) (rate(blockd_operation_duration_seconds_bucket[5m])))`"+`.
 
 | Metric | Type | Labels | Meaning |
 |---|---|---|---|

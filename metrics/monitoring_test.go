@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	dto "github.com/prometheus/client_model/go"
 )
 
 // This file holds the examples in docs/monitoring to the metrics that there are:
@@ -32,6 +34,9 @@ func labelsOf(t *testing.T) map[string][]string {
 			names = append(names, l.GetName())
 		}
 		labels[f.GetName()] = names
+		if f.GetType() == dto.MetricType_HISTOGRAM {
+			labels[f.GetName()+"_bucket"] = append(slices.Clone(names), "le")
+		}
 	}
 	return labels
 }
@@ -92,7 +97,7 @@ func checkQuery(t *testing.T, where, query string, texts []string, labels map[st
 		t.Errorf("%s: brackets of %q", where, query)
 	}
 	for _, name := range names {
-		counter := strings.HasSuffix(name, "_total")
+		counter := strings.HasSuffix(name, "_total") || strings.HasSuffix(name, "_bucket")
 		rated := regexp.MustCompile(`rate\(` + name + `\b`).MatchString(query)
 		if counter && !rated {
 			t.Errorf("%s: the counter %s without a rate", where, name)

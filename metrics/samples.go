@@ -9,12 +9,16 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"blockd/blockgraph"
 )
 
 // sample is one value of a family.
 type sample struct {
 	value  float64
 	labels []*dto.LabelPair // by name; shared between samples
+	// distribution is a histogram's, nil of others.
+	distribution *dto.Histogram
 }
 
 // samples gathers what a scrape shows, by family.
@@ -35,12 +39,46 @@ func (s *samples) room(n int, of ...*family) {
 // add adds a sample with those labels, which are pairs' result for the family's
 // names.
 func (s *samples) add(f *family, value float64, labels []*dto.LabelPair) {
-	s.of[f.index] = append(s.of[f.index], sample{value, labels})
+	s.of[f.index] = append(s.of[f.index], sample{value: value, labels: labels})
 }
 
 // with adds a sample with these values of the family's labels.
 func (s *samples) with(f *family, value float64, values ...string) {
 	s.add(f, value, pairs(f.labels, values))
+}
+
+// bounds are the upper ends of a histogram's classes, in seconds.
+var bounds = func() []float64 {
+	var list []float64
+	for _, b := range blockgraph.LatencyBounds {
+		list = append(list, b.Seconds())
+	}
+	return list
+}()
+
+// distribute adds a sample of a histogram, unless nothing was counted yet.
+func (s *samples) distribute(f *family, counts *blockgraph.Latencies, seconds float64, labels []*dto.LabelPair) {
+	made := &struct {
+		dto.Histogram
+		of     [len(blockgraph.LatencyBounds)]dto.Bucket
+		list   [len(blockgraph.LatencyBounds)]*dto.Bucket
+		counts [len(blockgraph.LatencyBounds)]uint64
+		sum    float64
+		all    uint64
+	}{sum: seconds}
+	for i, n := range counts {
+		made.all += uint64(n)
+		if i < len(made.of) {
+			made.counts[i] = made.all
+			made.of[i].UpperBound, made.of[i].CumulativeCount = &bounds[i], &made.counts[i]
+			made.list[i] = &made.of[i]
+		}
+	}
+	if made.all == 0 {
+		return
+	}
+	made.SampleCount, made.SampleSum, made.Bucket = &made.all, &made.sum, made.list[:]
+	s.of[f.index] = append(s.of[f.index], sample{labels: labels, distribution: &made.Histogram})
 }
 
 // gathered returns the samples as a registry would, the families by name. What a
@@ -54,7 +92,12 @@ func (s *samples) gathered() []*dto.MetricFamily {
 		}
 		metrics := make([]dto.Metric, len(of))
 		family := &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: dto.MetricType_GAUGE.Enum(), Metric: make([]*dto.Metric, len(of))}
-		if f.counter {
+		if f.histogram {
+			family.Type = dto.MetricType_HISTOGRAM.Enum()
+			for i := range of {
+				metrics[i].Histogram = of[i].distribution
+			}
+		} else if f.counter {
 			family.Type = dto.MetricType_COUNTER.Enum()
 			counters := make([]dto.Counter, len(of))
 			for i := range of {
@@ -87,7 +130,7 @@ func (m metric) Desc() *prometheus.Desc { return m.f.desc }
 
 // Write is prometheus.Metric's.
 func (m metric) Write(to *dto.Metric) error {
-	to.Label, to.Counter, to.Gauge = m.m.Label, m.m.Counter, m.m.Gauge
+	to.Label, to.Counter, to.Gauge, to.Histogram = m.m.Label, m.m.Counter, m.m.Gauge, m.m.Histogram
 	return nil
 }
 
