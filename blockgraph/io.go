@@ -37,9 +37,14 @@ func (e *Edge) WriteV(ctx context.Context, off int64, v *IOVec, flags Flags) err
 	return err
 }
 
-// WriteZeroes makes bytes [off, off+n) zero. Data plane.
+// WriteZeroes makes bytes [off, off+n) zero. Space is given up (MayUnmap) only
+// where the child's `discard` allows it, but for a guest, who asked for it at the
+// node itself: so does the field. Data plane.
 func (e *Edge) WriteZeroes(ctx context.Context, off, n int64, flags Flags) error {
 	assertPerm(e, PermWrite, flags)
+	if guest := e.root != nil && e.root.job == ""; flags&MayUnmap != 0 && !guest && !discards(e.child.state.Load().Options) {
+		flags &^= MayUnmap
+	}
 	err := e.child.writeZeroes(ctx, off, n, flags)
 	e.passed(0, n, err)
 	return err
@@ -311,9 +316,6 @@ func (n *Node) writeZeroes(ctx context.Context, off, length int64, flags Flags) 
 		return err
 	}
 	n.checkThreshold(off, length)
-	if flags&MayUnmap != 0 && !discards(n.state.Load().Options) {
-		flags &^= MayUnmap
-	}
 	if n.caps.WriteZeroes != CapNative && flags&NoFallback != 0 {
 		return ErrNotSupported
 	}
