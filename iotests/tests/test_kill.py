@@ -6,6 +6,7 @@ import os
 import random
 import zlib
 from pathlib import Path
+from typing import Any, Sequence
 
 from iotests.harness import images
 from iotests.harness.case import QMPTestCase
@@ -16,10 +17,27 @@ SIZE = 8 * MiB
 SECTOR = 512
 
 # How often the daemon is killed: all of them in `make test-all`.
-ROUNDS = 100 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 3
+ROUNDS = 100 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 5
 
 EXTENDED = images.ImageOptions("extended", "qcow2", ("extended_l2=on", "cluster_size=16k"), 16 * KiB)
-KINDS = (images.QCOW2_4K, images.QCOW2, EXTENDED, images.QCOW2_512, images.QCOW2_V2, images.QCOW2_2M)
+# The path of the image is filled in.
+DATA_FILE = images.ImageOptions("data_file", "qcow2", ("data_file={}.data", "cluster_size=4k"), 4 * KiB)
+ENCRYPTED = images.ImageOptions(
+    "encrypted", "qcow2", ("encrypt.format=luks", "encrypt.key-secret=s", "encrypt.iter-time=10"), 64 * KiB
+)
+KINDS = (
+    images.QCOW2_4K,
+    images.QCOW2,
+    EXTENDED,
+    DATA_FILE,
+    ENCRYPTED,
+    images.QCOW2_512,
+    images.QCOW2_V2,
+    images.QCOW2_2M,
+)
+
+# The secret of the encrypted image, for the tools and for the daemon.
+SECRET = ("--object", "secret,id=s,data=a password")
 
 
 class Disk:
@@ -102,34 +120,54 @@ class Load:
 class Killed(QMPTestCase):
     """The image is clean but for leaks, and every sector holds what it may."""
 
+    encrypted: set[str]
+
+    def tool(self, command: str, image: str, *more: str, statuses: Sequence[int] = (0,)) -> None:
+        """A command of qemu-img on an image."""
+        key = "encrypt.key-secret=s," if image in self.encrypted else ""
+        opened = f"driver=qcow2,{key}file.driver=file,file.filename={image}"
+        images.run_tool("qemu-img", *command.split(), *SECRET, "--image-opts", opened, *more, statuses=statuses)
+
     def content(self, image: str) -> bytes:
         """The guest's view of an image, by qemu-img."""
         raw = Path(self.path("back.raw"))
-        images.run_tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, str(raw))
+        self.tool("convert -O raw", image, str(raw))
         return raw.read_bytes()
+
+    def new_image(self, name: str, kind: images.ImageOptions, backing: str) -> str:
+        """An image of that kind."""
+        path = self.path(name)
+        if kind is ENCRYPTED:
+            self.encrypted.add(path)
+        words = ",".join(word.format(path) for word in kind.create)
+        below = ("-b", backing, "-F", "qcow2") if backing else ()
+        images.run_tool("qemu-img", "create", "-q", *SECRET, "-f", "qcow2", "-o", words, *below, path, str(SIZE))
+        return path
 
     def test_under_load(self) -> None:
         self.need_libnbd()
         base = self.filled_image("base", self.random_bytes(SIZE), images.QCOW2)
-        disks = []
-        for number, kind in enumerate(KINDS[:ROUNDS]):
-            backing = base if number % 2 == 0 else ""
-            disks.append(self.create_image(f"disk{number}", SIZE, kind, backing=backing, backing_format="qcow2"))
+        self.encrypted = set()
+        disks = [
+            self.new_image(f"disk{number}", kind, base if number % 2 == 0 else "")
+            for number, kind in enumerate(KINDS[:ROUNDS])
+        ]
         for number in range(ROUNDS):
             image = disks[number % len(disks)]
             with self.subTest(round=number, image=image):
                 self.kill_once(number, image)
         for image in disks:
-            images.run_tool("qemu-img", "check", "-q", "-r", "leaks", image)
-            images.check(image)
+            self.tool("check -q -r leaks", image)
+            self.tool("check -q", image)
 
     def kill_once(self, number: int, image: str) -> None:
         """Write, kill somewhere in between, and look."""
         rng = random.Random(zlib.crc32(self.id().encode()) + number)
         disk = Disk(self.content(image))
-        daemon = self.launch(name=f"d{number}")
+        daemon = self.launch(*SECRET, name=f"d{number}")
         self.qmp = daemon.qmp
-        self.add_node("n", image, "qcow2", discard="unmap")
+        key: dict[str, Any] = {"encrypt": {"format": "luks", "key-secret": "s"}} if image in self.encrypted else {}
+        self.add_node("n", image, "qcow2", discard="unmap", **key)
         self.nbd_socket = self.path(f"nbd{number}")
         self.export("n")
         guest = self.guest("n")
@@ -145,5 +183,5 @@ class Killed(QMPTestCase):
         load.wait(last, rng.randrange(12))
         daemon.kill()
         guest.vanish()
-        images.check(image, allow_leaks=True)
+        self.tool("check -q", image, statuses=(images.CHECK_CLEAN, images.CHECK_LEAKS))
         self.assertEqual(disk.wrong(self.content(image)), [], f"sectors of round {number}")
