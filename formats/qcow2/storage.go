@@ -49,6 +49,16 @@ func (e edge) Size() int64            { return e.Child().Size() }
 func (e edge) Grows() bool            { return e.Child().Caps().Grow }
 func (e edge) Node() *blockgraph.Node { return e.Child() }
 
+// Discard does nothing without the permission to write. The edge to a data file has
+// it only as long as somebody may write to the image: what was freed last, and not
+// flushed, keeps its space when the last one leaves.
+func (e edge) Discard(ctx context.Context, off, n int64) error {
+	if perm, _ := e.Perms(); perm&blockgraph.PermWrite == 0 {
+		return blockgraph.ErrNotSupported
+	}
+	return e.Edge.Discard(ctx, off, n)
+}
+
 func (e edge) ReadsZero(ctx context.Context, off, n int64) bool {
 	for n > 0 {
 		if off >= e.Size() {

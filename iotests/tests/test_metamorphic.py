@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -23,13 +23,28 @@ from iotests.harness.markers import blockd_only
 SIZE = 2 * MiB + 3 * 512
 
 # How many requests: the long sample in `make test-all`.
-REQUESTS = 250 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 80
+REQUESTS = 250 if os.environ.get("BLOCKD_TEST_ALL") == "1" else 60
 
 
 def qcow2(label: str, *create: str, cluster_size: int = 64 * KiB) -> ImageOptions:
     """One way to create an image."""
     return ImageOptions(label, "qcow2", (f"cluster_size={cluster_size}", *create), cluster_size)
 
+
+# The image's path is filled in.
+DATA_FILE = "data_file={}.data"
+
+# The secret of the encrypted images, for the tools and for the daemon.
+SECRET = ("--object", "secret,id=s,data=a password")
+
+# Each way to encrypt an image, with what it takes to open it.
+ENCRYPTED: tuple[tuple[ImageOptions, dict[str, Any]], ...] = tuple(
+    (
+        qcow2(f"encrypted-{method}", f"encrypt.format={method}", "encrypt.key-secret=s", *more),
+        {"encrypt": {"format": method, "key-secret": "s"}},
+    )
+    for method, more in (("luks", ("encrypt.iter-time=10",)), ("aes", ("cluster_size=4k",)))
+)
 
 # Each way to create and to open an image; a new option of the format is a line here.
 OPTION_SETS: tuple[tuple[ImageOptions, dict[str, Any]], ...] = (
@@ -50,6 +65,11 @@ OPTION_SETS: tuple[tuple[ImageOptions, dict[str, Any]], ...] = (
     (qcow2("extended", "extended_l2=on"), {}),
     (qcow2("extended-16k", "extended_l2=on", cluster_size=16 * KiB), {"l2-cache-size": 512}),
     (qcow2("no-unref", cluster_size=4 * KiB), {"discard-no-unref": True}),
+    (qcow2("extended-no-unref", "extended_l2=on"), {"discard-no-unref": True}),
+    (qcow2("data-file", DATA_FILE), {}),
+    (qcow2("data-file-4k", DATA_FILE, cluster_size=4 * KiB), {"l2-cache-size": 512, "l2-cache-entry-size": 512}),
+    (qcow2("data-file-raw", DATA_FILE, "data_file_raw=on"), {}),
+    (qcow2("data-file-extended", DATA_FILE, "extended_l2=on"), {}),
     (qcow2("detect", cluster_size=4 * KiB), {"detect-zeroes": "unmap"}),
     (qcow2("no-discard", cluster_size=4 * KiB), {"discard": "ignore"}),
 )
@@ -125,7 +145,9 @@ class Metamorphic(QMPTestCase):
 
     def new_image(self, name: str, options: ImageOptions) -> str:
         """An image with the content at the start."""
-        path = self.create_image(name, SIZE, options)
+        path = self.path(name)
+        words = tuple(word.format(path) for word in options.create)
+        images.create(path, SIZE, replace(options, create=words))
         images.run_tool(
             "qemu-img", "convert", "-n", "-f", "raw", "-O", options.driver, self.path("start"), path
         )
@@ -136,6 +158,29 @@ class Metamorphic(QMPTestCase):
         path = self.new_image(name, options)
         self.add_node(name, path, options.driver, **{"discard": "unmap", **opening})
         self.disks[name] = (path, options.driver)
+
+    def encrypted_opts(self, path: str) -> str:
+        """An encrypted image as the tools open it."""
+        return f"driver=qcow2,encrypt.key-secret=s,file.driver=file,file.filename={path}"
+
+    def new_encrypted(self, options: ImageOptions, opening: dict[str, Any]) -> None:
+        """A node with an encrypted image."""
+        path = self.path(options.label)
+        whole = SIZE // 512 * 512
+        words = ",".join(options.create)
+        images.run_tool("qemu-img", "create", "-q", *SECRET, "-f", "qcow2", "-o", words, path, str(whole))
+        command = ("qemu-img", "convert", "-n", *SECRET, "-f", "raw", "--target-image-opts")
+        images.run_tool(*command, self.path("start"), self.encrypted_opts(path))
+        self.add_node(options.label, path, "qcow2", discard="unmap", **opening)
+        self.disks[options.label] = (path, "encrypted")
+
+    def assert_encrypted(self, path: str, model: bytes) -> None:
+        """assert_content for an encrypted image."""
+        opened = self.encrypted_opts(path)
+        images.run_tool("qemu-img", "check", "-q", *SECRET, "--image-opts", opened)
+        Path(self.path("plain")).write_bytes(model)
+        plain = f"driver=raw,file.driver=file,file.filename={self.path('plain')}"
+        images.run_tool("qemu-img", "compare", *SECRET, "--image-opts", opened, plain)
 
     def new_chain(self, name: str, depth: int) -> None:
         """An overlay over others, the lowest of which has the content."""
@@ -208,9 +253,11 @@ class Metamorphic(QMPTestCase):
 
     @blockd_only("a zero write through blkverify ends the rival with a failed assertion")
     def test_same_bytes(self) -> None:
-        self.launch()
+        self.launch(*SECRET)
         for options, opening in OPTION_SETS:
             self.new_disk(options.label, options, **opening)
+        for options, opening in ENCRYPTED:
+            self.new_encrypted(options, opening)
         self.make_filters()
         self.make_special()
         guests = {}
@@ -232,7 +279,10 @@ class Metamorphic(QMPTestCase):
         self.daemon.quit()
         for name, (path, driver) in self.disks.items():
             with self.subTest(disk=name):
-                self.assert_content(path, bytes(model), driver)
+                if driver == "encrypted":
+                    self.assert_encrypted(path, bytes(model))
+                else:
+                    self.assert_content(path, bytes(model), driver)
         self.assertTrue(Path(self.path("whole")).read_bytes() == bytes(MiB) + bytes(model) + bytes(MiB))
 
     def test_same_as_qemu_io(self) -> None:
