@@ -2,7 +2,7 @@
 # Installs what is missing of the named groups when it may (root, with apt-get), and else says in one line
 # what to install. Exit status: 0 when everything named is there, 1 when something is missing.
 #
-# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source package
+# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source package emulator goqemu
 set -u
 
 # need GROUP: prints the packages of a group that are missing.
@@ -23,6 +23,10 @@ need() {
 	package)
 		command -v systemd-analyze >/dev/null || echo systemd
 		command -v man >/dev/null || echo man-db
+		;;
+	emulator) command -v qemu-system-x86_64 >/dev/null || echo qemu-system-x86 ;;
+	goqemu)
+		[ -d /usr/share/gocode/src/github.com/digitalocean/go-qemu/qmp ] || echo golang-github-digitalocean-go-qemu-dev
 		;;
 	fio) command -v fio >/dev/null || echo fio ;;
 	compiler)

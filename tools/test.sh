@@ -30,7 +30,7 @@ verdict() {
 	fi
 }
 
-sh tools/setup.sh python qemu rival nbd fio tls compiler package
+sh tools/setup.sh python qemu rival nbd fio tls compiler package emulator goqemu
 
 echo "== vet"
 "$GO" vet ./...

@@ -35,15 +35,15 @@ class Pair:
     def run(self, steps: Sequence[Step], *, partial: bool) -> tuple[str, Record, Record]:
         """Where the records differ, and both. The folders are gone afterwards."""
         with tempfile.TemporaryDirectory(dir=self.parent) as name:
-            records = []
+            records: list[Record] = []
             for side, program in (("a", self.ours), ("b", self.theirs)):
                 folder = Path(name) / side
                 folder.mkdir()
                 for file in files_of(steps):
                     shutil.copyfile(self.pristine / file, folder / file)
                 records.append(Run(program, folder).follow(steps))
-            return difference(steps, *records, partial=partial), *records
-
+            ours, theirs = records
+            return difference(steps, ours, theirs, partial=partial), ours, theirs
 
     def commands(self) -> list[str]:
         """The rival's commands."""

@@ -11,7 +11,7 @@ from typing import Any, Iterable, Sequence
 from iotests.harness.deadline import SCALE
 
 from . import known
-from .execute import Record, Seen
+from .execute import Record
 from .step import Command, Message, Step
 
 # Names that the daemons make up.
@@ -128,7 +128,7 @@ def _replies(step: Step, ours: Message, theirs: Message) -> tuple[Any, Any]:
         return tuple({stats.get("node-name", "") for stats in reply["return"]} for reply in (left, right))  # type: ignore[return-value]
     if name == "blockdev-snapshot-delete-internal-sync":
         for reply in (left, right):
-            for time in ("date-sec", "date-nsec", "vm-clock-nsec"):
+            for time in ("date-sec", "date-nsec", "vm-clock-nsec", "vm-clock-sec"):
                 reply["return"].pop(time, None)
     return left, right
 
@@ -206,7 +206,8 @@ def _numbered(entries: Iterable[tuple[str, Message]]) -> Message:
 
 def _node(node: Message) -> Message:
     image = node["image"]
-    kept = {key: plain(node[key]) for key in ("drv", "file", "ro", "backing_file", "backing_file_depth", "encrypted", "detect_zeroes", "cache", "write_threshold") if key in node}
+    told = ("drv", "file", "ro", "backing_file", "backing_file_depth", "encrypted", "detect_zeroes", "cache", "write_threshold")
+    kept = {key: plain(node[key]) for key in told if key in node}
     for key in ("virtual-size", "format", "filename", "backing-filename", "full-backing-filename", "backing-filename-format", "cluster-size"):
         # How long a file is below a format depends on how that allocates; and a filter of the rival does not
         # notice that what is below it was resized.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import Mapping, Sequence
+from typing import Sequence
 
 from .execute import Record
 from .rows import ERRORS
@@ -52,7 +52,7 @@ class Coverage:
             number = len(record.steps)
             self.crashes[f"at {steps[number].action if number < len(steps) else 'its end'}: {record.ending[-300:].strip()}"] += 1
 
-    def _error(self, error: Mapping[str, Message]) -> None:
+    def _error(self, error: Message) -> None:
         """Counts an error in every row that it fits."""
         if not error:
             return

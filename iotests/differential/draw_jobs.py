@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .pen import Pen, Actions
+from .pen import Actions, Pen
 from .step import Command, Message
-from .world import SIZE, KiB, Job, MiB
+from .world import SIZE, Job, MiB
 
 
 class JobPen(Pen):
@@ -90,7 +90,8 @@ class JobPen(Pen):
         if arguments["sync"] in ("incremental", "bitmap") or self.chance(0.07):
             arguments["bitmap"] = self.rng.choice(node.bitmaps) if node and node.bitmaps else "nobitmap"
             if self.chance(0.8):
-                arguments["bitmap-mode"] = "on-success" if arguments["sync"] == "incremental" and self.chance(0.8) else self.rng.choice(["on-success", "never", "always"])
+                fit = arguments["sync"] == "incremental" and self.chance(0.8)
+                arguments["bitmap-mode"] = "on-success" if fit else self.rng.choice(["on-success", "never", "always"])
         elif self.chance(0.03):
             arguments["bitmap-mode"] = "never"
         if self.chance(0.1):

@@ -124,7 +124,8 @@ class NodePen(Pen):
         if kind == "copy-on-read" and self.chance(0.3) and self.world.chain(below):
             options["bottom"] = self.rng.choice(self.world.chain(below))
         if self.send("blockdev-add", options):
-            self.world.nodes[name] = Node(name, kind, self.world.nodes[below].size if below in self.world.nodes else SIZE, under)
+            size = self.world.nodes[below].size if below in self.world.nodes else SIZE
+            self.world.nodes[name] = Node(name, kind, size, under)
 
     def add_null(self) -> None:
         """blockdev-add of a null device."""

@@ -63,7 +63,8 @@ class ServicePen(Pen):
         node = self.pick(self.world.tops())
         known = self.world.nodes.get(node)
         identity = self.rng.choice([self.world.new_name("export")] * 8 + [*self.world.exports, "1 bad"])
-        arguments: Message = {"type": "nbd", "id": identity, "node-name": node, "name": identity, "writable": self.chance(0.8 if known and not known.read_only else 0.2)}
+        writable = self.chance(0.8 if known and not known.read_only else 0.2)
+        arguments: Message = {"type": "nbd", "id": identity, "node-name": node, "name": identity, "writable": writable}
         if self.chance(0.05):
             arguments["name"] = self.rng.choice([*self.world.exports, "a" * 4097])
         if self.chance(0.2):

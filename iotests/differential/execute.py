@@ -21,6 +21,7 @@ from .step import Command, GuestClear, GuestRead, GuestWrite, Message, Step, Wir
 # How long one step may take, until nothing moves any more.
 STEP_SECONDS = 20.0
 
+
 @dataclasses.dataclass
 class Seen:
     """What one step has led to."""
@@ -134,7 +135,7 @@ class Run:
             details = {job["device"]: job for job in self.qmp.execute("query-block-jobs")}
             states = {job["id"]: job["status"] for job in jobs}
             if all(_rests(job, step, states, details, leaving) for job in jobs) and (not step.slow | step.endless or jobs == before):
-                return jobs
+                return list(jobs)
             before = jobs
             select.select([self.qmp.fileno()], [], [], min(0.01, deadline.remaining()))
 
@@ -191,7 +192,7 @@ def _rests(job: Message, step: Step, states: Mapping[str, str], details: Mapping
     if status == "running":
         if identity in step.paused or detail["busy"]:
             return False
-        return identity in step.endless or (identity in step.slow and job["current-progress"] > 0)
+        return identity in step.endless or (identity in step.slow and bool(job["current-progress"] > 0))
     if status == "waiting":
         return any(states[other] not in ("waiting", "pending", "aborting", "concluded") for other in others)
     if status == "pending":

@@ -52,7 +52,6 @@ class Moment:
             if job["type"] == kind and (not states or job["status"] in states)
         }
 
-
     def exclusive_mirror(self) -> bool:
         """Whether a mirror lets nobody else write: in write-blocking mode, or when it waits to be finalized."""
         return any(self.started_with(job, "copy-mode") == "write-blocking" for job in self.jobs("mirror")) or bool(
@@ -82,6 +81,7 @@ def parts(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     return (
         _cancelled_commit(moment, ours, theirs)
         or _user_of_a_failed_job(moment, ours, theirs)
+        or _nodes_of_a_concluded_stream(moment, ours, theirs)
         or _bitmap_below_a_snapshot(moment, ours, theirs)
     )
 
@@ -269,6 +269,14 @@ def _user_of_a_failed_job(moment: Moment, ours: Any, theirs: Any) -> bool:
         return False
     more = theirs["graph"] - ours["graph"]
     return bool(more) and not ours["graph"] - theirs["graph"] and all(edge.startswith("(block-backend ) -root-> ") for edge in more)
+
+
+def _nodes_of_a_concluded_stream(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The rival's stream keeps its nodes until it is dismissed, so what it has taken out of the chain lives on."""
+    held = {edge.split(")")[0].removeprefix("(block-job ") for edge in theirs.get("graph", ()) if edge.startswith("(block-job ")}
+    if not held & moment.jobs("stream", "concluded"):
+        return False
+    return set(ours["nodes"]) < set(theirs["nodes"])
 
 
 def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
