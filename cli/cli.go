@@ -6,7 +6,7 @@
 // JSON. What goes wrong is the error of the command, and the exit code says
 // which kind it is (see Exit).
 //
-// Imports clock, qapi and qmpclient of this module: a subcommand is a client
+// Imports clock, qapi, qmpclient and tlscreds of this module: a subcommand is a client
 // like any other.
 //
 //blockd:blocking
@@ -71,16 +71,21 @@ func Commands(env *Environment) []*cobra.Command {
 	}
 }
 
-const socketHelp = "SOCKET is the path of a monitor's unix socket, or tcp:HOST:PORT."
+const socketHelp = "SOCKET is the path of a monitor's unix socket, tcp:HOST:PORT or, for a web\naddress, ws://HOST:PORT, wss://HOST:PORT or ws+unix:PATH."
 
 // command makes a subcommand whose first argument is a monitor's address.
 func command(env *Environment, use, short, long string, args cobra.PositionalArgs,
 	run func(ctx context.Context, c *qmpclient.Client, args []string) error) *cobra.Command {
-	return &cobra.Command{
+	var f webFlags
+	cmd := &cobra.Command{
 		Use: use, Short: short, Long: strings.TrimSpace(long + "\n\n" + socketHelp), Args: args,
 		SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := env.dial(cmd.Context(), args[0])
+			o, err := env.options(&f)
+			if err != nil {
+				return err
+			}
+			c, err := env.dial(cmd.Context(), args[0], o)
 			if err != nil {
 				return err
 			}
@@ -88,6 +93,8 @@ func command(env *Environment, use, short, long string, args cobra.PositionalArg
 			return said(run(cmd.Context(), c, args[1:]))
 		},
 	}
+	f.register(cmd.Flags())
+	return cmd
 }
 
 // greetingWithin is how long a server may take to greet.
@@ -95,12 +102,12 @@ const greetingWithin = 5 * time.Second
 
 // dial connects to a monitor. One that is busy with another client says
 // nothing until that one has gone, as in the field.
-func (env *Environment) dial(ctx context.Context, address string) (*qmpclient.Client, error) {
+func (env *Environment) dial(ctx context.Context, address string, o qmpclient.Options) (*qmpclient.Client, error) {
 	bounded, cancel := context.WithCancel(ctx)
 	defer cancel()
 	timer := env.Clock.AfterFunc(greetingWithin, cancel)
 	defer timer.Stop()
-	c, err := qmpclient.Dial(bounded, address)
+	c, err := qmpclient.Dial(bounded, address, o)
 	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
 		return nil, fmt.Errorf("%s does not answer: a monitor serves one client at a time, give the daemon another --chardev and --monitor", address)
 	}

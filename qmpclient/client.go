@@ -67,9 +67,20 @@ type reply struct {
 	err   error
 }
 
-// Dial connects to the monitor at an address: the path of a unix socket, or
-// tcp:HOST:PORT. ctx bounds the connecting and the negotiation.
-func Dial(ctx context.Context, address string) (*Client, error) {
+// Dial connects to the monitor at an address: the path of a unix socket,
+// tcp:HOST:PORT or, over WebSocket, ws://HOST:PORT, wss://HOST:PORT or
+// ws+unix:PATH, to which alone the options apply. ctx bounds the connecting and
+// the negotiation.
+func Dial(ctx context.Context, address string, o Options) (*Client, error) {
+	for _, scheme := range []string{"ws://", "wss://", "ws+unix:"} {
+		if strings.HasPrefix(address, scheme) {
+			conn, err := dialWebSocket(ctx, address, o)
+			if err != nil {
+				return nil, err
+			}
+			return New(ctx, conn)
+		}
+	}
 	network, name := "unix", address
 	if rest, ok := strings.CutPrefix(address, "tcp:"); ok {
 		network, name = "tcp", rest

@@ -2,6 +2,7 @@ package sockets
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"sync/atomic"
@@ -78,18 +79,26 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.raw, nil }
 
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.f.Read(p)
-	if err != nil && c.closed.Load() {
-		err = net.ErrClosed
-	}
-	return n, err
+	return n, c.asNet(err)
 }
 
 func (c *Conn) Write(p []byte) (int, error) {
 	n, err := c.f.Write(p)
-	if err != nil && c.closed.Load() {
-		err = net.ErrClosed
+	return n, c.asNet(err)
+}
+
+// asNet is an error as package net has it. What a file says of its deadline is
+// no net.Error, and crypto/tls takes it for the end of the connection.
+func (c *Conn) asNet(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case c.closed.Load():
+		return net.ErrClosed
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return os.ErrDeadlineExceeded
 	}
-	return n, err
+	return err
 }
 
 // SetDeadline lets waiting and later calls fail at t; the zero time means never.

@@ -255,3 +255,30 @@ func TestExclusiveTakesNothingAway(t *testing.T) {
 		}
 	}
 }
+
+// TestDeadlinesAreNetErrors holds what crypto/tls and net/http rely on: a read
+// that a deadline has ended may be tried again.
+func TestDeadlinesAreNetErrors(t *testing.T) {
+	l := listen(t, unixAt(filepath.Join(t.TempDir(), "s")))[0]
+	peer, err := net.Dial("unix", l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(past); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Read(make([]byte, 1))
+	e, ok := err.(interface {
+		net.Error
+		Temporary() bool
+	})
+	if !ok || !e.Timeout() || !e.Temporary() {
+		t.Errorf("%T: %v", err, err)
+	}
+}
