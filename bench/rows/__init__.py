@@ -1,3 +1,3 @@
 """The rows of the table, in its order."""
 
-from . import jobs, latency, guests, nbd, qmp, crowd, process, disk  # noqa: F401  (imported for their registration)
+from . import jobs, latency, guests, nbd, luks, qmp, crowd, process, disk  # noqa: F401  (imported for their registration)
