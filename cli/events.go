@@ -25,24 +25,32 @@ On a pipe each event is one line of JSON, as it came.`,
 					return err
 				}
 			}
-			for {
-				e, err := c.Next(ctx)
-				if ended(ctx, err) {
-					return nil
-				} else if err != nil {
-					return err
-				}
+			return follow(ctx, c, func(e qmpclient.Event) error {
 				if len(names) > 0 && !slices.Contains(names, e.Name) {
-					continue
+					return nil
 				}
-				if err := env.printEvent(e, json); err != nil {
-					return err
-				}
-			}
+				return env.printEvent(e, json)
+			})
 		})
 	cmd.Flags().BoolVar(&json, "json", false, "JSON lines on a terminal, too")
 	cmd.Flags().BoolVar(&graph, "graph", false, "changes of the block graph, too (GRAPH_CHANGED)")
 	return cmd
+}
+
+// follow hands events over until the user interrupts it, the server ends, or
+// show fails.
+func follow(ctx context.Context, c *qmpclient.Client, show func(qmpclient.Event) error) error {
+	for {
+		e, err := c.Next(ctx)
+		if ended(ctx, err) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := show(e); err != nil {
+			return err
+		}
+	}
 }
 
 // ended tells whether an endless command has come to its good end: the user

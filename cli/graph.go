@@ -166,32 +166,23 @@ func (env *Environment) watchGraph(ctx context.Context, c *qmpclient.Client, jso
 			return err
 		}
 	}
-	for {
-		e, err := c.Next(ctx)
-		if ended(ctx, err) {
-			return nil
-		} else if err != nil {
-			return err
-		}
+	return follow(ctx, c, func(e qmpclient.Event) error {
 		if e.Name != "GRAPH_CHANGED" {
-			continue
+			return nil
 		}
 		step := qmpclient.Member(e.Data, "step")
 		if json {
-			if _, err := env.Out.Write(append(qapi.AppendJSON(nil, step), '\n')); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := env.printStep(step); err != nil {
+			_, err := env.Out.Write(append(qapi.AppendJSON(nil, step), '\n'))
 			return err
 		}
-		if env.Terminal {
-			if err := env.showGraph(ctx, c); err != nil && !ended(ctx, err) {
-				return err
-			}
+		if err := env.printStep(step); err != nil || !env.Terminal {
+			return err
 		}
-	}
+		if err := env.showGraph(ctx, c); err != nil && !ended(ctx, err) {
+			return err
+		}
+		return nil
+	})
 }
 
 func (env *Environment) showGraph(ctx context.Context, c *qmpclient.Client) error {

@@ -12,8 +12,6 @@ const (
 	red    = "31"
 	green  = "32"
 	yellow = "33"
-	blue   = "34"
-	cyan   = "36"
 )
 
 // paint colours text on a terminal.

@@ -53,7 +53,16 @@ type FormatCreator func(ctx context.Context, f ImageFiles, o *qapi.BlockdevCreat
 // FileCreator makes a file.
 type FileCreator func(ctx context.Context, o *qapi.BlockdevCreateOptionsFile) error
 
-const creating = blockgraph.PermWrite | blockgraph.PermResize
+// openNew opens a file that an image is to be written to, with a root that may
+// write and resize it.
+func openNew(tx *blockgraph.Tx, ref *qapi.BlockdevRef) (*blockgraph.Node, *blockgraph.Root, error) {
+	n, err := tx.OpenRef(ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: blockgraph.PermWrite | blockgraph.PermResize, Shared: blockgraph.PermAll})
+	return n, root, err
+}
 
 // createFormat makes a format's image for blockdev-create; data is its external
 // data file, or nil. The graph token is held while the files are opened and
@@ -67,11 +76,7 @@ func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, da
 			if ref == nil {
 				continue
 			}
-			n, err := tx.OpenRef(ref)
-			if err != nil {
-				return err
-			}
-			root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: creating, Shared: blockgraph.PermAll})
+			n, root, err := openNew(tx, ref)
 			if err != nil {
 				return err
 			}
@@ -182,11 +187,7 @@ func removeFile(name string) {
 // fillImage writes the format's structures through a file node that is closed
 // again at once.
 func fillImage(tx *blockgraph.Tx, ref *qapi.BlockdevRef, img NewImage, create FormatCreator) error {
-	n, err := tx.OpenRef(ref)
-	if err != nil {
-		return err
-	}
-	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: creating, Shared: blockgraph.PermAll})
+	n, root, err := openNew(tx, ref)
 	if err != nil {
 		return err
 	}
