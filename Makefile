@@ -8,7 +8,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # another owner.
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
-.PHONY: all build build-test adapter differential iotests-qemu man deb lint test test-all demo bench clean
+.PHONY: all build build-test adapter differential iotests-qemu man deb lint test test-all test-console demo bench clean
 
 all: build
 
@@ -56,6 +56,10 @@ test:
 # The same with the long samples of the randomised tests.
 test-all:
 	@GO='$(GO)' BLOCKD_TEST_ALL=1 sh tools/test.sh
+
+# The console's own tests, of which most need a browser.
+test-console:
+	@GO='$(GO)' sh tools/test-console.sh
 
 demo:
 	@GO='$(GO)' sh tools/demo.sh

@@ -2,7 +2,7 @@
 # Installs what is missing of the named groups when it may (root, with apt-get), and else says in one line
 # what to install. Exit status: 0 when everything named is there, 1 when something is missing.
 #
-# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source package emulator goqemu
+# usage: tools/setup.sh GROUP...     groups: python qemu rival nbd fio tls compiler source package emulator goqemu console
 set -u
 
 # need GROUP: prints the packages of a group that are missing.
@@ -28,6 +28,11 @@ need() {
 	goqemu)
 		[ -d /usr/share/gocode/src/github.com/digitalocean/go-qemu/qmp ] || echo golang-github-digitalocean-go-qemu-dev
 		;;
+	console) # its npm package comes after these; see modules
+		command -v node >/dev/null || echo nodejs
+		command -v npm >/dev/null || echo npm
+		command -v chromium >/dev/null || echo chromium
+		;;
 	fio) command -v fio >/dev/null || echo fio ;;
 	compiler)
 		echo 'int main(void) { return 0; }' | "${CC:-cc}" -xc -o /dev/null - 2>/dev/null || echo gcc libc6-dev
@@ -43,8 +48,24 @@ missing() {
 	for group in "$@"; do need "$group"; done | tr '\n' ' '
 }
 
+# modules: what drives the browser in the console's tests, as its lock file has it, from npm.
+modules() {
+	case " $* " in *' console '*) ;; *) return 0 ;; esac
+	folder=$(dirname "$0")/../web/console/test
+	[ ! -d "$folder/node_modules/playwright-core" ] || return 0
+	if [ "$(id -u)" = 0 ] && command -v npm >/dev/null; then
+		echo "setup: installing playwright-core"
+		(cd "$folder" && npm ci --silent --ignore-scripts --no-audit --no-fund) && return 0
+	fi
+	echo "setup: missing: install it with: (cd web/console/test && npm ci --ignore-scripts)" >&2
+	return 1
+}
+
 wanted=$(missing "$@")
-[ -n "$wanted" ] || exit 0
+if [ -z "$wanted" ]; then
+	modules "$@"
+	exit
+fi
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 	echo "setup: installing $wanted"
@@ -61,6 +82,8 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 	rm -f "$log"
 fi
 
-[ -n "$wanted" ] || exit 0
+modules "$@"
+modules_status=$?
+[ -n "$wanted" ] || exit $modules_status
 echo "setup: missing: install it with: apt-get install $wanted" >&2
 exit 1

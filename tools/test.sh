@@ -30,7 +30,7 @@ verdict() {
 	fi
 }
 
-sh tools/setup.sh python qemu rival nbd fio tls compiler package emulator goqemu
+sh tools/setup.sh python qemu rival nbd fio tls compiler package emulator goqemu console
 
 echo "== vet"
 "$GO" vet ./...
@@ -83,6 +83,16 @@ else
 	esac
 	if [ "$iotests_status" != 0 ] && [ "$io_failed" = 0 ]; then verdict "iotests" 1; fi
 fi
+
+echo "== the console, by itself and in a browser"
+GO=$GO sh tools/test-console.sh >"$work/console"
+console_status=$?
+sed -n '/^not ok/,/^  \.\.\./p; /^# [0-9]* nodes:/p' "$work/console"
+sed -n 's/^SKIP //p' "$work/console" >>"$work/skipped"
+console_passed=$(sed -n 's/^# pass //p' "$work/console" | awk '{ n += $1 } END { print n + 0 }')
+console_failed=$(sed -nE 's/^# (fail|cancelled) //p' "$work/console" | awk '{ n += $1 } END { print n + 0 }')
+passed=$((passed + console_passed)) failed=$((failed + console_failed))
+[ "$console_status" = 0 ] || [ "$console_failed" != 0 ] || verdict "the console" 1
 
 echo "== the packages"
 if ! command -v dpkg >/dev/null || ! command -v systemd-analyze >/dev/null || ! command -v man >/dev/null; then

@@ -152,7 +152,7 @@ onPage("two steps are compared, linked to, and saved", {}, async (page, daemon) 
 });
 
 onPage("verbs are buttons that the state allows, and states are kept", {}, async (page, daemon) => {
-  await daemon.cmd("blockdev-add", { driver: "null-co", "node-name": "a", size: 64 << 20, "read-zeroes": true });
+  await daemon.cmd("blockdev-add", { driver: "null-co", "node-name": "a", size: 64 << 20 });
   await daemon.cmd("blockdev-add", { driver: "null-co", "node-name": "b", size: 64 << 20 });
   await daemon.cmd("blockdev-mirror", { "job-id": "m", device: "a", target: "b", sync: "full", speed: 65536, "auto-dismiss": false });
   await page.keyboard.press("2");
