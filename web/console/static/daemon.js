@@ -179,7 +179,12 @@ export class Daemon extends EventTarget {
       switch (what) {
         case "facts": this.takeView(await this.qmp.execute("x-query-graph")); break;
         case "traffic": this.takeTraffic(await this.qmp.execute("x-query-graph-traffic")); break;
-        case "jobs": this.takeJobs(...await Promise.all([this.qmp.execute("query-jobs"), this.qmp.execute("query-block-jobs")])); break;
+        case "jobs": {
+          const known = [...this.jobs.values()]; // those that come meanwhile need not be in the answer
+          const [list, block] = await Promise.all([this.qmp.execute("query-jobs"), this.qmp.execute("query-block-jobs")]);
+          this.takeJobs(list, block, known);
+          break;
+        }
         case "images": this.takeImages(await this.qmp.execute("query-named-block-nodes", { flat: true })); break;
       }
     } catch {
@@ -234,11 +239,12 @@ export class Daemon extends EventTarget {
     this.tell("traffic");
   }
 
-  /** @param {any[]} list @param {any[]} block */
-  takeJobs(list, block) {
+  /** @param {any[]} list @param {any[]} block @param {Job[]} known */
+  takeJobs(list, block, known) {
     const now = performance.now() / 1000;
     const more = new Map(block.map((j) => [j.device, j]));
     for (const info of [...list].reverse()) { // the oldest first
+      if (!info.id) continue; // the daemon's own
       this.jobState(info.id, info.status, Date.now() / 1000);
       const job = /** @type {Job} */ (this.jobs.get(info.id));
       const done = info["current-progress"];
@@ -253,8 +259,8 @@ export class Daemon extends EventTarget {
       Object.assign(job, info, b ? { speed: b.speed, "auto-finalize": b["auto-finalize"], "auto-dismiss": b["auto-dismiss"], paused: b.paused, block: true } : {});
     }
     const live = new Set(list.map((j) => j.id));
-    for (const job of this.jobs.values()) {
-      if (!live.has(job.id) && !job.gone) this.jobState(job.id, "null", Date.now() / 1000);
+    for (const job of known) {
+      if (!live.has(job.id) && !job.gone && this.jobs.get(job.id) === job) this.jobState(job.id, "null", Date.now() / 1000);
     }
     this.tell("jobs");
   }

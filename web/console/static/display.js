@@ -127,6 +127,8 @@ function userBox(r, id, facts, mark) {
       if (job.status !== "running") parts.push(job.status);
       else if (job.rate > 0) parts.push(rate(job.rate));
       if (job.status === "running" && Number.isFinite(job.left)) parts.push(duration(job.left));
+      // What it is doing comes first; its kind is among the details.
+      if (parts.join(" · ").length > lineMost) parts[0] = box.progress + " %";
       box.lines = [shorten(parts.join(" · "), lineMost)];
     }
     return box;

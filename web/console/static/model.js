@@ -134,6 +134,9 @@ export function diffGraphs(a, b) {
   return { nodes, roots, edges };
 }
 
+// A page that is open for weeks forgets what is older.
+const mostSteps = 20000;
+
 /** The steps that are known, and the graph after any of them. */
 export class History {
   /** @param {string} instance @param {Graph} graph after step number @param {number} number */
@@ -170,6 +173,7 @@ export class History {
     this.steps.set(step.number, step);
     this.last = step.number;
     applyStep(this.live, step);
+    if (this.steps.size > mostSteps) this.steps.delete(this.first++);
     return true;
   }
 
@@ -185,7 +189,7 @@ export class History {
     if (number === this.last) return cloneGraph(this.live);
     const c = this.cursor;
     // What is nearer: where the cursor stands, or the present.
-    if (Math.abs(this.last - number) < Math.abs(c.number - number)) {
+    if (c.number < this.earliest || Math.abs(this.last - number) < Math.abs(c.number - number)) {
       c.graph = cloneGraph(this.live);
       c.number = this.last;
     }

@@ -13,6 +13,11 @@ try {
   const page = await open(browser, daemon.url, { viewport: { width: 1120, height: 680 } });
   await connected(page);
   const take = (name) => page.screenshot({ path: path.join(folder, name + ".png"), animations: "disabled" });
+  const tidy = async () => {
+    await page.click("#tidy");
+    await page.waitForTimeout(700); // boxes go to their places
+    await page.mouse.move(0, 0);
+  };
   const base = daemon.image("debian-12.qcow2", undefined, "write -P 1 0 6M");
   const monday = daemon.image("monday.qcow2", base, "write -P 2 2M 3M");
   const vm = daemon.image("vm.qcow2", monday, "write -P 3 4M 1M");
@@ -28,7 +33,7 @@ try {
   await daemon.cmd("blockdev-backup", { "job-id": "backup", device: "vm", target: "backup", sync: "full", speed: 1 << 19, "filter-node-name": "cbw" });
   await until("traffic", () => page.locator("g.arrow.busy").count());
   await page.waitForTimeout(2500); // so that there are rates to show
-  await page.click("#tidy");
+  await tidy();
   await take("graph");
   await page.click("role=tab[name=/Jobs/]");
   await page.waitForTimeout(1200);
@@ -36,7 +41,7 @@ try {
   await page.click("role=tab[name=Graph]");
   await page.emulateMedia({ colorScheme: "dark" });
   await page.locator("#slider").fill("7");
-  await page.click("#tidy");
+  await tidy();
   await take("step");
   await page.emulateMedia({ colorScheme: "light" });
   await page.click("#live");

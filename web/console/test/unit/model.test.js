@@ -92,3 +92,14 @@ test("differences name what came, went, moved and changed", () => {
   const same = diffGraphs(history.at(3), cloneGraph(history.at(3)));
   assert.equal(same.nodes.size + same.roots.size + same.edges.size, 0);
 });
+
+test("old steps are forgotten, and the cursor with them", () => {
+  const history = new History("u", emptyGraph(), 0);
+  const toggle = (number) => ({ number, cause: {}, changes: [{ type: number % 2 ? "node-added" : "node-removed", "node-name": "n", driver: "raw" }] });
+  history.add(toggle(1));
+  history.at(0);
+  for (let n = 2; n <= 20005; n++) history.add(toggle(n));
+  assert.equal(history.earliest, 5);
+  assert.equal(history.at(0).nodes.size, 1, "the earliest that is known");
+  assert.equal(history.at(6).nodes.size, 0);
+});
