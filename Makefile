@@ -59,7 +59,7 @@ test-all:
 
 # The console's own tests, of which most need a browser.
 test-console:
-	@GO='$(GO)' sh tools/test-console.sh
+	@sh tools/setup.sh qemu console; GO='$(GO)' sh tools/test-console.sh
 
 demo:
 	@GO='$(GO)' sh tools/demo.sh
