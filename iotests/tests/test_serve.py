@@ -252,7 +252,6 @@ exports:
         tokens.chmod(0o600)
         self.started("--qmp", "q", "--web", "unix:w,token-file=tokens")
         self.assertEqual((self.ask(CONTROL), self.ask(READER)), (200, 401))
-        tokens.write_text(f"read-only {READER}\n", encoding="ascii")
         Path(self.at("token")).write_text(CONTROL, encoding="ascii")
         os.chmod(self.at("token"), 0o600)
         done = subprocess.run(
@@ -261,6 +260,7 @@ exports:
         )  # fmt: skip
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertEqual(json.loads(done.stdout)["role"], "control")
+        tokens.write_text(f"read-only {READER}\n", encoding="ascii")
         signal.pidfd_send_signal(self.handle, signal.SIGHUP)
         self.assertEqual((self.ask(READER), self.ask(CONTROL)), (200, 401))
         self.client().cmd("query-version")  # it goes on
