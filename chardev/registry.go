@@ -322,7 +322,7 @@ func (r *Registry) ChardevChange(ctx context.Context, a *qapi.ChardevAddArg, fds
 	d := r.newDevice(a.ID)
 	if err := d.open(ctx, &a.Backend, takeNamedFD(fds)); err != nil {
 		old.Detach()
-		return none, err
+		return none, addError(a.ID, err, "")
 	}
 	r.mu.Lock()
 	i := slices.Index(r.devices, old)

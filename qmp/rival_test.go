@@ -59,6 +59,8 @@ var scripts = map[string][]string{
 		`{"execute":"chardev-remove","arguments":{"id":"1x"}}`,
 		`{"execute":"chardev-change","arguments":{"id":"nosuch","backend":{"type":"null","data":{}}}}`,
 		`{"execute":"chardev-change","arguments":{"id":"mon","backend":{"type":"null","data":{}}}}`,
+		`{"execute":"chardev-add","arguments":{"id":"other","backend":{"type":"null","data":{}}}}`,
+		`{"execute":"chardev-change","arguments":{"id":"other","backend":{"type":"file","data":{"out":"/nosuch/file"}}}}`,
 		`{"execute":"chardev-send-break","arguments":{"id":"nosuch"}}`,
 	},
 }
