@@ -31,6 +31,8 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
     for number, step in enumerate(steps):
         if number >= len(theirs.steps) and theirs.crashed:
             return ""  # the rival did not survive the sequence
+        if number >= len(theirs.steps) and theirs.hung and number < len(ours.steps):
+            return ""  # it never answered
         if number >= len(theirs.steps):
             return f"step {number}: {step}\n  rival ended: {theirs.ending}\n  blockd: {ours.ending}"
         if number >= len(ours.steps):
@@ -43,7 +45,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
             return f"step {number}: {step}\n{found}"
     if ours.ending:
         return f"blockd at the end: {ours.ending}"
-    if theirs.crashed:
+    if theirs.crashed or theirs.hung:
         return ""
     return f"rival at the end: {theirs.ending}" if theirs.ending else _images(ours.folder, theirs.folder, partial)
 
@@ -142,8 +144,11 @@ def _events(events: Sequence[Message], step: Step) -> Any:
     """Events by who they are about; pauses of drains are not told."""
     told: dict[str, list[Any]] = collections.defaultdict(list)
     for event in events:
+        if event["event"].startswith("QUORUM_"):
+            continue  # these tell in what pieces a job has read
         data = dict(event.get("data", {}))
         about = str(data.get("id") or data.get("device") or data.get("node-name") or "")
+        data.pop("amount-exceeded", None)  # it tells in what pieces a job has written
         for progress in ("len", "offset", "speed"):
             if event["event"] != "BLOCK_JOB_COMPLETED" or "error" in data:
                 data.pop(progress, None)

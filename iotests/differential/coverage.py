@@ -48,7 +48,7 @@ class Coverage:
                         self.good[f"transaction: {action['type']}"] += 1
             elif succeeded:
                 self._error(seen.reply["error"])
-        if record.crashed:
+        if record.crashed or record.hung:
             number = len(record.steps)
             self.crashes[f"at {steps[number].action if number < len(steps) else 'its end'}: {record.ending[-300:].strip()}"] += 1
 
@@ -72,5 +72,5 @@ class Coverage:
         lines.append("errors, by their rows:")
         lines += [f"{'*' if count < wanted else ' '}{count:7} {row:>3} {text}" for (row, text), count in self.rows.items()]
         lines.append(f"{len(self.others)} other errors, {sum(self.others.values())} times")
-        lines += [f"the rival died {count} times {what}" for what, count in self.crashes.most_common()]
+        lines += [f"the rival did not go on {count} times {what}" for what, count in self.crashes.most_common()]
         return "\n".join(lines)

@@ -24,7 +24,7 @@ class JobPen(Pen):
 
     def job_arguments(self, kind: str, arguments: Message, *, slow: bool) -> Job:
         """What all jobs take."""
-        job = Job(self.world.new_name("job"), kind, slow)
+        job = Job(self.world.new_name("job"), kind, slow, halfway=slow)
         arguments["job-id"] = job.id
         if slow:
             arguments["speed"] = 1
@@ -113,6 +113,8 @@ class JobPen(Pen):
         """blockdev-mirror or drive-mirror."""
         source = self.pick(self.world.writable_tops())
         arguments: Message = {"device": source, "sync": self.rng.choice(["full", "full", "top", "none", "incremental"][: 5 if self.chance(0.3) else 4])}
+        # Of an image without a backing file it leaves the rival's target as it is, where there is nothing to copy.
+        self.world.partial = self.world.partial or arguments["sync"] == "top"
         if self.chance(0.2):
             arguments["copy-mode"] = self.rng.choice(["write-blocking", "background"])
         if self.chance(0.15):
@@ -223,6 +225,9 @@ class JobPen(Pen):
         """A verb of the old or the new kind."""
         job = self.world.jobs.get(identity)
         verb = self._apt_verb(job)
+        # The rival's mirror does not go as slowly as it is told when it comes out of a pause.
+        if job is not None and job.slow and job.kind == "mirror" and verb in ("pause", "resume"):
+            verb = "set-speed"
         if verb == "set-speed":
             speed = self.rng.choice([0, 0, 1, 1, -1])
             if self.send("block-job-set-speed", {"device": identity, "speed": speed}) and job and speed >= 0:
@@ -236,7 +241,11 @@ class JobPen(Pen):
         arguments: Message = {key: identity}
         if verb == "cancel" and old and self.chance(0.3):
             arguments["force"] = self.chance(0.7)
-        if not self.send(command, arguments) or job is None:
+        sent = self.send(command, arguments)
+        # Even what is spoilt may still be a cancel.
+        if verb == "cancel" and job is not None and job.slow:
+            self.world.partial = True
+        if not sent or job is None:
             return
         self._effect(job, verb, hard=not old or bool(arguments.get("force", False)))
         self.settle_again()

@@ -137,7 +137,7 @@ class NodePen(Pen):
     def add_wrong(self) -> None:
         """blockdev-add of what cannot be opened."""
         name = self.rng.choice([self.world.new_name("wrong"), self.world.any_node(), "1bad", "a" * 32, "n#", "dots.and-dashes_"])
-        file: Message = {"driver": "file", "filename": self.rng.choice(["nothere.qcow2", "plain.raw", "base.qcow2", ".", ""])}
+        file: Message = {"driver": "file", "filename": self.rng.choice(["nothere.qcow2", "plain.raw", "base.qcow2", "."])}
         options: Message = {"driver": self.rng.choice(["qcow2", "raw", "nosuch", "luks", "quorum", "nbd"]), "node-name": name, "file": file}
         kind = self.rng.randrange(5)
         if kind == 0:
@@ -242,7 +242,8 @@ class NodePen(Pen):
 
     def snapshot_sync(self) -> None:
         """blockdev-snapshot-sync."""
-        arguments, name = self.snapshot_sync_arguments(self.pick(self.world.writable_tops()))
+        exported = sorted(set(self.world.exports.values()) & set(self.world.writable_tops()))
+        arguments, name = self.snapshot_sync_arguments(self.pick(exported or self.world.writable_tops()))
         if self.send("blockdev-snapshot-sync", arguments):
             self.put_over(arguments["node-name"], name)
 
@@ -259,6 +260,10 @@ class NodePen(Pen):
     def put_over(self, node: str, overlay: str) -> None:
         """An overlay that is new stands on a node now."""
         if not overlay or node not in self.world.nodes:
+            return
+        # What nobody uses goes at once, unless it was added by name.
+        used = node in self.world.exports.values() or node not in self.world.tops()
+        if overlay not in self.world.nodes and not used:
             return
         old = self.world.nodes[node]
         old.read_only = True

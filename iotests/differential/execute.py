@@ -39,6 +39,7 @@ class Record:
     steps: list[Seen]
     ending: str  # "" or how the daemon ended badly
     crashed: bool  # it ended by itself, or hung after it had damaged an image
+    hung: bool  # it did not answer, or a job never came to rest
     folder: Path
     hello: Message  # the answer before negotiation
 
@@ -66,7 +67,7 @@ class Run:
 
     def follow(self, steps: Sequence[Step]) -> Record:
         """Everything in turn, until the end of the daemon."""
-        record = Record([], "", False, self.folder, self.hello)
+        record = Record([], "", False, False, self.folder, self.hello)
         try:
             for step in steps:
                 reply = self.act(step)
@@ -80,6 +81,7 @@ class Run:
             # Who is about to die has hung up already.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 record.crashed = isinstance(error, (ConnectionClosed, OSError)) and self.process.wait(STEP_SECONDS) != 0
+            record.hung = isinstance(error, (AssertionError, subprocess.TimeoutExpired)) and not record.crashed
             self.process.kill()
         finally:
             self.qmp.close()

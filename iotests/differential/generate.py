@@ -23,6 +23,9 @@ class Generator(BitmapPen, ServicePen):
         weights = [weight for weight, _ in actions]
         while len(self.steps) < LENGTH:
             self.rng.choices([action for _, action in actions], weights)[0]()
+        # Who was slow and is paused now has copied as much as it could until then.
+        if any(job.halfway and job.paused for job in self.world.jobs.values()):
+            self.world.partial = True
         # The end of a daemon does not wait for those that are behind.
         for job in list(self.world.jobs.values()):
             if job.behind:

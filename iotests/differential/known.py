@@ -6,6 +6,7 @@ led there, too.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from typing import Any, Iterator, Sequence
@@ -81,7 +82,8 @@ def parts(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     return (
         _cancelled_commit(moment, ours, theirs)
         or _user_of_a_failed_job(moment, ours, theirs)
-        or _nodes_of_a_concluded_stream(moment, ours, theirs)
+        or _nodes_of_a_concluded_job(moment, ours, theirs)
+        or _tables_within_a_disk(moment, ours, theirs)
         or _bitmap_below_a_snapshot(moment, ours, theirs)
     )
 
@@ -144,7 +146,7 @@ def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
     """What a backup reads gets no new backing file; the rival lets it, and the backup is of no point in time."""
     return ours == "The overlay is already in use" and bool(moment.jobs("backup")) and (
-        theirs == "" or theirs.startswith("The overlay ")
+        theirs == "" or theirs.startswith(("The overlay ", "Making "))
     )
 
 
@@ -267,16 +269,31 @@ def _user_of_a_failed_job(moment: Moment, ours: Any, theirs: Any) -> bool:
     refused = isinstance(moment.steps[-1].action, Command) and moment.steps[-1].action.name == "block-stream"
     if not refused or "error" not in moment.theirs[-1].reply or "graph" not in ours or "graph" not in theirs:
         return False
-    more = theirs["graph"] - ours["graph"]
-    return bool(more) and not ours["graph"] - theirs["graph"] and all(edge.startswith("(block-backend ) -root-> ") for edge in more)
+    left, right = (collections.Counter(map(_without_permissions, answer["graph"].elements())) for answer in (ours, theirs))
+    more = right - left
+    return bool(more) and not left - right and all(edge.startswith("(block-backend ) -root-> ") for edge in more)
 
 
-def _nodes_of_a_concluded_stream(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """The rival's stream keeps its nodes until it is dismissed, so what it has taken out of the chain lives on."""
+def _without_permissions(edge: str) -> str:
+    return edge.partition(" uses ")[0].partition(" shares ")[0]
+
+
+def _nodes_of_a_concluded_job(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The rival's stream or commit keeps its nodes until it is dismissed, so what it has taken out of the chain lives on."""
     held = {edge.split(")")[0].removeprefix("(block-job ") for edge in theirs.get("graph", ()) if edge.startswith("(block-job ")}
-    if not held & moment.jobs("stream", "concluded"):
+    if not held & (moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded")):
         return False
     return set(ours["nodes"]) < set(theirs["nodes"])
+
+
+def _tables_within_a_disk(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """An image that is made within a disk: each lays its tables out in its own way, which the disk's bitmaps tell."""
+    disks = {arguments["options"].get("file") for name, arguments in moment.actions() if name == "blockdev-create"}
+    return any(
+        node["bitmaps"] != theirs["nodes"][name]["bitmaps"]
+        for name, node in ours.get("nodes", {}).items()
+        if name in disks and name in theirs.get("nodes", {})
+    )
 
 
 def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:

@@ -98,6 +98,7 @@ class Job:
     id: str
     kind: str
     slow: bool
+    halfway: bool = False  # it was slow, so how far it is cannot be known
     endless: bool = False
     paused: bool = False
     ready: bool = False  # it waits to be completed
