@@ -358,7 +358,7 @@ func TestCorruptEntryIsReportedAndStopsWriting(t *testing.T) {
 	if err := d.WriteV(ctxb, 500000, blockgraph.MakeIOVec(make([]byte, 512)), 0); !errors.Is(err, syscall.EIO) {
 		t.Fatal(err)
 	}
-	if len(msgs) != 1 || !strings.HasPrefix(msgs[0], "Cluster allocation offset 0x50200 unaligned (L2 offset: ") {
+	if len(msgs) != 1 || !strings.HasPrefix(msgs[0], "Cluster allocation offset 0x50200 unaligned (L2 offset: ") || !strings.HasSuffix(msgs[0], ", L2 index: 0)") {
 		t.Fatalf("%q", msgs)
 	}
 	closeImage(t, d)

@@ -5,12 +5,16 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"syscall"
 )
 
 // CorruptionFunc is told when a corruption is found: the data of
 // BLOCK_IMAGE_CORRUPTED. off and n are bytes in the file, or -1.
 type CorruptionFunc = func(msg string, off, n int64, fatal bool)
+
+// hexZero is how %#x writes 0; the field, in C, writes no prefix then.
+var hexZero = regexp.MustCompile(`\b0x0\b`)
 
 // OnCorruption sets who is told of corruptions. Control plane.
 func (d *Driver) OnCorruption(f CorruptionFunc) { d.onCorruption.Store(&f) }
@@ -21,7 +25,7 @@ func (d *Driver) OnCorruption(f CorruptionFunc) { d.onCorruption.Store(&f) }
 // with locks held: the mark is written by a goroutine that Close waits for.
 func (d *Driver) corrupt(fatal bool, off, n int64, format string, args ...any) error {
 	fatal = fatal && !d.readOnly.Load()
-	msg := fmt.Sprintf(format, args...)
+	msg := hexZero.ReplaceAllString(fmt.Sprintf(format, args...), "0")
 	if fatal {
 		if !d.broken.CompareAndSwap(false, true) {
 			return syscall.EIO
