@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole judgement: vet, the border between the planes, unit tests, and the Python tests against a binary built for tests.
+# The whole judgement: vet, the border between the planes, unit tests, the Python tests against a binary built for tests,
+# and those of QEMU's suite that must pass.
 #
 # Without a C compiler it runs without the race detector, without a tool it runs the rest. The end of its
 # output is a list of what did not run, by name, and the line `N passed, N failed, N skipped` for
@@ -30,7 +31,9 @@ verdict() {
 	fi
 }
 
-sh tools/setup.sh python qemu rival nbd fio tls compiler package emulator goqemu console
+sh tools/setup.sh python qemu rival nbd fio tls compiler package emulator goqemu console source
+sh tools/qemu-source.sh >/dev/null 2>&1 & # for later; the step that needs it says why it is not there
+source_pid=$!
 
 echo "== vet"
 "$GO" vet ./...
@@ -60,28 +63,38 @@ if [ "$unit_status" != 0 ] && [ "$unit_failed" = 0 ]; then
 	tail -n 40 "$work/unit"
 fi
 
-echo "== Python tests"
-if ! command -v /usr/bin/python3 >/dev/null; then
-	skip "iotests: needs python3"
-elif ! make -s build build-test; then
-	verdict "make build build-test" 1
-else
-	IOTESTS_TIMEOUT_SCALE=${IOTESTS_TIMEOUT_SCALE:-3} DAEMON=bin/blockd-test \
-		/usr/bin/python3 -m iotests >"$work/iotests" 2>&1
-	iotests_status=$?
-	grep -v '^SKIP ' "$work/iotests"
-	sed -n 's/^SKIP //p' "$work/iotests" >>"$work/skipped"
-	last=$(tail -n 1 "$work/iotests")
+# outcome NAME STATUS FILE: counts a step that lists what it skips as lines `SKIP NAME: REASON` and ends with
+# the line `N passed, N failed, N skipped`.
+outcome() {
+	grep -v '^SKIP ' "$3"
+	sed -n 's/^SKIP //p' "$3" >>"$work/skipped"
+	last=$(tail -n 1 "$3")
 	case $last in
 	*' passed, '*' failed, '*' skipped')
-		io_passed=${last%% passed,*}
-		io_failed=${last#* passed, }
-		io_failed=${io_failed%% failed,*}
-		passed=$((passed + io_passed)) failed=$((failed + io_failed))
+		step_failed=${last#* passed, }
+		step_failed=${step_failed%% failed,*}
+		passed=$((passed + ${last%% passed,*})) failed=$((failed + step_failed))
+		[ "$2" = 0 ] || [ "$step_failed" != 0 ] || verdict "$1" "$2"
 		;;
-	*) iotests_status=1 io_failed=0 ;;
+	*) verdict "$1" 1 ;;
 	esac
-	if [ "$iotests_status" != 0 ] && [ "$io_failed" = 0 ]; then verdict "iotests" 1; fi
+}
+
+echo "== Python tests"
+scale=${IOTESTS_TIMEOUT_SCALE:-3}
+if ! command -v /usr/bin/python3 >/dev/null; then
+	skip "iotests: needs python3"
+	skip "QEMU's suite: needs python3"
+elif ! make -s build build-test adapter; then
+	verdict "make build build-test adapter" 1
+else
+	IOTESTS_TIMEOUT_SCALE=$scale DAEMON=bin/blockd-test /usr/bin/python3 -m iotests >"$work/iotests" 2>&1
+	outcome iotests $? "$work/iotests"
+
+	echo "== QEMU's suite"
+	wait "$source_pid"
+	IOTESTS_TIMEOUT_SCALE=$scale /usr/bin/python3 iotests/qemu_suite.py --required --jobs 3 >"$work/suite" 2>&1
+	outcome "QEMU's suite" $? "$work/suite"
 fi
 
 echo "== the console, by itself and in a browser"
