@@ -248,6 +248,21 @@ onPage("exports, images, events and bitmaps are shown", {}, async (page, daemon)
   assert.equal(await page.locator("#tab-events .lines > div").count(), 1);
 });
 
+onPage("the log is shown from its beginning on, by level", {}, async (page, daemon) => {
+  await page.keyboard.press("5");
+  await daemon.cmd("x-log-set-level", { level: "debug", subsystem: "qmp", sink: "memory" });
+  await daemon.cmd("x-log-trace", { pattern: "qmp_command", sink: "memory" });
+  await daemon.cmd("query-version"); // is traced
+  await page.waitForSelector("#tab-log .lines >> text=query-version");
+  const log = await daemon.cmd("x-query-log", { limit: 500 });
+  const numbers = () => page.evaluate(() => globalThis.blockd.tabs[4].kept.map((l) => l.number));
+  await until("all lines", async () => (await numbers()).includes(log.lines.at(-1).number));
+  const kept = await numbers();
+  assert.deepEqual(kept.filter((n) => n <= log.lines.at(-1).number), log.lines.map((l) => l.number), "each line once, in order");
+  await page.selectOption("#tab-log select", "error");
+  await page.waitForFunction(() => document.querySelectorAll("#tab-log .lines .debug").length === 0);
+});
+
 onPage("five hundred nodes: a change moves nothing else and is quickly there", {}, async (page, daemon, t) => {
   for (let i = 0; i < 100; i++) {
     let file = { driver: "null-co", size: 1 << 20, "node-name": `null${i}` };
