@@ -3,7 +3,9 @@ package main
 import (
 	"slices"
 	"strings"
+	"time"
 
+	"blockd/clock"
 	"blockd/qapi"
 	"blockd/qmp"
 )
@@ -18,9 +20,29 @@ func (m *machine) registerRelease(r *qmp.Registry) {
 			withoutNewerInfo(i)
 		}
 	})
+	qmp.Extend(r, "query-jobs", afterEnds)
 	olderReplies[struct{}, qapi.JobInfo](r, "query-jobs", withoutOwn)
 	olderReplies[struct{}, qapi.BlockJobInfo](r, "query-block-jobs", withoutOwn)
 	olderReplies[qapi.QueryBlockstatsArg, qapi.BlockStats](r, "query-blockstats", withoutNewerStats)
+}
+
+// maxEnding is how long the end of a job may hold up a question about jobs.
+const maxEnding = 2 * time.Second
+
+// afterEnds answers when no job is about to end with an error: an emulator takes
+// no command meanwhile.
+func afterEnds(c *qmp.Context, _ *struct{}, next func() ([]qapi.JobInfo, error)) ([]qapi.JobInfo, error) {
+	clk := clock.Real()
+	for begun := clk.Now(); ; {
+		list, err := next()
+		ending := slices.ContainsFunc(list, func(j qapi.JobInfo) bool { return j.Status == qapi.JobStatusAborting })
+		if err != nil || !ending || clock.Since(clk, begun) > maxEnding {
+			return list, err
+		}
+		if err := clk.Sleep(c, time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // olderReplies has each element of a command's list go through change.
