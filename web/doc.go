@@ -7,9 +7,9 @@
 //   - the address is a loopback address or a unix socket, unless there is TLS
 //     and clients show tokens or certificates (address.go);
 //   - a connection is one of few, of its client and in all (limited.go);
-//   - a request comes at a bearable rate (rate.go), names the address by itself
-//     (Host), not by a name that somebody's DNS could lead here, comes from no
-//     other page (Origin), and has no token in its address (origin.go);
+//   - a request comes at a bearable rate (rate.go), has no body, names the address
+//     by itself (Host), not by a name that somebody's DNS could lead here, comes
+//     from no other page (Origin), and has no token in its address (origin.go);
 //   - it shows a token, if there are tokens (login.go, tokens.go), whose role is
 //     asked by each place, and by package qmp for each command.
 //

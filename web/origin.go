@@ -7,12 +7,13 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 
 	"blockd/tlscreds"
 )
 
 // guard lets requests through that name the address by itself and come from no
-// page of another one, at a bearable rate.
+// page of another one, at a bearable rate, and have no body.
 //
 // A page that a browser shows may send requests to addresses that this browser
 // reaches. It cannot read the answers, unless a name of its own leads here (DNS
@@ -34,8 +35,19 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
+	bodied := r.ContentLength != 0
+	if bodied {
+		// The library reads what is left of a body before it answers and after, for
+		// as long as the client takes.
+		h.Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+	}
 	if wait := g.requests.take(peerFrom(r.Context()).client); wait > 0 {
 		tooMany(w, wait)
+		return
+	}
+	if bodied {
+		http.Error(w, "a request has no body here", http.StatusRequestEntityTooLarge)
 		return
 	}
 	if !g.unix && !g.names(r) {

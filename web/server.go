@@ -107,7 +107,8 @@ func Listen(ctx context.Context, o Options, c Config) (*Server, error) {
 		Handler:        s.handler(&o, &c, l.Bound.Type == qapi.SocketAddressTypeUnix),
 		MaxHeaderBytes: maxHeader, ConnContext: withPeer,
 		ReadHeaderTimeout: headerTime, WriteTimeout: answerTime, IdleTimeout: idleTime,
-		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		DisableGeneralOptionsHandler: true, // guard sees every request
+		ErrorLog:                     slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
 	return s, nil
 }
@@ -127,7 +128,7 @@ func (s *Server) handler(o *Options, c *Config, unix bool) http.Handler {
 			mux.Handle("GET /", c.Page)
 		}
 	}
-	g := &guard{unix: unix, requests: s.login.requests, next: http.MaxBytesHandler(mux, 0)}
+	g := &guard{unix: unix, requests: s.login.requests, next: mux}
 	if s.secrets != nil {
 		g.own = s.secrets.own
 	}

@@ -170,6 +170,36 @@ func TestRequestsOfOtherPagesAreRefused(t *testing.T) {
 	}
 }
 
+// TestBodiesAreNotWaitedFor announces bodies that never come: the connection is
+// not held for them, whoever asks for whatever.
+func TestBodiesAreNotWaitedFor(t *testing.T) {
+	addr := start(t, "127.0.0.1:0", func(c chardev.Conn) error { return c.Close() }).Addr().String()
+	for _, request := range []string{
+		"GET /metrics HTTP/1.1\r\nHost: " + addr + "\r\nContent-Length: 1000\r\n",
+		"GET /metrics HTTP/1.1\r\nHost: " + addr + "\r\nTransfer-Encoding: chunked\r\n",
+		"GET /metrics HTTP/1.1\r\nHost: " + addr + "\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n",
+		"GET /qmp HTTP/1.1\r\nHost: " + addr + "\r\nContent-Length: 1000\r\n" + upgrade + "\r\n",
+		"POST /other HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 1000\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 1000\r\n",
+	} {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(clock.Real().Now().Add(patience))
+		if _, err := io.WriteString(c, request+"\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 413 ") {
+			t.Errorf("%q: %q, %v", request, answer, err)
+		}
+		c.Close()
+	}
+	if code, _ := ask(t, "tcp", addr, "OPTIONS * HTTP/1.1\r\nHost: evil.example\r\n\r\n"); code != 421 {
+		t.Errorf("OPTIONS *: %d", code)
+	}
+}
+
 func TestQMPIsThereOnlyWhenAskedFor(t *testing.T) {
 	s, err := Listen(t.Context(), Options{Addr: "127.0.0.1:0"}, Config{Clock: clock.Real(), Metrics: metrics, QMP: func(c chardev.Conn, _ qapi.SessionInfo) error { return c.Close() }})
 	if err != nil {
