@@ -1,6 +1,8 @@
 package serve
 
 import (
+	"fmt"
+
 	"go.yaml.in/yaml/v3"
 
 	"blockd/daemon"
@@ -17,7 +19,7 @@ func readConfig(path string, s *settings) error {
 		return err
 	}
 	if doc.node.Kind != yaml.MappingNode {
-		return doc.mistake("a mapping is expected, with any of: dir, qmp, nbd, web, socket-group, allow-uid, allow-path, objects, nodes, exports")
+		return doc.mistake("a mapping is expected, with any of: dir, qmp, nbd, web, socket-group, allow-uid, allow-path, objects, nodes, exports, log, trace")
 	}
 	for _, m := range doc.members() {
 		var err error
@@ -42,6 +44,10 @@ func readConfig(path string, s *settings) error {
 			s.nodes, err = m.options("blockdev")
 		case "exports":
 			s.exports, err = m.options("export")
+		case "log":
+			s.log, err = m.passed("log", true)
+		case "trace":
+			s.trace, err = m.passed("trace", false)
 		default:
 			err = m.mistake("there is no such key")
 		}
@@ -68,11 +74,23 @@ func (v value) identity() (string, error) {
 	return v.text()
 }
 
-// list is one value or a list of them.
+// some are one value or a list of them, which is not empty: nobody means all by
+// an empty allow-path.
+func (v value) some() ([]value, error) {
+	if v.node.Kind != yaml.SequenceNode {
+		return []value{v}, nil
+	}
+	if len(v.node.Content) == 0 {
+		return nil, v.mistake("the list is empty: leave the key out")
+	}
+	return v.elements(), nil
+}
+
+// list are some texts.
 func (v value) list(one func(value) (string, error)) ([]string, error) {
-	all := []value{v}
-	if v.node.Kind == yaml.SequenceNode {
-		all = v.elements()
+	all, err := v.some()
+	if err != nil {
+		return nil, err
 	}
 	var texts []string
 	for _, e := range all {
@@ -97,6 +115,26 @@ func (v value) setting() (*setting, error) {
 	return &setting{text: text, from: &v}, nil
 }
 
+// passed are some options of the process, each as the command line has it or,
+// where members are, by them.
+func (v value) passed(name string, members bool) ([]daemon.Option, error) {
+	all, err := v.some()
+	if err != nil {
+		return nil, err
+	}
+	var list []daemon.Option
+	for _, e := range all {
+		var text string
+		if members && e.node.Kind == yaml.MappingNode {
+			text = string(qapi.AppendJSON(nil, e.argument()))
+		} else if text, err = e.text(); err != nil {
+			return nil, err
+		}
+		list = append(list, e.option(name, text))
+	}
+	return list, nil
+}
+
 // options are those that a list of arguments stands for.
 func (v value) options(name string) ([]daemon.Option, error) {
 	if v.node.Kind != yaml.SequenceNode {
@@ -118,7 +156,8 @@ var commandOf = map[string]string{"object": "object-add", "blockdev": "blockdev-
 // option is one that stands in the file. What goes wrong with it is said with
 // the line of the member that it is about.
 func (v value) option(name, text string) daemon.Option {
-	return daemon.Option{Name: name, Value: text, Explain: func(err error) error {
+	given := fmt.Sprintf("%s:%d: %s", v.file, v.node.Line, v.key)
+	return daemon.Option{Name: name, Value: text, Given: given, Explain: func(err error) error {
 		line, key := v.place(err)
 		return &Mistake{v.file, line, key, err}
 	}}

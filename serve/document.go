@@ -191,7 +191,10 @@ func (v value) scalar() (any, error) {
 		return nil, nil
 	case "!!bool":
 		var b bool
-		return b, n.Decode(&b)
+		if n.Decode(&b) != nil {
+			return nil, v.mistake("true or false is expected")
+		}
+		return b, nil
 	case "!!int":
 		var i int64
 		if n.Decode(&i) == nil {

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -40,6 +41,7 @@ type settings struct {
 	qmp, users, paths       []string
 	nbd, web                *setting // nil: not there
 	objects, nodes, exports []daemon.Option
+	log, trace              []daemon.Option
 }
 
 // setting is the value of an option, and where it stands; from nil: on the
@@ -106,10 +108,13 @@ object-add, blockdev-add and block-export-add:
       node-name: disk
       file: {driver: file, filename: disk.qcow2}
   exports:
-    - {type: nbd, id: e0, node-name: disk, writable: true}`
+    - {type: nbd, id: e0, node-name: disk, writable: true}
+  log: [{level: debug, subsystem: jobs}, {file: /var/log/blockd.log, format: json}]
+  trace: "job_*"`
 
-// Command returns the subcommand. run runs a plan and returns the exit code.
-func Command(env *cli.Environment, run func(Plan) int) *cobra.Command {
+// Command returns the subcommand. run runs a plan, until the
+// end of the command's context at most, and returns the exit code.
+func Command(env *cli.Environment, run func(context.Context, Plan) int) *cobra.Command {
 	var s settings
 	var config, nbd, web string
 	cmd := &cobra.Command{
@@ -134,7 +139,7 @@ func Command(env *cli.Environment, run func(Plan) int) *cobra.Command {
 			f.Bool(name, false, p[1])
 		}
 	}
-	cmd.RunE = func(*cobra.Command, []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		given := s // what the command line says replaces what the file does
 		if config != "" {
 			s = settings{}
@@ -148,6 +153,9 @@ func Command(env *cli.Environment, run func(Plan) int) *cobra.Command {
 		}
 		if f.Changed("web") {
 			s.web = &setting{text: web}
+		}
+		if err := given.noneEmpty(f.Changed); err != nil {
+			return err
 		}
 		plan, err := s.plan()
 		if err != nil {
@@ -166,17 +174,34 @@ func Command(env *cli.Environment, run func(Plan) int) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(values) == 0 {
+				passed = append(passed, map[string][]daemon.Option{"log": s.log, "trace": s.trace}[name]...)
+			}
 			for _, v := range values {
 				passed = append(passed, daemon.Option{Name: name, Value: v, Given: "--" + name + " " + v})
 			}
 		}
 		plan.Options = append(passed, plan.Options...)
-		if code := run(plan); code != 0 {
+		if code := run(cmd.Context(), plan); code != 0 {
 			return &cli.Exit{Code: code}
 		}
 		return nil
 	}
 	return cmd
+}
+
+// noneEmpty refuses options of the command line without a value, which a script
+// makes of a variable that is not set: without a directory every image may be
+// opened, for instance.
+func (s *settings) noneEmpty(changed func(flag string) bool) error {
+	for name, values := range map[string][]string{
+		"dir": {s.dir}, "socket-group": {s.group}, "qmp": s.qmp, "allow-uid": s.users, "allow-path": s.paths,
+	} {
+		if changed(name) && slices.Contains(values, "") {
+			return fmt.Errorf("--%s: a value is expected", name)
+		}
+	}
+	return nil
 }
 
 // replace takes over what was given.

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,7 +22,7 @@ func planOf(t *testing.T, config string, args ...string) (*Plan, string, error) 
 		t.Fatal(err)
 	}
 	var plan *Plan
-	cmd := Command(&cli.Environment{}, func(p Plan) int {
+	cmd := Command(&cli.Environment{}, func(_ context.Context, p Plan) int {
 		plan = &p
 		return 0
 	})
@@ -75,6 +76,8 @@ nodes:
     read-only: true
 exports:
   - {type: nbd, id: e0, node-name: disk}
+log: [debug, {file: l, format: json}]
+trace: "job_*"
 `
 	const json = "{\n\t\"qmp\": [\"a.sock\", \"b,c.sock\"],\n\t\"nodes\": [ {\"driver\": \"null-co\", \"node-name\": \"n\\u00e9\", \"size\": 18446744073709551615} ]\n}\n"
 	for _, c := range []struct {
@@ -112,6 +115,9 @@ warning: NBD without TLS at 0.0.0.0:1: whoever reaches it uses the exports
 users [0]
 `},
 		{"a file", config, []string{"--config", "%C"}, `
+--log debug
+--log {"format": "json", "file": "l"}
+--trace job_*
 --allow-path /srv/images
 --allow-path /dev/vg0
 --object {"qom-type": "secret", "id": "s0", "data": "123"}
@@ -125,7 +131,9 @@ dir /srv/images
 group 5
 users [1000 1001]
 `},
-		{"the command line replaces keys", config, []string{"--config", "%C", "--dir", "/other", "--qmp", "q1", "--qmp", "q2", "--nbd", "unix:m", "--web", "unix:v", "--socket-group", "6", "--allow-uid", "7", "--allow-path", "/p"}, `
+		{"the command line replaces keys", config, []string{"--config", "%C", "--dir", "/other", "--qmp", "q1", "--qmp", "q2", "--nbd", "unix:m", "--web", "unix:v", "--socket-group", "6", "--allow-uid", "7", "--allow-path", "/p", "--log", "error", "--trace", "-*"}, `
+--log error
+--trace -*
 --allow-path /p
 --object {"qom-type": "secret", "id": "s0", "data": "123"}
 --blockdev {"node-name": "disk", "driver": "qcow2", "read-only": true, "file": {"driver": "file", "filename": "d.qcow2"}}
@@ -178,7 +186,12 @@ func TestBadConfigurationsNameLineAndKey(t *testing.T) {
 		{"qmp:\n  - a\n  - 5\n", ":3: qmp[1]: a string is expected"},
 		{"nbd: [a]\n", ":1: nbd: a string or a mapping is expected"},
 		{"nbd: nonsense\n", ":1: nbd: Parameter 'addr' expects HOST:PORT or unix:PATH"},
-		{"- a\n", ":1: a mapping is expected, with any of: dir, qmp, nbd, web, socket-group, allow-uid, allow-path, objects, nodes, exports"},
+		{"- a\n", ":1: a mapping is expected, with any of: dir, qmp, nbd, web, socket-group, allow-uid, allow-path, objects, nodes, exports, log, trace"},
+		{"dir: \"\"\n", ":1: dir: a string is expected"},
+		{"qmp: a\nallow-path: []\n", ":2: allow-path: the list is empty: leave the key out"},
+		{"nodes:\n  - {read-only: !!bool hunter2}\n", ":2: nodes[0].read-only: true or false is expected"},
+		{"log:\n  - debug\n  - 5\n", ":3: log[1]: a string is expected"},
+		{"trace: {enable: x}\n", ":1: trace: a string is expected"},
 		{"qmp: a\nweb: [\n", ":2: did not find expected node content"},
 		{"qmp: a\n---\nqmp: b\n", ": more than one document is there"},
 		{"objects: &x []\nnodes: *x\n", ":1: objects: anchors and aliases are not supported"},
@@ -255,6 +268,11 @@ func TestWhatCannotBeServed(t *testing.T) {
 		{[]string{"--qmp", "q", "--allow-uid", "no-such-user"}, "allow-uid: there is no user 'no-such-user'"},
 		{[]string{"--qmp", "q", "--allow-uid", "4294967295"}, "allow-uid: '4294967295' is no user"},
 		{[]string{"--qmp", "q", "--socket-group", "no-such-group"}, "socket-group: there is no group 'no-such-group'"},
+		{[]string{"--qmp", "q", "--dir", ""}, "--dir: a value is expected"},
+		{[]string{"--qmp", "q", "--allow-path", "/a", "--allow-path", ""}, "--allow-path: a value is expected"},
+		{[]string{"--qmp", ""}, "--qmp: a value is expected"},
+		{[]string{"--qmp", "q", "--socket-group="}, "--socket-group: a value is expected"},
+		{[]string{"--qmp", "q", "--config", "%C", "--dir", ""}, "--dir: a value is expected"},
 		{[]string{"--qmp", "q", "--config", "/nonexistent/c"}, "/nonexistent/c: No such file or directory"},
 	} {
 		p, _, err := planOf(t, "", c.args...)

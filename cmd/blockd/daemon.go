@@ -33,30 +33,30 @@ type process struct {
 	// reload: SIGHUP reads tokens and credentials again, instead of ending the
 	// daemon.
 	reload bool
+	// warnings are for who starts the daemon, a line each.
+	warnings []string
 	// started is called when clients are served; nil: nothing is.
 	started func()
 }
 
 // serveMain runs the daemon that serve has planned, and returns the exit code.
-func serveMain(p serve.Plan) int {
+// The end of ctx ends it, which a signal may have brought before it began.
+func serveMain(ctx context.Context, p serve.Plan) int {
 	opts := make([]option, len(p.Options))
 	for i, o := range p.Options {
 		opts[i] = option{name: o.Name, value: o.Value, given: o.Given, explain: o.Explain}
 	}
-	how := process{access: p.Access, reload: true, started: func() {
+	how := process{access: p.Access, reload: true, warnings: p.Warnings, started: func() {
 		if term.IsTerminal(int(os.Stderr.Fd())) {
 			for _, line := range p.Started {
 				complain(line)
 			}
 		}
 	}}
-	for _, line := range p.Warnings {
-		complain(line)
-	}
 	if p.Dir != "" {
 		how.enter = p.Enter
 	}
-	return runDaemon(opts, how)
+	return runDaemon(ctx, opts, how)
 }
 
 // daemonMain runs the daemon of the drop-in command line and returns the exit
@@ -67,11 +67,12 @@ func daemonMain(args []string) int {
 		complain(err.Error())
 		return 1
 	}
-	return runDaemon(opts, process{})
+	return runDaemon(context.Background(), opts, process{})
 }
 
-// runDaemon runs the daemon and returns the exit code.
-func runDaemon(opts []option, how process) int {
+// runDaemon runs the daemon until the end of ctx at most, and returns the exit
+// code.
+func runDaemon(ctx context.Context, opts []option, how process) int {
 	// Options about the process come first, as in the field, wherever they
 	// stand.
 	var pidPath string
@@ -109,6 +110,9 @@ func runDaemon(opts []option, how process) int {
 			return daemonizeParent()
 		}
 	}
+	for _, line := range how.warnings {
+		complain(line)
+	}
 	copy.KeepProcessorFree()
 	if how.enter != nil {
 		if err := how.enter(); err != nil {
@@ -138,7 +142,7 @@ func runDaemon(opts []option, how process) int {
 		signal.Notify(hangups, syscall.SIGHUP)
 		defer signal.Stop(hangups)
 	}
-	life, stop := signal.NotifyContext(context.Background(), ends...)
+	life, stop := signal.NotifyContext(ctx, ends...)
 	defer stop()
 
 	manager, err := servicemanager.FromEnvironment(clock.Real(), complain)

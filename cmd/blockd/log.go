@@ -78,12 +78,12 @@ func (l *daemonLog) close() {
 func (l *daemonLog) option(o option) error {
 	var a qapi.LogOptions
 	if err := qapi.DecodeOption(o.value, "level", &a); err != nil {
-		return fmt.Errorf("%s: %w", o.given, err)
+		return o.wrong(err)
 	}
 	if a.Level != nil {
 		l.SetLevel(*a.Level, a.Subsystem, a.Sink)
 	} else if a.Subsystem != nil || a.Sink != nil {
-		return fmt.Errorf("%s: Parameter 'level' is missing", o.given)
+		return o.wrong(errors.New("Parameter 'level' is missing"))
 	}
 	if a.Format != nil {
 		l.format = *a.Format
@@ -139,7 +139,7 @@ func eventList() string {
 func (l *daemonLog) trace(o option) error {
 	a, err := parseTrace(o.value)
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.given, err)
+		return o.wrong(err)
 	}
 	if a.enable != "" {
 		if err := l.enable(": "+o.given, a.enable); err != nil {

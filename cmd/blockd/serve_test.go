@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -28,5 +30,17 @@ func TestServeHasTheProcesssOptions(t *testing.T) {
 		if passed[s.name] == (other[s.name] != "") {
 			t.Errorf("--%s: is it an option of serve, or what stands for it?", s.name)
 		}
+	}
+}
+
+// TestSignalBeforeTheDaemonBeginsEndsIt: by then the program has taken the signal
+// for its subcommand, and nobody sends another.
+func TestSignalBeforeTheDaemonBeginsEndsIt(t *testing.T) {
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	ctx, end := context.WithCancel(t.Context())
+	end()
+	if code := serveMain(ctx, serve.Plan{}); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
