@@ -14,10 +14,11 @@ import (
 // in all and of one client.
 type limited struct {
 	*sockets.Listener
-	clock          clock.Clock
-	all, perClient int
-	once           sync.Once
-	done           chan struct{}
+	clock     clock.Clock
+	all       int
+	perClient int
+	once      sync.Once
+	done      chan struct{}
 
 	mu   sync.Mutex
 	open int            // +checklocks:mu

@@ -54,7 +54,7 @@ func openLog(opts []option) (*daemonLog, error) {
 	if l.file != "" {
 		var err error
 		if to, err = os.OpenFile(l.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err != nil {
-			return nil, fmt.Errorf("Could not open '%s': %s", l.file, blockgraph.Strerror(err))
+			return nil, qapi.Errorf("Could not open '%s': %s", l.file, blockgraph.Strerror(err))
 		}
 	}
 	l.Output(to, l.format)

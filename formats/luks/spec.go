@@ -8,7 +8,7 @@ import (
 	"hash"
 	"strings"
 
-	"golang.org/x/crypto/ripemd160"
+	"golang.org/x/crypto/ripemd160" //lint:ignore SA1019 volumes whose keys are derived with it
 
 	"blockd/qapi"
 )
