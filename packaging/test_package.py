@@ -135,6 +135,26 @@ class Package(unittest.TestCase):
         self.assertEqual(faults, [])
         run("systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", str(instance))
 
+    def test_the_socket_of_the_monitor_stays_within_reach(self) -> None:
+        self.installed()
+        units = self.root / "usr/lib/systemd/system"
+        # systemd makes the folders of a socket as root, and removes those of a service that ends.
+        self.assertEqual(int(Unit(units / "blockd-qmp@.socket")["Socket"]["DirectoryMode"], 8) & 0o055, 0o055)
+        self.assertEqual(Unit(units / "blockd@.service")["Service"]["RuntimeDirectoryPreserve"], "yes")
+
+    def test_an_upgrade_takes_no_disks_away(self) -> None:
+        control = self.root / "control"
+        run("dpkg-deb", "--control", self.package, str(control))
+        commands = [
+            line.split()[1] for line in (control / "postinst").read_text().splitlines() if line.split()[:1] == ["systemctl"]
+        ]
+        self.assertEqual(commands, ["daemon-reload"])
+
+    def test_the_configuration_says_what_may_be_opened(self) -> None:
+        self.installed()
+        service = Unit(self.root / "usr/lib/systemd/system/blockd@.service")["Service"]
+        self.assertNotIn("--allow-path", service["ExecStart"])  # it would replace the key of that name
+
     def test_the_service_runs_as_its_unit_says(self) -> None:
         self.installed()
         service = Unit(self.root / "usr/lib/systemd/system/blockd@.service")["Service"]

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,7 +70,8 @@ func (a *Access) settle(path string, dev, ino uint64) error {
 
 // admits tells whether the user of a connection may have it. Who is refused is
 // logged.
-func (a *Access) admits(c *Conn, path string) bool {
+func (l *Listener) admits(c *Conn) bool {
+	a := &l.access
 	if a.Users == nil || c.Domain() != unix.AF_UNIX {
 		return true
 	}
@@ -77,37 +79,66 @@ func (a *Access) admits(c *Conn, path string) bool {
 	if ok && (cred.Uid == 0 || cred.Uid == uint32(os.Geteuid()) || slices.Contains(a.Users, cred.Uid)) {
 		return true
 	}
-	slog.Warn("a connection was refused: its user is not allowed", "socket", path, "uid", cred.Uid, "pid", cred.Pid)
+	if before, tell := l.refused.take(clock.Real().Now()); tell {
+		slog.Warn("a connection was refused: its user is not allowed", "socket", l.path, "uid", cred.Uid, "pid", cred.Pid, "untold", before)
+	}
 	return false
 }
 
-// startTime is how long a start waits for others that start in the same folder.
-const startTime = 5 * time.Second
+// refusals bound what the log says of those who are refused: they may come as
+// often as they like, and the log, and the disk that it is on, is for others too.
+type refusals struct {
+	mu     sync.Mutex
+	last   time.Time // +checklocks:mu
+	untold int       // +checklocks:mu
+}
+
+// refusalPause is the least time between two lines about one socket.
+const refusalPause = time.Second
+
+// take notes a refusal; tell: it is to be logged, with how many before it were
+// not.
+func (r *refusals) take(now time.Time) (untold int, tell bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.last.IsZero() && now.Sub(r.last) < refusalPause {
+		r.untold++
+		return 0, false
+	}
+	untold, r.untold, r.last = r.untold, 0, now
+	return untold, true
+}
+
+// startTime is how long a start waits for others that start in the same folder,
+// which takes them no time: who holds the lock for longer is no start, but
+// anybody who may read the folder.
+const startTime = 2 * time.Second
+
+// lockPause is the time between two attempts to get the lock.
+const lockPause = 10 * time.Millisecond
 
 // clearWay removes what an earlier run has left at the path. Until done is
 // called, no other start in the same folder does, so that none takes the socket
-// of one that has just begun for a left one.
-func clearWay(ctx context.Context, path string) (done func(), err error) {
+// of one that has just begun for a left one; none is waited for longer than
+// wait.
+func clearWay(ctx context.Context, path string, wait time.Duration) (done func(), err error) {
 	done = func() {}
 	inUse := func(why string) error {
 		return qapi.Errorf("Failed to bind socket to %s: %s", path, why)
 	}
 	if dir, err := os.Open(filepath.Dir(path)); err == nil {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		timer := clock.Real().AfterFunc(startTime, cancel)
-		defer timer.Stop()
-		for {
-			err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-			if err == nil {
+		for until := clock.Real().Now().Add(wait); ; {
+			// Some file systems have no locks, and say so.
+			if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
 				break
 			}
-			if err != unix.EWOULDBLOCK {
-				break // a file system without locks
+			if clock.Until(clock.Real(), until) <= 0 {
+				slog.Warn("somebody holds the lock of a socket's directory", "socket", path)
+				break
 			}
-			if clock.Real().Sleep(ctx, startTime/500) != nil {
+			if err := clock.Real().Sleep(ctx, lockPause); err != nil {
 				dir.Close()
-				return done, inUse("another start holds the directory")
+				return done, err
 			}
 		}
 		done = func() { dir.Close() }

@@ -43,6 +43,7 @@ type Listener struct {
 	dev, ino uint64
 	tempDir  string // made for a socket without a name
 	access   Access
+	refused  refusals
 }
 
 // newListener takes over fd, a socket that listens.
@@ -63,7 +64,7 @@ func newListener(fd int, asked qapi.SocketAddress) (*Listener, error) {
 
 // Listen opens the sockets that an address stands for. takeFD hands over a
 // descriptor by number or name, for addresses of type fd. Errors are
-// *qapi.Error, or the context's while a name is looked up.
+// *qapi.Error, or the context's while a name is looked up or a lock is waited for.
 func Listen(ctx context.Context, a *qapi.SocketAddress, o ListenOptions, takeFD func(string) (int, error)) ([]*Listener, error) {
 	switch a.Type {
 	case qapi.SocketAddressTypeInet:
@@ -138,7 +139,7 @@ func bindUnix(ctx context.Context, asked *qapi.SocketAddress, addr *qapi.UnixSoc
 	switch {
 	case abstract:
 	case o.Access.Exclusive:
-		done, err := clearWay(ctx, path)
+		done, err := clearWay(ctx, path, startTime)
 		defer done()
 		if err != nil {
 			unix.Close(fd)
@@ -386,7 +387,7 @@ func (l *Listener) accept() (*Conn, error) {
 func (l *Listener) acceptAdmitted() (*Conn, error) {
 	for {
 		c, err := l.accept()
-		if err != nil || l.access.admits(c, l.path) {
+		if err != nil || l.admits(c) {
 			return c, err
 		}
 		c.Close()

@@ -1,7 +1,7 @@
 package sockets
 
 import (
-	"blockd/qapi"
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -9,8 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"blockd/qapi"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -225,6 +228,44 @@ func TestExclusiveStartsTakeTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// TestAForeignLockDelaysNoStart: who may read a directory may lock it.
+func TestAForeignLockDelaysNoStart(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir.Name(), "s")
+	done, err := clearWay(t.Context(), path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := clearWay(ctx, path, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("a start that was given up: %v", err)
+	}
+}
+
+func TestRefusalsAreLoggedNowAndThen(t *testing.T) {
+	var r refusals
+	now := time.Unix(1000, 0)
+	for _, c := range []struct {
+		after  time.Duration
+		untold int
+		tell   bool
+	}{{0, 0, true}, {0, 0, false}, {refusalPause - 1, 0, false}, {1, 2, true}, {refusalPause, 0, true}} {
+		now = now.Add(c.after)
+		if untold, tell := r.take(now); untold != c.untold || tell != c.tell {
+			t.Errorf("%v: %d %v", c, untold, tell)
+		}
+	}
 }
 
 func TestExclusiveTakesNothingAway(t *testing.T) {
