@@ -312,6 +312,7 @@ Everything is read when it is scraped; requests and jobs do not know of it. Besi
 - At most %d nodes, %d users, %d jobs and %d exports have series, the oldest first; `+"`blockd_left_out`"+` tells how many have none. A value of a label has at most %d bytes; a longer one is cut, with a hash behind.
 - [monitoring](monitoring) has an example dashboard for Grafana and alert rules for Prometheus.
 - Two scrapes are answered at a time; a third gets status 503.
+- What a job moves a second is `+"`rate(blockd_job_current_progress[1m])`"+`, and the seconds that it needs yet are `+"`(blockd_job_final_progress - blockd_job_current_progress) / rate(blockd_job_current_progress[1m])`"+`; the dashboard shows both.
 - The classes of the histogram end at 0.1, 0.5, 2.5, 10, 50 and 250 milliseconds and at 2 seconds. It counts from the opening of the address on, and is there for operations that have happened. A quantile is `+"`histogram_quantile(0.99, sum by (id, op, le) (rate(blockd_operation_duration_seconds_bucket[5m])))`"+`.
 
 | Metric | Type | Labels | Meaning |

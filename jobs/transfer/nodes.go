@@ -67,7 +67,7 @@ func (n *Nodes) Use(tx *blockgraph.Tx, node *blockgraph.Node, name string, perm,
 
 // Open returns another root over a node, for the job's own requests.
 func (n *Nodes) Open(tx *blockgraph.Tx, node *blockgraph.Node, perm, shared blockgraph.Perm) (*blockgraph.Root, error) {
-	r, err := tx.NewRoot(node, blockgraph.RootOptions{Perm: perm, Shared: shared, StayAtNode: true})
+	r, err := tx.NewRoot(node, blockgraph.RootOptions{Label: "job " + n.job.ID(), Perm: perm, Shared: shared, StayAtNode: true})
 	if err == nil {
 		n.roots = append(n.roots, r)
 	}
