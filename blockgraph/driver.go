@@ -79,6 +79,9 @@ type Caps struct {
 	CopyOnRead      Capability // ReadV takes CopyOnRead and Prefetch
 	// Grow: a write past the end makes the node longer (files).
 	Grow bool
+	// FreshZero: what is new when the node becomes longer, by a write past its end
+	// or by Truncate, reads as zeroes where nothing has been written.
+	FreshZero bool
 	// Backing: the format has backing files; what is unallocated here is read
 	// from there by the driver.
 	Backing bool
@@ -193,7 +196,8 @@ type ChildSpec struct {
 // The optional interfaces of a driver, found at open.
 
 // Truncater changes the length of a node. exact: fail rather than end up larger (a block device).
-// zeroed: a grown range must read as zeroes even if a backing file is longer.
+// zeroed: a grown range must read as zeroes even if a backing file is longer,
+// and without Caps.FreshZero.
 //
 //blockd:io
 type Truncater interface {

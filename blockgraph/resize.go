@@ -8,26 +8,26 @@ func (tx *Tx) Resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode
 	if err != nil {
 		return err
 	}
-	if err := tx.resize(n, size, exact, prealloc); err != nil {
+	if err := tx.resize(n, size, exact, prealloc, false); err != nil {
 		return err
 	}
 	return tx.CloseRoot(r)
 }
 
 // ResizeRoot is Resize by a root that has PermResize already and may not share
-// it.
+// it. What is new reads as zeroes, as jobs rely on.
 func (tx *Tx) ResizeRoot(r *Root, size int64) error {
-	return tx.resize(r.Node(), size, false, qapi.PreallocModeOff)
+	return tx.resize(r.Node(), size, false, qapi.PreallocModeOff, !r.Node().Caps().FreshZero)
 }
 
-func (tx *Tx) resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode) error {
+func (tx *Tx) resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	if err := tx.Drain(n); err != nil {
 		return err
 	}
 	for _, below := range tx.below([]*Node{n}) {
 		tx.anticipate(below)
 	}
-	if err := n.truncate(tx.ctx, size, exact, prealloc, false); err != nil {
+	if err := n.truncate(tx.ctx, size, exact, prealloc, zeroed); err != nil {
 		return err
 	}
 	tx.resizeAbove(n) // filters above follow

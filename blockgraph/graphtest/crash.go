@@ -30,6 +30,7 @@ type CrashOp struct {
 	Size    int64    // of a truncation, in bytes
 	Cut     bool     // of a truncation: the file became shorter
 	Discard bool     // of a write: it is what a discard left
+	Dirt    byte     // what a longer file has where nothing was written
 	Seq     int64    // place in the log of all files
 	Points  []string // fault points that were passed before it
 }
@@ -38,7 +39,7 @@ type CrashOp struct {
 func (op *CrashOp) Apply(b []byte, keep func(sector int64) bool) []byte {
 	longer := func(n int64) {
 		if n > int64(len(b)) {
-			b = append(b, make([]byte, n-int64(len(b)))...)
+			b = append(b, bytes.Repeat([]byte{op.Dirt}, int(n)-len(b))...)
 		}
 	}
 	switch {

@@ -47,7 +47,7 @@ func NewMemory(size int64) *Memory {
 	m := &Memory{
 		Cap: blockgraph.Caps{
 			WriteZeroes: blockgraph.CapNative, MayUnmap: blockgraph.CapNative,
-			Discard: blockgraph.CapNative, Compressed: blockgraph.CapNative,
+			Discard: blockgraph.CapNative, Compressed: blockgraph.CapNative, FreshZero: true,
 		},
 		data: make([]byte, size), written: make([]bool, (size+Block-1)/Block),
 	}

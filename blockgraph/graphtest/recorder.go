@@ -150,7 +150,7 @@ func (r *Recorder) Close(context.Context) error { return nil }
 func (r *Recorder) Limits() blockgraph.Limits { return blockgraph.Limits{} }
 
 func (r *Recorder) Caps() blockgraph.Caps {
-	return blockgraph.Caps{WriteZeroes: blockgraph.CapNative, MayUnmap: blockgraph.CapNative, Discard: blockgraph.CapNative, Grow: true}
+	return blockgraph.Caps{WriteZeroes: blockgraph.CapNative, MayUnmap: blockgraph.CapNative, Discard: blockgraph.CapNative, Grow: true, FreshZero: true}
 }
 
 // PrepareReopen has nothing to do.

@@ -73,5 +73,6 @@ func (f *Filter) Limits() blockgraph.Limits {
 
 // Caps implements blockgraph.LimitsReader. FUA is a flush, which is logged.
 func (f *Filter) Caps() blockgraph.Caps {
-	return blockgraph.Caps{WriteZeroes: blockgraph.CapNative, Discard: blockgraph.CapNative, Grow: f.Through.Caps().Grow}
+	c := f.Through.Caps()
+	return blockgraph.Caps{WriteZeroes: blockgraph.CapNative, Discard: blockgraph.CapNative, Grow: c.Grow, FreshZero: c.FreshZero}
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"blockd/blockgraph"
+	"blockd/ioengine"
 	"blockd/qapi"
 )
 
@@ -126,13 +127,36 @@ func (d *driver) Size(ctx context.Context) (int64, error) {
 }
 
 // Truncate resizes the file. What is new reads as the decryption of whatever
-// the file then has.
-func (d *driver) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, _ bool) error {
+// the file then has, unless zeroed has zeroes written there.
+func (d *driver) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	start := d.volume.PayloadOffset()
 	if size > math.MaxInt64-start {
 		return blockgraph.Errorf(syscall.EFBIG, "The requested file size is too large")
 	}
-	return d.node.File().Truncate(ctx, size+start, exact, prealloc, false)
+	old := d.node.Size()
+	if err := d.node.File().Truncate(ctx, size+start, exact, prealloc, false); err != nil || !zeroed {
+		return err
+	}
+	if err := d.zero(ctx, old, size&^(SectorSize-1)); err != nil {
+		_ = d.node.File().Truncate(context.WithoutCancel(ctx), old+start, false, qapi.PreallocModeOff, false)
+		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to zero out the new area: %s", blockgraph.Strerror(err))
+	}
+	return nil
+}
+
+// zero writes encrypted zeroes to bytes [off, end).
+func (d *driver) zero(ctx context.Context, off, end int64) error {
+	for off < end {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		v := blockgraph.MakeIOVec(ioengine.Zeroes(end - off))
+		if err := d.WriteV(ctx, off, v, 0); err != nil {
+			return err
+		}
+		off += v.Len()
+	}
+	return nil
 }
 
 // ImageInfo describes the encryption, and has the file's cluster size.
@@ -155,10 +179,11 @@ func (d *driver) Limits() blockgraph.Limits {
 	return blockgraph.Limits{RequestAlignment: SectorSize}
 }
 
-// Caps: a write can be made durable where the file's can.
+// Caps: a write can be made durable where the file's can. The disk grows with
+// the file, and what is new is no zeroes when decrypted.
 func (d *driver) Caps() blockgraph.Caps {
 	c := d.node.File().Child().Caps()
-	return blockgraph.Caps{FUA: c.FUA, WriteUnchanged: c.WriteUnchanged}
+	return blockgraph.Caps{FUA: c.FUA, WriteUnchanged: c.WriteUnchanged, Grow: c.Grow}
 }
 
 // ChildPerms are those of a filter more than those of a format: others may

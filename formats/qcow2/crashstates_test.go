@@ -30,7 +30,7 @@ func (c *crashDisk) rebuild(k int, keep func(op, sector int) bool) *memFile {
 	for i, op := range c.f.log[:k] {
 		b = op.Apply(b, func(s int64) bool { return i < last || keep(i, int(s)) })
 	}
-	return &memFile{b: b}
+	return &memFile{b: b, dirt: c.f.dirt}
 }
 
 // walk goes through the logs of all files.
@@ -47,7 +47,7 @@ func (c *crashDisk) walk() *graphtest.CrashWalk {
 func (c *crashDisk) crashed(x *graphtest.CrashState) *crash {
 	s := &crash{CrashState: x}
 	for i, y := range c.files {
-		s.files = append(s.files, &crashFile{name: y.name, qcow2: y.qcow2, f: &memFile{b: bytes.Clone(x.Files[i])}})
+		s.files = append(s.files, &crashFile{name: y.name, qcow2: y.qcow2, f: &memFile{b: bytes.Clone(x.Files[i]), dirt: y.f.dirt}})
 	}
 	linkData(c.files, s.files)
 	return s

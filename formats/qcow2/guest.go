@@ -17,9 +17,10 @@ import (
 // host is a byte offset in the child that holds the data, and within a run of
 // it guest bytes lie one after the other.
 
-// freshReadsZero tells whether places that nobody ever wrote read as zeroes to
-// the guest, so that the rest of a new cluster need not be written.
-func (d *Driver) freshReadsZero() bool { return d.crypt == nil }
+// freshReadsZero tells whether places past the end of the file, when it becomes
+// longer, read as zeroes to the guest, so that the rest of a new cluster need not
+// be written. Metadata is always written whole.
+func (d *Driver) freshReadsZero() bool { return d.crypt == nil && d.dataFile().FreshZero() }
 
 // checkGuestOverlap holds that guest data may be written at host.
 func (d *Driver) checkGuestOverlap(host, n int64) error {

@@ -22,6 +22,7 @@ type memFile struct {
 	mu     sync.RWMutex
 	b      []byte
 	fixed  bool // does not grow
+	dirt   byte // what a longer file has where nothing was written
 	log    []graphtest.CrashOp
 	record bool
 	// seq numbers what is recorded; files that are cut by the same crash share
@@ -49,7 +50,7 @@ func (f *memFile) note(op graphtest.CrashOp) {
 	if f.seq == nil {
 		f.seq = new(atomic.Int64)
 	}
-	op.Seq = f.seq.Add(1) - 1
+	op.Seq, op.Dirt = f.seq.Add(1)-1, f.dirt
 	op.Points, f.passed = f.passed, nil
 	f.log = append(f.log, op)
 }
@@ -114,17 +115,17 @@ func (f *memFile) change(off int64, v *blockgraph.IOVec, discard bool) error {
 }
 
 func (f *memFile) resize(n int64) {
+	old := min(n, int64(len(f.b)))
 	if n <= int64(cap(f.b)) {
-		old := len(f.b)
 		f.b = f.b[:n]
-		if int(n) > old {
-			clear(f.b[old:])
-		}
-		return
+	} else {
+		b := make([]byte, n, n+n/2)
+		copy(b, f.b)
+		f.b = b
 	}
-	b := make([]byte, n, n+n/2)
-	copy(b, f.b)
-	f.b = b
+	if clear(f.b[old:]); f.dirt != 0 {
+		copy(f.b[old:], bytes.Repeat([]byte{f.dirt}, int(n-old)))
+	}
 }
 
 func (f *memFile) WriteZeroes(ctx context.Context, off, n int64, _ blockgraph.Flags) error {
@@ -185,6 +186,7 @@ func (f *memFile) Size() int64 {
 	return int64(len(f.b))
 }
 func (f *memFile) Grows() bool            { return !f.fixed }
+func (f *memFile) FreshZero() bool        { return f.dirt == 0 }
 func (f *memFile) Node() *blockgraph.Node { return nil }
 func (f *memFile) ReadsZero(_ context.Context, off, n int64) bool {
 	f.mu.RLock()
@@ -234,6 +236,10 @@ func externalRaw(o *qapi.BlockdevCreateOptionsQcow2) {
 	o.DataFileRaw = ptr(true)
 }
 func extended(o *qapi.BlockdevCreateOptionsQcow2) { o.ExtendedL2 = ptr(true) }
+
+// dirty is for a file that has garbage where it becomes longer.
+func dirty(o *qapi.BlockdevCreateOptionsQcow2) { o.File.Reference = ptr("dirty") }
+
 func prealloc(m qapi.PreallocMode) imageOption {
 	return func(o *qapi.BlockdevCreateOptionsQcow2) { o.Preallocation = &m }
 }
@@ -247,8 +253,11 @@ func newImage(t testing.TB, size int64, opts ...imageOption) *memFile {
 		set(o)
 	}
 	l := loneFile{f: f, keys: testKeys}
+	if o.File.Reference != nil {
+		f.dirt = 0xa5
+	}
 	if o.DataFile != nil {
-		f.data, f.dataPath = &memFile{}, filepath.Join(t.TempDir(), "data.raw")
+		f.data, f.dataPath = &memFile{dirt: f.dirt}, filepath.Join(t.TempDir(), "data.raw")
 		l.external, l.dataName = f.data, f.dataPath
 	}
 	if err := l.create(ctxb, o); err != nil {

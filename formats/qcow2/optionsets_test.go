@@ -61,5 +61,10 @@ var optionSets = []optionSet{
 	{name: "encrypted", cluster: 4096, opts: []imageOption{encrypted}},
 	{name: "encrypted-v2", cluster: 1024, v2: true, opts: []imageOption{encryptedAES}},
 	{name: "encrypted-extended", cluster: 16 << 10, opts: []imageOption{extended, encryptedAES}, run: smallCache},
+	{name: "garbage", cluster: 1024, opts: []imageOption{dirty}},
+	{name: "garbage-v2", cluster: 4096, v2: true, opts: []imageOption{dirty}, run: smallCache},
+	{name: "garbage-extended", cluster: 16 << 10, opts: []imageOption{dirty, extended}},
+	{name: "garbage-data-file", cluster: 4096, opts: []imageOption{dirty, external}},
+	{name: "garbage-preallocated", cluster: 4096, opts: []imageOption{dirty, prealloc(qapi.PreallocModeMetadata)}},
 	{name: "preallocated", cluster: 4096, opts: []imageOption{prealloc(qapi.PreallocModeMetadata)}},
 }

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"context"
+	"math"
 
 	"blockd/blockgraph"
 	"blockd/qapi"
@@ -67,9 +68,11 @@ func (d *Driver) tryPreallocate(first, end int64) (*allocation, int64, error) {
 	for first+a.n < end && d.h.reservable(s.load(p.entry+a.n)) {
 		a.n++
 	}
-	// With subclusters they stay what they are, and have a place for later; in
-	// an encrypted image they are marked as zeroes, since what lies there is not.
-	a.reserve = d.h.extended && !d.h.raw || d.crypt != nil && d.h.version >= 3
+	// With subclusters they stay what they are, and have a place for later; where
+	// what lies there is no zeroes to the guest, as in an encrypted image, they are
+	// marked as zeroes.
+	f := d.dataFile()
+	a.reserve = !d.h.raw && (d.h.extended || d.h.version >= 3 && (d.crypt != nil || f.Grows() && !f.FreshZero()))
 	r := &d.refs
 	if d.file().Grows() && !d.h.external {
 		r.hint[1] = max(r.hint[1], r.untouched)
@@ -116,6 +119,9 @@ func (d *Driver) extend(ctx context.Context, a *allocation, mode qapi.PreallocMo
 // of reserved places is nobody's.
 func (d *Driver) clearStale(ctx context.Context, a *allocation, stale int64) error {
 	off := a.host << d.h.clusterBits
+	if !d.dataFile().FreshZero() {
+		stale = math.MaxInt64
+	}
 	n := min(off+a.n<<d.h.clusterBits, stale, d.dataFile().Size()) - off
 	if n <= 0 || d.h.raw || a.reserve {
 		return nil

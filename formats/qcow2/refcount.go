@@ -51,7 +51,7 @@ type refcounts struct {
 	// wrapped: the search that is going on has begun anew at 0.
 	wrapped bool
 	// untouched is the first cluster that nobody ever wrote: from there on the
-	// file reads as zeroes.
+	// file reads as zeroes, if what is new in it does.
 	untouched int64
 }
 

@@ -23,6 +23,8 @@ type storage interface {
 	Size() int64
 	// Grows tells whether a write past the end makes it longer.
 	Grows() bool
+	// FreshZero tells whether what is new in a longer file reads as zeroes.
+	FreshZero() bool
 	// ReadsZero tells whether a range is known to read as zeroes through the
 	// whole chain below.
 	ReadsZero(ctx context.Context, off, n int64) bool
@@ -47,6 +49,7 @@ type edge struct{ *blockgraph.Edge }
 
 func (e edge) Size() int64            { return e.Child().Size() }
 func (e edge) Grows() bool            { return e.Child().Caps().Grow }
+func (e edge) FreshZero() bool        { return e.Child().Caps().FreshZero }
 func (e edge) Node() *blockgraph.Node { return e.Child() }
 
 // Discard does nothing without the permission to write. The edge to a data file has

@@ -319,6 +319,7 @@ func (d *driver) Caps() blockgraph.Caps {
 		Discard:        blockgraph.CapNative,
 		WriteUnchanged: blockgraph.CapNative,
 		Grow:           c.Grow,
+		FreshZero:      c.FreshZero,
 	}
 }
 

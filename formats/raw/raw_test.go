@@ -168,7 +168,19 @@ func TestResizeLeavesWhatIsBeforeTheOffset(t *testing.T) {
 	if st, _ := os.Stat(path); st.Size() != 14_336 || r.Size() != 10_240 {
 		t.Errorf("file %d, node %d bytes", st.Size(), r.Size())
 	}
-	if err := resize(1<<63 - 1); err == nil || err.Error() != "Disk size too large for the chosen offset" {
+}
+
+func TestResizePastTheLongestFile(t *testing.T) {
+	path := image(t, 0)
+	if err := os.Truncate(path, 2<<30); err != nil { // a hole
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	r := w.mustOpen(rawOptions(path, ptr(int64(2<<30)), nil))
+	err := w.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
+		return tx.Resize(r.Node(), blockgraph.MaxSize, true, qapi.PreallocModeOff)
+	})
+	if err == nil || err.Error() != "Disk size too large for the chosen offset" {
 		t.Error(err)
 	}
 }

@@ -490,6 +490,69 @@ class Luks(Common, Encrypted):
         images.check(path)
 
 
+    def qcow2_over_it(self, **options: Any) -> None:
+        """A qcow2 image of which an encrypted disk, of no length at first, is the file: it grows by guests' writes."""
+        path = self.created("a", 0)
+        create = {"driver": "qcow2", "file": "a", "size": 4 * MiB, "cluster-size": 16 * KiB, **options}
+        self.assertEqual(self.run_create(create), "")
+        self.add_qcow2("a")
+        model = bytearray(4 * MiB)
+        for size in (4 * MiB, 9 * MiB + 512):
+            model += bytes(size - len(model))
+            if size > 4 * MiB:
+                self.qmp.cmd("block_resize", node_name="q", size=size)
+            guest, identity = self.connected("q")
+            for n in range(24):
+                data = self.random_bytes(700 * n + 1, n)
+                offset = (n * 1_234_567 + size // 3) % (size - len(data))
+                guest.write(offset, data)
+                model[offset : offset + len(data)] = data
+            guest.handle.zero(50_000, 100_000)
+            model[100_000:150_000] = bytes(50_000)
+            self.assertEqual(guest.read(0, size), bytes(model))
+            guest.close()
+            self.unexport(identity, "hard")
+        self.qmp.cmd("blockdev-del", node_name="q")
+        self.add_qcow2("a")
+        self.assertEqual(self.read("q", 0, len(model)), bytes(model))
+        self.qmp.cmd("blockdev-del", node_name="q")
+        self.close("a")
+        below = f"driver=qcow2,file.driver=luks,file.key-secret=s,file.file.filename={path}"
+        images.run_tool("qemu-img", "check", *OBJECTS, "--image-opts", below)
+        raw = self.path("model.raw")
+        Path(raw).write_bytes(model)
+        images.run_tool("qemu-img", "compare", *OBJECTS, "--image-opts", below, f"driver=raw,file.filename={raw}")
+
+    def add_qcow2(self, file: str) -> None:
+        """A node q of a qcow2 image in the node FILE."""
+        self.qmp.cmd("blockdev-add", driver="qcow2", file=file, node_name="q")
+
+    def test_qcow2_over_it(self) -> None:
+        self.qcow2_over_it()
+
+    def test_qcow2_of_version_2_over_it(self) -> None:
+        self.qcow2_over_it(version="v2")
+
+    @blockd_only("the rival shows noise")
+    def test_preallocated_qcow2_over_it(self) -> None:
+        self.qcow2_over_it(preallocation="metadata")
+
+    @blockd_only("of what the base gets behind its end the rival leaves noise")
+    def test_commit_makes_it_longer(self) -> None:
+        path = self.created()
+        base = self.random_bytes(SIZE)
+        self.written("a", base)
+        overlay = self.create_image("o", 2 * SIZE)
+        self.add_node("o", overlay, "qcow2", backing="a")
+        self.written("o", b"x" * 700, SIZE + 65536)
+        self.run_job("block-commit", job_id="c", device="o", wait_for="ready")
+        self.qmp.cmd("job-complete", id="c")
+        self.wait_status("c", "null")
+        self.qmp.cmd("blockdev-del", node_name="o")
+        self.close("a")
+        self.assert_holds(path, base + bytes(65536) + b"x" * 700 + bytes(SIZE - 65536 - 700))
+
+
 class Qcow2(Common, Encrypted):
     """LUKS within a qcow2 image."""
 

@@ -63,16 +63,8 @@ func canUnmap(n *blockgraph.Node) bool {
 	return n.Caps().MayUnmap == blockgraph.CapNative && o.Discard != nil && *o.Discard == qapi.BlockdevDiscardOptionsUnmap
 }
 
-// startsZero tells whether an image that was made for the job reads as zeroes:
-// it does in a file, and a format with clusters has none at first.
-func startsZero(n *blockgraph.Node) bool {
-	for n = n.SkipFilters(); !n.Type().Protocol; n = n.File().Child() {
-		if n.Type().BackingOption != nil {
-			return true
-		}
-	}
-	return n.Type().Name == string(qapi.BlockdevDriverFile)
-}
+// startsZero tells whether an image that was made for the job reads as zeroes.
+func startsZero(n *blockgraph.Node) bool { return n.Caps().FreshZero }
 
 // staysZero tells whether what reads as zeroes on the target without having been
 // written still does when it gets its backing file.

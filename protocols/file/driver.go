@@ -182,6 +182,7 @@ func (d *driver) Caps() blockgraph.Caps {
 		NoFallback:  blockgraph.CapNative,
 		Discard:     blockgraph.CapNative,
 		Grow:        d.kind == unix.S_IFREG,
+		FreshZero:   d.kind == unix.S_IFREG,
 	}
 }
 
