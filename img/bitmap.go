@@ -57,6 +57,7 @@ func bitmapCommand(t *tool) *cobra.Command {
 		f.Lookup(a.name).NoOptDefVal = "true"
 	}
 	f.VarP(&actionFlag{name: "merge", list: &todo}, "merge", "", "add what the bitmap of that `name` has dirty")
+	allowEmpty(f, "add", "remove", "clear", "enable", "disable", "merge") // what is done looks at their values
 	f.StringVarP(&from.name, "source", "b", "", "the image of the bitmaps to merge")
 	from.registerFormat(f, "source-format", "F")
 	f.StringVarP(&granularity, "granularity", "g", "", "bytes per bit, for --add")

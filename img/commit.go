@@ -35,7 +35,7 @@ func commitCommand(t *tool) *cobra.Command {
 		}
 		switch {
 		case into == nil && base != "":
-			return fmt.Errorf("Did not find '%s' in the backing chain of '%s'", base, o.name)
+			return errNotInChain(base, o.name)
 		case into == nil:
 			return fmt.Errorf("Image does not have a backing file")
 		}
@@ -59,6 +59,10 @@ func commitCommand(t *tool) *cobra.Command {
 	f.StringVarP(&rate, "rate", "r", "", "bytes per second, 0 for no limit")
 	f.BoolVarP(&show, "progress", "p", false, "show progress")
 	return cmd
+}
+
+func errNotInChain(base, name string) error {
+	return fmt.Errorf("Did not find '%s' in the backing chain of '%s'", base, name)
 }
 
 // empty gives up what an image has of its own, where its format can do so.

@@ -118,7 +118,7 @@ func (c *conversion) check(given func(option string) bool) (err error) {
 	case c.blank && !c.existing:
 		return errors.New("--target-is-zero requires use of -n flag")
 	}
-	if c.to.format == "" && !c.to.imageOpts {
+	if !given("output-format") && !c.to.imageOpts {
 		c.to.format = "raw"
 	}
 	c.parsed, err = parseOptions(c.options)

@@ -75,6 +75,9 @@ func (t *tool) command(use, short string, args cobra.PositionalArgs, run func(s 
 		Use: use, Short: short, Args: args, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.ctx = cmd.Context()
+			if err := checkGiven(cmd, args); err != nil {
+				return err
+			}
 			if err := s.open(); err != nil {
 				return err
 			}

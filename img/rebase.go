@@ -31,6 +31,7 @@ func rebaseCommand(t *tool) *cobra.Command {
 	f.StringVarP(&o.cache, "cache", "t", "", "cache mode")
 	f.StringVarP(&r.sourceCache, "source-cache", "T", "", "cache mode of the backing files")
 	f.BoolVarP(&r.show, "progress", "p", false, "show progress")
+	allowEmpty(f, "backing", "backing-format")
 	cmd.PreRun = func(cmd *cobra.Command, _ []string) { r.alone = cmd.Flags().Changed("backing") && r.backing == "" }
 	return cmd
 }

@@ -103,6 +103,8 @@ class Convert(CopyCase):
         self.same_words("convert", "-l", "three", "-O", "raw", "base.qcow2", "out.raw")
         self.same_words("convert", "-l", "snapshot.id=1,snapshot.name=two", "-O", "raw", "base.qcow2", "out.raw")
         self.same_words("convert", "-l", "one", "-O", "raw", "base.qcow2", "base.qcow2", "out.raw")
+        self.same_words("convert", "-l", "", "-O", "raw", "base.qcow2", "out.raw")
+        self.same_words("measure", "-l", "", "-O", "raw", "base.qcow2")
 
     def test_salvage(self) -> None:
         self.chain()
@@ -141,6 +143,8 @@ class Convert(CopyCase):
             ("-m", "0", *qcow2),
             ("-m", "17", *qcow2),
             ("-r", "x", *qcow2),
+            ("-r", "", *qcow2),
+            ("-O", "", "top.qcow2", "out.raw"),
             ("-C", "-c", *qcow2),
             ("-C", "-S", "4k", *qcow2),
             ("-C", "--salvage", *qcow2),
@@ -171,6 +175,12 @@ class Convert(CopyCase):
 
 class Commit(CopyCase):
     """commit without -d."""
+
+    def test_an_empty_base_is_none_of_the_chain(self) -> None:
+        self.chain()
+        self.same_words("commit", "-b", "", "top.qcow2")
+        for name in ("base.qcow2", "top.qcow2"):
+            self.same_image(name)
 
     def test_the_image_is_emptied(self) -> None:
         for options in ("compat=1.1", "compat=0.10", "extended_l2=on", "cluster_size=4k"):

@@ -178,8 +178,7 @@ func (s *Scheduler) lend() {
 		t.lent = now.Sub(t.since) >= after
 		return t.lent
 	})
-	s.serve(now)
-	s.lendLater(now)
+	s.serve(now) // arms it again while somebody waits
 }
 
 // full tells whether the process has kept its cores busy since the lender was
