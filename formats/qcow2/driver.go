@@ -120,7 +120,7 @@ func (d *Driver) Caps() blockgraph.Caps {
 		OnlyUnallocated: blockgraph.CapNative,
 		Backing:         true,
 	}
-	c.FreshZero = !d.h.raw || d.dataFile().FreshZero()
+	c.FreshZero = !d.h.raw // whose data file may have anything there
 	if d.h.version >= 3 {
 		c.MayUnmap, c.NoFallback = blockgraph.CapNative, blockgraph.CapNative
 	}
