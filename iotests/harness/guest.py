@@ -14,9 +14,12 @@ from typing import Any, Callable, Optional
 from .deadline import DEFAULT_SECONDS, SCALE, DeadlineExceeded
 
 try:
-    import nbd
+    import nbd  # type: ignore[import]
 except ImportError:  # pragma: no cover - the runner reports it once for every test that needs it
     nbd = None
+
+# Whether the binding is installed.
+LIBNBD = nbd is not None
 
 # The largest single request of the random writer, in bytes.
 _LARGEST_WRITE = 192 * 1024
