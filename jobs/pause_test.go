@@ -196,6 +196,35 @@ func TestReadyJobCompletesOrIsCancelledSoftly(t *testing.T) {
 	})
 }
 
+// TestCompleteIsRefusedOfAJobThatLeaves: who has asked a ready job to end as it
+// is cannot have it pivot any more, though it has not changed its state yet.
+func TestCompleteIsRefusedOfAJobThatLeaves(t *testing.T) {
+	synced(t, func(t *testing.T, b *bench) {
+		m := &mirrorLike{fake: *newFake(b, "m"), completed: make(chan struct{})}
+		j, err := b.set.Create(Options{ID: "m", Block: true}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.Start()
+		synctest.Wait()
+		b.take()
+		e := b.do("m", func(j *Job) error {
+			if err := j.BlockCancel(false); err != nil {
+				return err
+			}
+			if s := j.Status(); s != ready {
+				t.Errorf("the job is %s", s)
+			}
+			return j.Complete()
+		})
+		if e != "The active block job 'm' cannot be completed" {
+			t.Error(e)
+		}
+		synctest.Wait()
+		b.expect("m waiting", "m pending", "m COMPLETED", "m concluded", "m null")
+	})
+}
+
 func TestCompleteOfAPausedReadyJobTakesEffectOnResume(t *testing.T) {
 	synced(t, func(t *testing.T, b *bench) {
 		m := &mirrorLike{fake: *newFake(b, "m"), completed: make(chan struct{})}

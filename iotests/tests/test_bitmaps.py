@@ -178,7 +178,7 @@ class Commands(BitmapCase):
         self.on("disable", "b")
         self.write((GRANULE, GRANULE))
         self.assertEqual((self.count("b"), self.bitmaps()["b"]["recording"]), (0, False))
-        self.on("enable", "b")
+        self.qmp.cmd("block-dirty-bitmap-enable", node="d", name="b")
         self.write((2 * GRANULE, GRANULE))
         self.assertEqual((self.count("b"), self.bitmaps()["b"]["recording"]), (GRANULE, True))
 

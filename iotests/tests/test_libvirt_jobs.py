@@ -40,7 +40,7 @@ def node(disk: int) -> str:
 
 
 LOOK = Step("query-named-block-nodes", {"flat": True})
-KEPT = {"auto-finalize": True, "auto-dismiss": False}
+KEPT: dict[str, Any] = {"auto-finalize": True, "auto-dismiss": False}
 
 
 def created(disk: int, path: str, **backing: str) -> list[Step]:
@@ -78,7 +78,7 @@ def dismissed(job: str) -> list[Step]:
 
 def deleted(disk: int) -> list[Step]:
     """An image is closed."""
-    return [Step("blockdev-del", {"node-name": node(disk)}), Step("blockdev-del", {"node-name": f"libvirt-{disk}-storage"})]
+    return [Step("blockdev-del", {"node-name": f"libvirt-{disk}-{layer}"}) for layer in ("format", "storage")]
 
 
 def pivoted(job: str, target: int) -> list[Step]:
@@ -186,20 +186,18 @@ class Client(QMPTestCase):
 
     def commit_intermediate(self, active: int, top: int, base: int, below: str) -> None:
         job = f"commit-vda-{node(top)}"
-        arguments = {
-            "device": node(active), "job-id": job, "top-node": node(top), "base-node": node(base), "backing-file": below,
-            **KEPT,
+        arguments: dict[str, Any] = {
+            "device": node(active), "job-id": job, "top-node": node(top), "base-node": node(base),
+            "backing-file": below, **KEPT,
         }
-        self.play(
-            Step("block-commit", arguments, (job, "waiting")), Step("query-block-jobs"),
-        )
+        self.play(Step("block-commit", arguments, (job, "waiting")), Step("query-block-jobs"))
         self.wait_status(job, "concluded")
         self.play(*dismissed(job), *deleted(top))
         self.assert_ended(job, SUCCESS)
 
     def pull(self, active: int, gone: int, **options: Any) -> None:
         job = f"pull-vda-{node(active)}"
-        arguments = {"device": node(active), "job-id": job, **options, **KEPT}
+        arguments: dict[str, Any] = {"device": node(active), "job-id": job, **options, **KEPT}
         self.play(Step("block-stream", arguments, (job, "running")), Step("query-block-jobs"))
         self.wait_status(job, "concluded")
         self.play(*dismissed(job), *deleted(gone))
@@ -208,7 +206,8 @@ class Client(QMPTestCase):
 
     def commit_active(self, active: int, base: int) -> None:
         job = f"commit-vda-{node(active)}"
-        arguments = {"device": node(active), "job-id": job, "top-node": node(active), "base-node": node(base), **KEPT}
+        chain = {"device": node(active), "top-node": node(active), "base-node": node(base)}
+        arguments: dict[str, Any] = {**chain, "job-id": job, **KEPT}
         self.play(Step("block-commit", arguments, (job, "running")), Step("query-block-jobs"))
         self.wait_status(job, "ready")
         self.play(*pivoted(job, base), *deleted(active))
@@ -216,7 +215,8 @@ class Client(QMPTestCase):
 
     def copy(self, active: int, target: int, path: str) -> None:
         job = f"copy-vda-{node(active)}"
-        arguments = {"job-id": job, "device": node(active), "target": node(target), "sync": "full", **KEPT}
+        disks = {"device": node(active), "target": node(target)}
+        arguments: dict[str, Any] = {"job-id": job, **disks, "sync": "full", **KEPT}
         self.play(
             LOOK,
             *created(target, path),
@@ -394,9 +394,8 @@ class SeveralDisks(Client):
         before = self.graph_edges()
         wrong = ("blockdev-snapshot", {"node": node(2), "overlay": "libvirt-9-format"})
         actions = [{"type": verb, "data": data} for verb, data in (self.snapshots()[0], wrong)]
-        self.assert_qmp_error(
-            "Cannot find device='libvirt-9-format' nor node-name='libvirt-9-format'", "transaction", {"actions": actions}
-        )
+        missing = "Cannot find device='libvirt-9-format' nor node-name='libvirt-9-format'"
+        self.assert_qmp_error(missing, "transaction", {"actions": actions})
         self.assertEqual(self.graph_edges(), before)
         self.play(acts(*self.snapshots()))
         self.daemon.quit()
