@@ -150,7 +150,7 @@ func (c *conversion) run(s *session) error {
 			return err
 		}
 	}
-	to, err := s.openImage(c.to, mode{writable: true, discard: c.least > 0, noBacking: c.backing != ""})
+	to, err := s.openImage(c.to, mode{writable: true, discard: c.least > 0})
 	if err != nil {
 		return err
 	}

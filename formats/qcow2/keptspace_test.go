@@ -160,3 +160,99 @@ func TestDiscardNoUnrefForgetsWhatCameBack(t *testing.T) {
 	closeImage(t, d)
 	mustCheck(t, f, true)
 }
+
+// TestADiscardUnderWayHoldsItsCluster: whoever writes to the cluster again waits,
+// so that the discard does not take what was written.
+func TestADiscardUnderWayHoldsItsCluster(t *testing.T) {
+	const cs = 64 << 10
+	for name, opts := range map[string][]imageOption{"image": nil, "data-file": {external}} {
+		t.Run(name, func(t *testing.T) {
+			f := newImage(t, 1<<20, opts...)
+			d := noUnref(t, f)
+			put(t, d, 0, fill(1, 3*cs))
+			flush(t, d)
+			if err := d.Discard(ctxb, cs, cs); err != nil {
+				t.Fatal(err)
+			}
+			file := f
+			if f.data != nil {
+				file = f.data
+			}
+			discards := 0
+			file.setFault(func(op string, _, _ int64) error {
+				if op == "discard" {
+					discards++
+					d.mu.Lock()
+					defer d.mu.Unlock()
+					for c := range int64(3) {
+						if held := d.claimed(c, c+1) != nil; held != (c == 1) {
+							t.Errorf("cluster %d: held is %v", c, held)
+						}
+					}
+				}
+				return nil
+			})
+			flush(t, d)
+			flush(t, d)
+			file.setFault(nil)
+			if discards != 1 {
+				t.Errorf("%d discards", discards)
+			}
+			put(t, d, cs, fill(2, cs)) // nobody holds it any more
+			if !bytes.Equal(get(t, d, cs, cs), fill(2, cs)) {
+				t.Error("content differs")
+			}
+			closeImage(t, d)
+			mustCheck(t, f, true)
+		})
+	}
+}
+
+// TestZeroesThatMayNotUnmapKeepTheirSpace: who writes zeroes without leave to unmap
+// wants the space to stay.
+func TestZeroesThatMayNotUnmapKeepTheirSpace(t *testing.T) {
+	const cs = 64 << 10
+	f := newImage(t, 1<<20)
+	d := noUnref(t, f)
+	put(t, d, 0, fill(1, 2*cs))
+	flush(t, d)
+	if got := punched(f, cs, func() {
+		if err := d.WriteZeroes(ctxb, 0, cs, 0); err != nil {
+			t.Fatal(err)
+		}
+		flush(t, d)
+		flush(t, d)
+	}); len(got) > 0 {
+		t.Errorf("clusters %v were discarded", got)
+	}
+	closeImage(t, d)
+	mustCheck(t, f, true)
+}
+
+// TestDiscardNoUnrefLeavesClustersThatHoldSomething: a cluster is given up when the
+// last of its subclusters holds nothing, and not before.
+func TestDiscardNoUnrefLeavesClustersThatHoldSomething(t *testing.T) {
+	const cs = 16 << 10
+	f := newImage(t, 1<<20, extended, clusterSize(cs))
+	d := noUnref(t, f)
+	put(t, d, 0, fill(1, cs))
+	flush(t, d)
+	for _, part := range []struct{ off, n, punched int64 }{{0, cs / 2, 0}, {cs / 2, cs/2 - 512, 0}, {cs - 512, 512, 1}} {
+		got := punched(f, cs, func() {
+			if err := d.Discard(ctxb, part.off, part.n); err != nil {
+				t.Fatal(err)
+			}
+			flush(t, d)
+			flush(t, d)
+		})
+		if int64(len(got)) != part.punched {
+			t.Errorf("after a discard of %d bytes at %d: clusters %v were discarded", part.n, part.off, got)
+		}
+		end := part.off + part.n
+		if !bytes.Equal(get(t, d, 0, cs), append(make([]byte, end), fill(1, int(cs-end))...)) {
+			t.Errorf("after a discard of %d bytes at %d: content differs", part.n, part.off)
+		}
+	}
+	closeImage(t, d)
+	mustCheck(t, f, true)
+}

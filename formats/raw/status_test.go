@@ -30,9 +30,9 @@ func TestRawOverAnImageHasWhatTheImageReadsFromItsBackingFile(t *testing.T) {
 		name := "raw-" + c.over
 		n := w.Add(&qapi.BlockdevOptions{Driver: qapi.BlockdevDriverRaw, NodeName: &name, Raw: &qapi.BlockdevOptionsRaw{File: qapi.BlockdevRef{Reference: &c.over}}})
 		for i, want := range c.want {
-			_, depth, err := n.StatusAbove(t.Context(), nil, int64(i)*graphtest.Cluster, graphtest.Cluster, blockgraph.StatusAllocation)
-			if err != nil || depth != want {
-				t.Errorf("over %s, cluster %d: depth %d, %v; want %d", c.over, i, depth, err, want)
+			st, depth, err := n.StatusAbove(t.Context(), nil, int64(i)*graphtest.Cluster, graphtest.Cluster, blockgraph.StatusAllocation)
+			if has := st.Flags&blockgraph.StatusAllocated != 0; err != nil || depth != want || has != (want == 1) {
+				t.Errorf("over %s, cluster %d: depth %d, allocated is %v, %v; want %d", c.over, i, depth, has, err, want)
 			}
 		}
 	}

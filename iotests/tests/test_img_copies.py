@@ -72,12 +72,19 @@ class Convert(CopyCase):
 
     def test_zeroes_hide_what_is_below(self) -> None:
         self.chain()
-        self.write("top.qcow2", "write -P 0 0 64k")
-        for options in (("-B", "base.qcow2", "-F", "qcow2"), ("-o", "backing_file=base.qcow2,backing_fmt=qcow2")):
+        self.write("top.qcow2", "write -P 0 0 64k", "write -z 2M 64k")
+        below = ("-B", "base.qcow2", "-F", "qcow2")
+        for options in (
+            below,
+            ("-o", "backing_file=base.qcow2,backing_fmt=qcow2"),
+            (*below, "-o", "compat=0.10"),  # which has no zeroes but data
+            (*below, "-c", "-o", "compat=0.10"),
+        ):
             with self.subTest(options=options):
                 self.good("convert", "-O", "qcow2", *options, "top.qcow2", "out.qcow2")
                 self.same_image("out.qcow2")
                 self.same_allocation("out.qcow2", "qcow2")
+                images.compare(str(self.ours / "out.qcow2"), str(self.images / "top.qcow2"), "qcow2", "qcow2")
 
     def test_into_a_target_that_is_zero(self) -> None:
         self.chain()
