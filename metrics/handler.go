@@ -13,10 +13,11 @@ import (
 // later.
 const maxScrapes = 2
 
-// Handler answers scrapes.
+// Handler answers scrapes. What goes wrong is logged at level debug: it is that
+// the client has left, or else the client is told.
 func Handler(s Sources) http.Handler {
 	return promhttp.HandlerFor(&gatherer{newRuntimeRegistry(), newCollector(s)}, promhttp.HandlerOpts{
-		ErrorLog:      slog.NewLogLogger(slog.Default().Handler(), slog.LevelError),
+		ErrorLog:      slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		ErrorHandling: promhttp.HTTPErrorOnError, MaxRequestsInFlight: maxScrapes,
 		// The reader is on this machine.
 		DisableCompression: true,

@@ -1,15 +1,19 @@
 package metrics
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -383,5 +387,48 @@ func BenchmarkScrape(b *testing.B) {
 		if w.Code != http.StatusOK {
 			b.Fatal(w.Body)
 		}
+	}
+}
+
+// stuckWriter is a client that does not read until it is let go, and is gone
+// then.
+type stuckWriter struct {
+	*httptest.ResponseRecorder
+	entered chan struct{}
+	leave   <-chan struct{}
+	once    sync.Once
+}
+
+func (w *stuckWriter) Write([]byte) (int, error) {
+	w.once.Do(func() { close(w.entered) })
+	<-w.leave
+	return 0, io.ErrClosedPipe
+}
+
+// TestScrapersThatDoNotReadAreFew holds how many there may be at a time, and that
+// the log has nothing of those that leave.
+func TestScrapersThatDoNotReadAreFew(t *testing.T) {
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	var logged bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&logged, nil)))
+	_, s, _ := sources(t, 1)
+	h := Handler(s)
+	leave := make(chan struct{})
+	var wait sync.WaitGroup
+	for range maxScrapes {
+		w := &stuckWriter{ResponseRecorder: httptest.NewRecorder(), entered: make(chan struct{}), leave: leave}
+		wait.Go(func() { h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil)) })
+		<-w.entered
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("status %d", w.Code)
+	}
+	close(leave)
+	wait.Wait()
+	if logged.Len() > 0 {
+		t.Errorf("logged: %s", logged.String())
 	}
 }

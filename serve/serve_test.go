@@ -201,11 +201,16 @@ func TestBadConfigurationsNameLineAndKey(t *testing.T) {
 		{"dir: !!binary YQ==\n", ":1: dir: the tag !!binary is not supported"},
 		{"nodes: [{size: 18446744073709551616000}]\n", ""},
 		{"nodes: [{size: .inf}]\n", ":1: nodes[0].size: no such number is supported"},
+		{"nodes: [" + strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth) + "]", "...: it is nested too deeply"},
 		{strings.Repeat("[", 2000) + strings.Repeat("]", 2000), ""},
 		{strings.Repeat("#\n", maxConfig), ": it is too long"},
 	} {
 		p, path, err := planOf(t, c.config, "--config", "%C", "--qmp", "q")
 		switch {
+		case strings.HasPrefix(c.want, "..."):
+			if err == nil || !strings.HasSuffix(err.Error(), c.want[3:]) {
+				t.Errorf("%.60q: %v, want %s", c.config, err, c.want)
+			}
 		case c.want == "": // read as something else, or refused: not a crash
 		case err == nil || err.Error() != path+c.want:
 			t.Errorf("%.60q: %v, want %s", c.config, err, c.want)

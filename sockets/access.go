@@ -76,13 +76,18 @@ func (l *Listener) admits(c *Conn) bool {
 		return true
 	}
 	cred, ok := c.Credentials()
-	if ok && (cred.Uid == 0 || cred.Uid == uint32(os.Geteuid()) || slices.Contains(a.Users, cred.Uid)) {
+	if ok && a.includes(cred.Uid, uint32(os.Geteuid())) {
 		return true
 	}
 	if before, tell := l.refused.take(clock.Real().Now()); tell {
 		slog.Warn("a connection was refused: its user is not allowed", "socket", l.path, "uid", cred.Uid, "pid", cred.Pid, "untold", before)
 	}
 	return false
+}
+
+// includes tells whether Users let a user in, where own runs the program.
+func (a *Access) includes(uid, own uint32) bool {
+	return uid == 0 || uid == own || slices.Contains(a.Users, uid)
 }
 
 // refusals bound what the log says of those who are refused: they may come as

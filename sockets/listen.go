@@ -151,17 +151,9 @@ func bindUnix(ctx context.Context, asked *qapi.SocketAddress, addr *qapi.UnixSoc
 			return nil, err
 		}
 	}
-	if private {
-		// The file gets its mode from the socket's own inode, less the umask, and
-		// only then what lets others in.
-		if err := unix.Fchmod(fd, 0o600); err != nil {
-			unix.Close(fd)
-			return nil, qapi.Errorf("Failed to set the mode of socket %s: %s", path, Reason(err))
-		}
-	}
-	if err := rawCall(unix.SYS_BIND, fd, &raw, size); err != nil {
+	if err := bindFile(fd, path, &raw, size, private); err != nil {
 		unix.Close(fd)
-		return nil, qapi.Errorf("Failed to bind socket to %s: %s", path, Reason(err))
+		return nil, err
 	}
 	var st unix.Stat_t
 	made := !abstract && unix.Lstat(path, &st) == nil
@@ -198,6 +190,21 @@ func bindUnix(ctx context.Context, asked *qapi.SocketAddress, addr *qapi.UnixSoc
 		l.Bound.Unix = &qapi.UnixSocketAddress{Path: path, Abstract: addr.Abstract, Tight: &tight}
 	}
 	return l, nil
+}
+
+// bindFile binds a socket, with private to a file for this user alone.
+func bindFile(fd int, path string, raw *unix.RawSockaddrUnix, size uint32, private bool) error {
+	if private {
+		// The file gets its mode from the socket's own inode, less the umask, and
+		// only then what lets others in.
+		if err := unix.Fchmod(fd, 0o600); err != nil {
+			return qapi.Errorf("Failed to set the mode of socket %s: %s", path, Reason(err))
+		}
+	}
+	if err := rawCall(unix.SYS_BIND, fd, raw, size); err != nil {
+		return qapi.Errorf("Failed to bind socket to %s: %s", path, Reason(err))
+	}
+	return nil
 }
 
 // removeStale clears the way for a socket. The field unlinks whatever is

@@ -192,6 +192,48 @@ func TestPrivateSocketsHaveTheirModeWhateverTheUmask(t *testing.T) {
 	}
 }
 
+// TestPrivateSocketsAreSoFromTheFirstMoment looks between bind and what lets
+// others in.
+func TestPrivateSocketsAreSoFromTheFirstMoment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	raw, size, err := rawUnix(&qapi.UnixSocketAddress{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := streamSocket(unix.AF_UNIX, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	old := unix.Umask(0)
+	err = bindFile(fd, path, &raw, size, true)
+	unix.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil || st.Mode&0o777 != 0o600 {
+		t.Errorf("mode %o, %v", st.Mode, err)
+	}
+	// What others have put in its place meanwhile is left alone.
+	a := Access{Users: []uint32{1}}
+	if err := a.settle(path, st.Dev, st.Ino+1); err != unix.ESTALE {
+		t.Errorf("another file: %v", err)
+	}
+	if err := unix.Lstat(path, &st); err != nil || st.Mode&0o777 != 0o600 {
+		t.Errorf("another file: mode %o, %v", st.Mode, err)
+	}
+}
+
+func TestWhoMayConnect(t *testing.T) {
+	a := Access{Users: []uint32{7, 9}}
+	for uid, want := range map[uint32]bool{0: true, 5: true, 7: true, 9: true, 8: false, 65534: false, 1<<32 - 1: false} {
+		if got := a.includes(uid, 5); got != want {
+			t.Errorf("user %d: %v", uid, got)
+		}
+	}
+}
+
 // TestExclusiveStartsTakeTurns has many begin at once where an earlier run has
 // left its socket: one gets it, and keeps it.
 func TestExclusiveStartsTakeTurns(t *testing.T) {

@@ -5,11 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	"golang.org/x/sys/unix"
 
 	"blockd/chardev"
 	"blockd/clock"
@@ -251,7 +254,16 @@ func TestTokenFilesThatAreRefused(t *testing.T) {
 			}
 		})
 	}
-	for name, path := range map[string]string{"none": "/nonexistent", "a directory": t.TempDir()} {
+	fifo, foreign := filepath.Join(t.TempDir(), "f"), tokenFile(t, usual()...)
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{"none": "/nonexistent", "a directory": t.TempDir(), "a FIFO": fifo, "another user's": foreign}
+	if err := os.Chown(foreign, 12345, -1); err != nil {
+		t.Logf("no file of another user: %v", err)
+		delete(files, "another user's")
+	}
+	for name, path := range files {
 		if _, err := Listen(t.Context(), Options{Addr: "127.0.0.1:0", TokenFile: &path}, Config{Clock: clock.Real(), Metrics: metrics}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
@@ -282,6 +294,7 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	removed, _ := session(controlToken)
 	lowered, _ := session(hashedToken)
 	kept, _ := session(readerToken)
+	other, _ := session(readerToken)
 	sum := sha256.Sum256([]byte(hashedToken))
 	const newToken = "new-token-0123456789"
 	writeTokens(t, path, "read-only "+readerToken, "read-only sha256:"+hex.EncodeToString(sum[:]), "control "+newToken)
@@ -294,13 +307,18 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	if _, code := session(controlToken); code != 401 {
 		t.Errorf("the removed token: %d", code)
 	}
+	pong := errors.New("pong")
+	kept.SetPongHandler(func(string) error { return pong })
 	if err := kept.WriteControl(websocket.PingMessage, nil, clock.Real().Now().Add(patience)); err != nil {
 		t.Error(err)
+	}
+	if _, _, err := kept.ReadMessage(); err != pong {
+		t.Errorf("the session whose token stays: %v", err)
 	}
 	// A file with a mistake lets nobody in.
 	writeTokens(t, path, "read-only "+readerToken, "control short")
 	s.Reload()
-	gone(kept)
+	gone(other)
 	if _, code := session(readerToken); code != 401 {
 		t.Errorf("with a mistake in the file: %d", code)
 	}
@@ -309,6 +327,41 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	}
 	if _, code := session(newToken); code != 401 {
 		t.Errorf("without the file: %d", code)
+	}
+}
+
+func TestARelativeFileIsFoundAgain(t *testing.T) {
+	t.Chdir(filepath.Dir(tokenFile(t, usual()...)))
+	tok, err := loadTokens("tokens")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	tok.refresh(true)
+	if _, ok := tok.find(sha256.Sum256([]byte(controlToken))); !ok {
+		t.Error("the tokens are lost when the daemon changes its directory")
+	}
+}
+
+// addressed is a connection that comes from an address.
+type addressed struct {
+	net.Conn
+	from string
+}
+
+func (a addressed) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a.from))
+}
+
+func TestClientsAreAddressesOrNetworks(t *testing.T) {
+	for from, want := range map[string]string{
+		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1",
+		"[2001:db8::1]:5": "2001:db8::/64", "[2001:db8::ffff:1]:6": "2001:db8::/64", "[2001:db8:0:1::1]:5": "2001:db8:0:1::/64",
+		"[fe80::1%lo]:5": "fe80::/64",
+	} {
+		if got := peerOf(addressed{from: from}).client; got != want {
+			t.Errorf("%s: %s, want %s", from, got, want)
+		}
 	}
 }
 

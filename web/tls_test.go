@@ -240,3 +240,28 @@ func TestCredentialsThatGoBadAreKept(t *testing.T) {
 		t.Errorf("%d", code)
 	}
 }
+
+// TestCredentialsThatAskOtherwiseAreNotTaken: whether clients are known by their
+// certificates was decided when the address was opened.
+func TestCredentialsThatAskOtherwiseAreNotTaken(t *testing.T) {
+	dir, id := authority(t).Dir("localhost", nil), "creds"
+	verify := true
+	c := Config{TLS: func(string, string) (*tls.Config, error) {
+		loaded, err := tlscreds.Load(tlscreds.Options{Dir: dir, Server: true, VerifyPeer: verify, Now: clock.Real().Now})
+		if err != nil {
+			return nil, err
+		}
+		return loaded.ServerConfig(nil)
+	}}
+	s := startWith(t, Options{Addr: "127.0.0.1:0", TLSCreds: &id}, c)
+	stranger := clientConfig(t, dir)
+	stranger.Certificates, stranger.GetClientCertificate = nil, nil
+	verify = false
+	s.Reload()
+	if code := get(s, stranger, "/metrics", ""); code != 0 {
+		t.Errorf("a client without a certificate: %d", code)
+	}
+	if code := get(s, clientConfig(t, dir), "/metrics", ""); code != 200 {
+		t.Errorf("a client with one: %d", code)
+	}
+}
