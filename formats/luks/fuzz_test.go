@@ -99,6 +99,8 @@ func TestHostileHeadersAreRefusedInTheFieldsWords(t *testing.T) {
 		_, err := parseHeader(b)
 		expectError(t, err, c.want)
 	}
+	_, err := parseSpec("aes", "xts-plain64", "sha256", 65)
+	expectError(t, err, "XTS cipher key length should be a multiple of 2")
 	if _, err := parseHeader(good); err != nil {
 		t.Error(err)
 	}

@@ -86,6 +86,9 @@ func parseSpec(name, mode, hashName string, keyBytes uint32) (*spec, error) {
 	s.mode = qapi.QCryptoCipherMode(cipherMode)
 	switch s.mode {
 	case qapi.QCryptoCipherModeXTS:
+		if keyBytes%2 != 0 {
+			return nil, invalid("XTS cipher key length should be a multiple of 2")
+		}
 		keyBytes /= 2
 	case qapi.QCryptoCipherModeCBC:
 	default:
