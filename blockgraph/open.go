@@ -299,7 +299,8 @@ func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
 		s.AutoBacking = tx.Filename(base)
 		tx.setInherits(base, n)
 		return tx.SetChild(n, "backing", RoleCOW, base)
-	case ref.Null != nil:
+	case ref.Null != nil, ref.Reference != nil && *ref.Reference == "":
+		// The empty name is the old way to say that there is none.
 		s.ExplicitBacking = true
 		return nil
 	default:

@@ -78,6 +78,17 @@ class AddAndDelete(QMPTestCase):
             "Cannot find device='zz' nor node-name='zz'", "blockdev-add", driver="raw", node_name="n", file="zz"
         )
 
+    def test_empty_name_is_no_backing_file(self) -> None:
+        base = self.create_image("base.qcow2", MiB, images.QCOW2)
+        path = self.create_image("top.qcow2", MiB, images.QCOW2, backing=base, backing_format="qcow2")
+        self.add_node("top", path, "qcow2", backing="")
+        self.assertEqual(self.graph_edges(), {("top", "file", "top-file")})
+        self.assert_qmp_error(
+            "Cannot find device='' nor node-name=''",
+            "blockdev-reopen",
+            options=[{"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": ""}],
+        )
+
     def test_missing_file(self) -> None:
         self.assert_qmp_error(
             "Could not open 'nosuch': No such file or directory",
