@@ -65,10 +65,11 @@ def _step(moment: known.Moment) -> str:
     ):
         if left == right:
             continue
+        if known.wanted(moment, what, left, right):
+            continue
         if known.parts(moment, what, left, right):
             raise _PartedError
-        if not known.wanted(moment, what, left, right):
-            return f"  {what}\n    blockd: {_only(left, right)}\n    rival:  {_only(right, left)}"
+        return f"  {what}\n    blockd: {_only(left, right)}\n    rival:  {_only(right, left)}"
     return ""
 
 
@@ -166,6 +167,8 @@ def _without_pauses(list_: list[Any], *, grouped: bool) -> list[Any]:
         status = dict(data).get("status")
         if name == "JOB_STATUS_CHANGE" and status in ("paused", "standby", "running", "ready"):
             continue
+        if name == "BLOCK_JOB_ERROR" and kept and kept[-1] == (name, data):
+            continue  # how often one is told depends on the pieces, too
         if grouped and kept and status == "aborting" and dict(kept[-1][1]).get("status") == "waiting":
             kept.pop()
         kept.append((name, data))

@@ -57,7 +57,12 @@ class JobPen(Pen):
         active = kind == "commit" and "top-node" not in arguments and "top" not in arguments
         job.ready = kind == "mirror" or active
         if not self.send(command, arguments) or arguments["job-id"] != job.id:
-            return
+            # What is spoilt may start a job all the same, which must not be waited for in vain.
+            sent = self.steps[-1].action
+            assert isinstance(sent, Command)
+            job.endless = kind == "backup" and sent.arguments.get("sync") == "none"
+            if not (slow or job.endless) or sent.arguments["job-id"] != job.id:
+                return
         if job.ready or job.endless or job.slow or job.kept or job.pending:
             self.world.jobs[job.id] = job
             self.settle_again()
@@ -115,6 +120,9 @@ class JobPen(Pen):
         arguments: Message = {"device": source, "sync": self.rng.choice(["full", "full", "top", "none", "incremental"][: 5 if self.chance(0.3) else 4])}
         # Of an image without a backing file it leaves the rival's target as it is, where there is nothing to copy.
         self.world.partial = self.world.partial or arguments["sync"] == "top"
+        # The rival's copies what is below a copy-before-write filter without its backing files.
+        if any(self.world.nodes[name].driver == "copy-before-write" for name in [source, *self.world.chain(source)] if name in self.world.nodes):
+            self.world.partial = True
         if self.chance(0.2):
             arguments["copy-mode"] = self.rng.choice(["write-blocking", "background"])
         if self.chance(0.15):

@@ -130,16 +130,31 @@ class Run:
     def settle(self, step: Step, reply: Message) -> list[Message]:
         """Waits until no job moves by itself; the jobs then."""
         deadline = Deadline(STEP_SECONDS, doing=f"jobs to settle after {step}")
-        leaving = _told_to_end(step, reply)
+        leaving, left = _told_to_end(step, reply)
         before: list[Message] = []
         while True:
+            # In this order: what is no longer dirty is in the lengths that are looked at next, until it is copied.
+            dirty = self.dirty()
             jobs = self.qmp.execute("query-jobs")
             details = {job["device"]: job for job in self.qmp.execute("query-block-jobs")}
             states = {job["id"]: job["status"] for job in jobs}
-            if all(_rests(job, step, states, details, leaving) for job in jobs) and (not step.slow | step.endless or jobs == before):
+            # Of one that stays behind nothing is known but that.
+            behind = any(job["type"] in ("mirror", "commit") and job["status"] in ("running", "paused", "standby") for job in jobs)
+            copied = behind or not dirty or "ready" not in states.values()
+            rest = all(_rests(job, step, states, details, leaving, left) for job in jobs)
+            if rest and copied and (not step.slow | step.endless or jobs == before):
                 return list(jobs)
             before = jobs
             select.select([self.qmp.fileno()], [], [], min(0.01, deadline.remaining()))
+
+    def dirty(self) -> bool:
+        """Whether the bitmap of a mirror, which has no name, says that there is something to copy."""
+        try:
+            nodes = self.qmp.execute("query-named-block-nodes", {"flat": True}, seconds=STEP_SECONDS)
+        except QMPError:
+            return False  # the rival cannot always answer
+        bitmaps = (bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", []))
+        return any("name" not in bitmap and bitmap["recording"] and bitmap["count"] > 0 for bitmap in bitmaps)
 
     def look(self) -> Message:
         """What is there."""
@@ -168,22 +183,28 @@ class Run:
         return state
 
 
-def _told_to_end(step: Step, reply: Message) -> str:
-    """The job that does not stay ready after a step, or nothing."""
+def _told_to_end(step: Step, reply: Message) -> tuple[str, frozenset[str]]:
+    """The job that does not stay ready after a step, or nothing; and those that do not stay pending."""
     if not isinstance(step.action, Command) or "return" not in reply:
-        return ""
+        return "", frozenset()
     name, arguments = step.action.name, step.action.arguments
-    if name not in ("block-job-complete", "block-job-cancel", "job-complete", "job-cancel"):
-        return ""
     identity = str(arguments.get("device", arguments.get("id")))
+    if name in ("job-finalize", "block-job-finalize"):
+        return "", frozenset({identity, *step.together(identity)})
+    if name not in ("block-job-complete", "block-job-cancel", "job-complete", "job-cancel"):
+        return "", frozenset()
+    hard = name == "job-cancel" or arguments.get("force") is True
+    left = frozenset({identity, *step.together(identity)}) if hard else frozenset[str]()
     # What a guest writes while it is slow keeps it there.
-    return "" if identity in step.slow else identity
+    return "" if identity in step.slow else identity, left
 
 
-def _rests(job: Message, step: Step, states: Mapping[str, str], details: Mapping[str, Message], leaving: str) -> bool:
+def _rests(
+    job: Message, step: Step, states: Mapping[str, str], details: Mapping[str, Message], leaving: str, left: frozenset[str]
+) -> bool:
     """
     Whether a job is where it stays. The states are those of all jobs, the details come from query-block-jobs a
-    moment later.
+    moment later. One that is `leaving` does not stay ready, those that have `left` not pending.
     """
     identity, status = job["id"], job["status"]
     if job["type"] in ("create", "amend"):
@@ -198,9 +219,9 @@ def _rests(job: Message, step: Step, states: Mapping[str, str], details: Mapping
     if status == "waiting":
         return any(states[other] not in ("waiting", "pending", "aborting", "concluded") for other in others)
     if status == "pending":
-        return any(not details[other]["auto-finalize"] for other in {identity, *others} & set(details))
+        return identity not in left and any(not details[other]["auto-finalize"] for other in {identity, *others} & set(details))
     if status == "concluded":
         return not detail["auto-dismiss"]
     if status == "ready":
-        return identity != leaving
+        return identity != leaving and (identity in step.slow or detail["offset"] == detail["len"])
     return status in ("paused", "standby")

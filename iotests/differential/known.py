@@ -67,7 +67,17 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
             _create_size(ours.get(identity, {}).get("error", ""), job.get("error", "")) for identity, job in theirs.items()
         )
     if what == "state":
-        return _rival_cannot_answer(ours, theirs) or _exclusive_mirror(moment, ours, theirs)
+        return _rival_cannot_answer(ours, theirs) or "nodes" in ours and "nodes" in theirs and any(
+            rule(moment, ours, theirs)
+            for rule in (
+                _exclusive_mirror,
+                _idle_copy_before_write,
+                _nodes_of_a_concluded_job,
+                _tables_within_a_disk,
+                _zeroes_over_a_target,
+                _flushes_inherited,
+            )
+        )
     return _failed(ours) == _failed(theirs) and any(rule(moment, _text(ours), _text(theirs)) for rule in _RULES)
 
 
@@ -78,13 +88,13 @@ def parts(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     if what == "jobs":
         return _compressed_again(moment)
     if what == "events":
-        return _copied_up(moment, ours, theirs) or _compressed_again(moment)
+        return _copied_up(moment, ours, theirs) or _status_of_a_mirror(moment, ours, theirs) or _compressed_again(moment)
     return (
         _cancelled_commit(moment, ours, theirs)
         or _user_of_a_failed_job(moment, ours, theirs)
-        or _nodes_of_a_concluded_job(moment, ours, theirs)
-        or _tables_within_a_disk(moment, ours, theirs)
         or _bitmap_below_a_snapshot(moment, ours, theirs)
+        or _bitmaps_of_a_sharer(moment, ours, theirs)
+        or _half_deleted_snapshot(moment, ours, theirs)
     )
 
 
@@ -145,7 +155,11 @@ def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
     """What a backup reads gets no new backing file; the rival lets it, and the backup is of no point in time."""
-    return ours == "The overlay is already in use" and bool(moment.jobs("backup")) and (
+    action = moment.steps[-1].action
+    begins = isinstance(action, Command) and any(
+        other["type"].endswith("-backup") for other in action.arguments.get("actions", ()) if isinstance(other, dict)
+    )
+    return ours == "The overlay is already in use" and (begins or bool(moment.jobs("backup"))) and (
         theirs == "" or theirs.startswith(("The overlay ", "Making "))
     )
 
@@ -163,8 +177,10 @@ def _second_writer(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of two mistakes blockd names the child's first, the rival the threshold's."""
-    return "threshold" in theirs and ours.startswith("Cannot find device=")
+    """Of two mistakes blockd names the child's first, the rival the threshold's or the name's."""
+    action = moment.steps[-1].action
+    quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
+    return quorum and ("threshold" in theirs or theirs.startswith("Invalid node-name")) and ours.startswith("Cannot find device=")
 
 
 def _force_share_as_before(moment: Moment, ours: str, theirs: str) -> bool:
@@ -199,7 +215,50 @@ def _its_own_child(moment: Moment, ours: str, theirs: str) -> bool:
     return found is not None and found[1] == found[2] and ours == f"Cannot find device='{found[1]}' nor node-name='{found[1]}'"
 
 
+def _bottom_of_nothing(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of two mistakes blockd names the bottom first that is not in the chain, the rival that the chain is read-only."""
+    return ours.startswith("Bottom node '") and theirs == "Block node is read-only"
+
+
+def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of mistakes in the options of several nodes each names the one it comes to first."""
+    action = moment.steps[-1].action
+    reopens = isinstance(action, Command) and action.name == "blockdev-reopen"
+    return reopens and len(moment.steps[-1].action.arguments["options"]) > 1 and ours != "" and theirs != ""  # type: ignore[union-attr]
+
+
+def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
+    """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
+    return theirs == "No write access" and ours == "" and _unstored(moment.theirs[-2:-1])
+
+
+def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
+    """
+    A persistent bitmap of an image that has become read-only can be merged into itself, until the rival has stored
+    it on an occasion that opened the image for a moment.
+    """
+    occasions = any(name in ("change-backing-file", "blockdev-reopen", "block-commit", "block-stream") for name, _ in moment.actions())
+    text = "Bitmap '.*' is readonly and cannot be modified"
+    return occasions and ours == "" and re.fullmatch(text, theirs) is not None and _unstored(moment.theirs[-2:-1])
+
+
+def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
+    """A node that only the rival still has, for a job that is over, or one whose image that holds."""
+    if len(moment.steps) < 2 or not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded") | moment.jobs("amend", "concluded"):
+        return False
+    left, right = ({node["node-name"]: node for node in _nodes(seen)} for seen in (moment.ours[-2], moment.theirs[-2]))
+    held = {name: node for name, node in right.items() if name not in left and not name.startswith("#")}
+    named = any(f"'{name}'" in text for name in held for text in (ours, theirs))
+    locked = theirs.endswith(('Failed to get "write" lock', 'Failed to get shared "write" lock'))
+    return named or locked and len(right) > len(left)
+
+
 _RULES = (
+    _bottom_of_nothing,
+    _several_reopened,
+    _bitmap_without_access,
+    _bitmap_merely_stored,
+    _of_a_held_node,
     _empty_cache,
     _another_unexpected,
     _its_own_child,
@@ -223,8 +282,14 @@ _RULES = (
 
 
 def _copied_up(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """What is copied up by a stream or a filter counts as a write in blockd; the rival writes it past its node."""
-    copies = any(name == "block-stream" or arguments.get("driver") == "copy-on-read" for name, arguments in moment.actions())
+    """
+    What is copied up by a stream or a filter counts as a write in blockd; the rival writes it past its node. Of
+    what a mirror need not copy each writes other zeroes.
+    """
+    copies = any(
+        name in ("block-stream", "blockdev-mirror", "drive-mirror") or arguments.get("driver") == "copy-on-read"
+        for name, arguments in moment.actions()
+    )
     return copies and _without_thresholds(ours) == _without_thresholds(theirs)
 
 
@@ -241,7 +306,7 @@ def _rival_cannot_answer(ours: Any, theirs: Any) -> bool:
 
 def _exclusive_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
     """Below a mirror that is to miss nothing nobody else may write, so what it passes on shares less."""
-    if any(ours.get(part) != theirs.get(part) for part in ("nodes", "exports", "block jobs", "bitmaps")):
+    if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
         return False
     left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
     return moment.exclusive_mirror() and sorted(left.elements()) == sorted(map(_without_writers, right.elements()))
@@ -279,21 +344,141 @@ def _without_permissions(edge: str) -> str:
 
 
 def _nodes_of_a_concluded_job(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """The rival's stream or commit keeps its nodes until it is dismissed, so what it has taken out of the chain lives on."""
-    held = {edge.split(")")[0].removeprefix("(block-job ") for edge in theirs.get("graph", ()) if edge.startswith("(block-job ")}
-    if not held & (moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded")):
+    """
+    The rival's stream, commit or amendment keeps its nodes until it is dismissed, so what has been taken out of
+    the chain or deleted lives on. Nothing else may differ, but how other nodes' files are shared.
+    """
+    over = {f"(block-job {job})" for job in moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded")}
+    edges = collections.Counter(map(_without_permissions, theirs["graph"].elements()))
+    held = {moment.started_with(job, "node-name") for job in moment.jobs("amend", "concluded")}
+    held |= {_ends(edge)[1] for edge in edges if _ends(edge)[0] in over}
+    while more := {_ends(edge)[1] for edge in edges if _ends(edge)[0] in held} - held:
+        held |= more
+    extra = {name: node for name, node in theirs["nodes"].items() if name not in ours["nodes"]}
+    if not extra or any(re.sub(r" \(\d+\)$", "", name) not in held for name in extra):
         return False
-    return set(ours["nodes"]) < set(theirs["nodes"])
+    left, right = collections.Counter(map(_without_permissions, ours["graph"].elements())), edges
+    return (
+        all(theirs["nodes"].get(name) == node for name, node in ours["nodes"].items())
+        and ours["bitmaps"].items() <= theirs["bitmaps"].items()
+        and all(key.rpartition(":")[0] in extra for key in theirs["bitmaps"].keys() - ours["bitmaps"].keys())
+        and all(ours[part] == theirs[part] for part in ("exports", "block jobs"))
+        and not left - right
+        and all(_ends(edge)[0] in over | held for edge in right - left)
+    )
+
+
+def _ends(edge: str) -> tuple[str, str]:
+    """An edge's parent and child, by their labels."""
+    parent, _, rest = edge.partition(" -")
+    return parent, rest.partition("-> ")[2]
+
+
+def _nodes(seen: Seen) -> list[Message]:
+    """The nodes after a step, if they could be asked for."""
+    answer = seen.state["query-named-block-nodes"]
+    return list(answer) if isinstance(answer, list) else []
+
+
+def _unstored(records: Sequence[Seen]) -> bool:
+    """Whether a node that is read-only has a persistent bitmap."""
+    return any(
+        node["ro"] and any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))
+        for seen in records
+        for node in _nodes(seen)
+    )
+
+
+def _differ_in_bitmaps_of(names: set[Any], ours: Any, theirs: Any) -> bool:
+    """Whether nothing but the bitmaps of these nodes differs."""
+    left, right = (
+        {
+            **state,
+            "bitmaps": {key: answer for key, answer in state["bitmaps"].items() if key.rpartition(":")[0] not in names},
+            "nodes": {name: {**node, "bitmaps": []} if name in names else node for name, node in state["nodes"].items()},
+        }
+        for state in (ours, theirs)
+    )
+    return bool(left == right)
 
 
 def _tables_within_a_disk(moment: Moment, ours: Any, theirs: Any) -> bool:
     """An image that is made within a disk: each lays its tables out in its own way, which the disk's bitmaps tell."""
     disks = {arguments["options"].get("file") for name, arguments in moment.actions() if name == "blockdev-create"}
-    return any(
-        node["bitmaps"] != theirs["nodes"][name]["bitmaps"]
-        for name, node in ours.get("nodes", {}).items()
-        if name in disks and name in theirs.get("nodes", {})
+    return _differ_in_bitmaps_of(disks, ours, theirs)
+
+
+def _zeroes_over_a_target(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The rival writes zeroes over the whole of a mirror's target first, blockd where it has anything else."""
+    targets = {
+        arguments["node-name"] if name == "drive-mirror" else arguments["target"]
+        for name, arguments in moment.actions()
+        if name == "blockdev-mirror" or name == "drive-mirror" and "node-name" in arguments
+    }
+    return _differ_in_bitmaps_of(targets, ours, theirs) and all(
+        _dirty(ours["nodes"][name]) <= _dirty(theirs["nodes"][name]) for name in targets & set(ours["nodes"])
     )
+
+
+def _dirty(node: Message) -> int:
+    """How much all bitmaps of a node cover, in bytes."""
+    return sum(int(count) for bitmap in node["bitmaps"] for count in re.findall(r"\('count', (\d+)\)", bitmap))
+
+
+def _flushes_inherited(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """What nodes below have inherited stays in the rival when one is reopened without it; blockd's follow."""
+    if not any(name == "blockdev-reopen" for name, _ in moment.actions()):
+        return False
+    changed = {
+        name: {**node, "cache": {**node["cache"], "no-flush": True}} if theirs["nodes"].get(name, node)["cache"]["no-flush"] else node
+        for name, node in ours["nodes"].items()
+    }
+    return bool({**ours, "nodes": changed} == theirs)
+
+
+def _idle_copy_before_write(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Below a copy-before-write others may write as long as nothing is done above it; in the rival, as long as nothing is above it."""
+    if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
+        return False
+    left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
+    above = {_ends(_without_permissions(edge))[0] for edge in left}
+    filters = {name for name, node in ours["nodes"].items() if node["drv"] == "copy-before-write"}
+    return bool(above & filters) and sorted(map(_without_writers, left.elements())) == sorted(right.elements())
+
+
+def _status_of_a_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """What cannot be told of a mirror's source is an error of reading, told like all others; the rival's just fails, its target full of zeroes."""
+    mirrors = moment.jobs("mirror") | {
+        event["data"]["device"] for event in moment.theirs[-1].events if event["event"] == "BLOCK_JOB_COMPLETED" and event["data"]["type"] == "mirror"
+    }
+    failed = {
+        event["data"]["device"]
+        for event in moment.theirs[-1].events
+        if event["event"] == "BLOCK_JOB_COMPLETED" and event["data"].get("error") == "Operation not supported"
+    }
+    told = {
+        about: [event for event in list_ if event[0] != "BLOCK_JOB_ERROR"] if about in mirrors & failed else list_ for about, list_ in ours.items()
+    }
+    return bool(told == theirs)
+
+
+def _bitmaps_of_a_sharer(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Bitmaps are in their image at once; in the rival another node of that image does not find them before they are stored."""
+    sharers = {arguments["node-name"] for _, arguments in moment.actions() if arguments.get("force-share") and "node-name" in arguments}
+    return bool(sharers) and "nodes" in ours and "nodes" in theirs and _differ_in_bitmaps_of(sharers, ours, theirs)
+
+
+def _half_deleted_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """When a snapshot cannot be deleted, the rival has forgotten it, though its image has not."""
+    action = moment.steps[-1].action
+    refused = isinstance(action, Command) and action.name == "blockdev-snapshot-delete-internal-sync" and "error" in moment.ours[-1].reply
+    if not refused or "nodes" not in ours or "nodes" not in theirs:
+        return False
+    name = action.arguments.get("device")  # type: ignore[union-attr]
+    if name not in ours["nodes"] or name not in theirs["nodes"]:
+        return False
+    fewer = {**ours["nodes"][name], "snapshots": ours["nodes"][name]["snapshots"] - 1}
+    return bool({**ours, "nodes": {**ours["nodes"], name: fewer}} == theirs)
 
 
 def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
@@ -305,8 +490,10 @@ def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
         return False
     if "nodes" not in ours or "nodes" not in theirs:
         return False
-    unstored = any(node["ro"] and "('persistent', True)" in str(node["bitmaps"]) for node in theirs["nodes"].values())
-    return unstored and any(node["ro"] and not theirs["nodes"].get(name, node)["ro"] for name, node in ours["nodes"].items())
+    left, right = ({name: {**node, "ro": True} for name, node in state["nodes"].items()} for state in (ours, theirs))
+    stricter = any(node["ro"] and not theirs["nodes"].get(name, node)["ro"] for name, node in ours["nodes"].items())
+    edges = [collections.Counter(map(_without_permissions, state["graph"].elements())) for state in (ours, theirs)]
+    return _unstored(moment.theirs[-1:]) and stricter and left == right and edges[0] == edges[1]
 
 
 def _compressed_again(moment: Moment) -> bool:
