@@ -156,9 +156,8 @@ def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
     """What a backup reads gets no new backing file; the rival lets it, and the backup is of no point in time."""
     action = moment.steps[-1].action
-    begins = isinstance(action, Command) and any(
-        other["type"].endswith("-backup") for other in action.arguments.get("actions", ()) if isinstance(other, dict)
-    )
+    actions = action.arguments.get("actions") if isinstance(action, Command) else None
+    begins = isinstance(actions, list) and any(str(other.get("type")).endswith("-backup") for other in actions)
     return ours == "The overlay is already in use" and (begins or bool(moment.jobs("backup"))) and (
         theirs == "" or theirs.startswith(("The overlay ", "Making "))
     )
@@ -223,8 +222,8 @@ def _bottom_of_nothing(moment: Moment, ours: str, theirs: str) -> bool:
 def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
     """Of mistakes in the options of several nodes each names the one it comes to first."""
     action = moment.steps[-1].action
-    reopens = isinstance(action, Command) and action.name == "blockdev-reopen"
-    return reopens and len(moment.steps[-1].action.arguments["options"]) > 1 and ours != "" and theirs != ""  # type: ignore[union-attr]
+    options = action.arguments.get("options") if isinstance(action, Command) and action.name == "blockdev-reopen" else None
+    return isinstance(options, list) and len(options) > 1 and ours != "" and theirs != ""
 
 
 def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
