@@ -83,7 +83,7 @@ func (l *daemonLog) option(o option) error {
 	if a.Level != nil {
 		l.SetLevel(*a.Level, a.Subsystem, a.Sink)
 	} else if a.Subsystem != nil || a.Sink != nil {
-		return o.wrong(errors.New("Parameter 'level' is missing"))
+		return o.wrong(qapi.Errorf("Parameter 'level' is missing"))
 	}
 	if a.Format != nil {
 		l.format = *a.Format
