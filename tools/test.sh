@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole judgement: vet, the border between the planes, unit tests, the Python tests against a binary built for tests,
-# and those of QEMU's suite that must pass.
+# those of QEMU's suite that must pass, and the sample of the comparison with the rival.
 #
 # Without a C compiler it runs without the race detector, without a tool it runs the rest. The end of its
 # output is a list of what did not run, by name, and the line `N passed, N failed, N skipped` for
@@ -85,6 +85,7 @@ scale=${IOTESTS_TIMEOUT_SCALE:-3}
 if ! command -v /usr/bin/python3 >/dev/null; then
 	skip "iotests: needs python3"
 	skip "QEMU's suite: needs python3"
+	skip "differential sample: needs python3"
 elif ! make -s build build-test adapter; then
 	verdict "make build build-test adapter" 1
 else
@@ -95,6 +96,16 @@ else
 	wait "$source_pid"
 	IOTESTS_TIMEOUT_SCALE=$scale /usr/bin/python3 iotests/qemu_suite.py --required --jobs 3 >"$work/suite" 2>&1
 	outcome "QEMU's suite" $? "$work/suite"
+
+	echo "== differential sample"
+	if ! command -v qemu-storage-daemon >/dev/null || ! command -v qemu-img >/dev/null; then
+		skip "differential sample: needs qemu-storage-daemon and qemu-img"
+	elif ! /usr/bin/python3 -c 'import nbd' 2>/dev/null; then
+		skip "differential sample: needs python3-libnbd"
+	else
+		IOTESTS_TIMEOUT_SCALE=$scale /usr/bin/python3 -m iotests.differential --sample >"$work/differential" 2>&1
+		outcome "differential sample" $? "$work/differential"
+	fi
 fi
 
 echo "== the console, by itself and in a browser"
