@@ -1,12 +1,13 @@
 package docs_test
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -49,19 +50,30 @@ func program(t *testing.T) string {
 	return path
 }
 
-// introspect asks a storage daemon for its schema.
+// introspect asks a storage daemon for its schema. It is told to quit when the
+// answer has been read: the rival drops at its end what a full pipe has not
+// taken.
 func introspect(path string) ([]qapi.SchemaInfo, error) {
 	cmd := exec.Command(path, "--chardev", "stdio,id=s", "--monitor", "s")
-	cmd.Stdin = strings.NewReader(`{"execute":"qmp_capabilities"}{"execute":"query-qmp-schema"}{"execute":"quit"}`)
-	out, err := cmd.Output()
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	lines := strings.Split(string(out), "\r\n")
-	if len(lines) < 3 {
-		return nil, fmt.Errorf("too few answers: %q", out)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
 	}
-	answer, err := qapi.ParseJSON([]byte(lines[2]))
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, err := schemaLine(in, bufio.NewReader(out))
+	if err != nil {
+		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+	}
+	if err := cmd.Wait(); err != nil {
+		return nil, err
+	}
+	answer, err := qapi.ParseJSON(line)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +82,25 @@ func introspect(path string) ([]qapi.SchemaInfo, error) {
 			return qapi.ParseIntrospection(qapi.AppendJSON(nil, list))
 		}
 	}
-	return nil, errors.New("no schema: " + lines[2])
+	return nil, fmt.Errorf("no schema: %s", line)
+}
+
+// schemaLine has a conversation with a monitor to its end; the answer to
+// query-qmp-schema is returned.
+func schemaLine(in io.Writer, out *bufio.Reader) (answer []byte, err error) {
+	if _, err := io.WriteString(in, `{"execute":"qmp_capabilities"}{"execute":"query-qmp-schema"}`); err != nil {
+		return nil, err
+	}
+	for range 3 { // the greeting, and two answers
+		if answer, err = out.ReadBytes('\n'); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := io.WriteString(in, `{"execute":"quit"}`); err != nil {
+		return nil, err
+	}
+	_, err = io.Copy(io.Discard, out)
+	return answer, err
 }
 
 // registered returns all commands, events and types that the program has.
