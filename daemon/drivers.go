@@ -66,7 +66,7 @@ func newDrivers(d *Daemon, c Config, clk clock.Clock) drivers {
 		createFile: host.Create,
 		formats: map[string]monitor.FormatCreator{
 			"luks": func(ctx context.Context, f monitor.ImageFiles, o *qapi.BlockdevCreateOptions) error {
-				return luks.CreateImage(ctx, f.File, o.LUKS, keys)
+				return luks.CreateImage(ctx, f.File, f.Data, o.LUKS, keys)
 			},
 			"qcow2": func(ctx context.Context, f monitor.ImageFiles, o *qapi.BlockdevCreateOptions) error {
 				return qcow2.Create(ctx, qcow2.Files{File: f.File, Data: f.Data, DataName: f.DataName, Keys: keys}, o.Qcow2)

@@ -28,10 +28,7 @@ func (m *Monitor) creators() create.Creators {
 			return m.CreateFile(ctx, o.File)
 		},
 		qapi.BlockdevDriverLUKS: func(ctx context.Context, g *blockgraph.Graph, o *qapi.BlockdevCreateOptions) error {
-			if o.LUKS.File == nil {
-				return qapi.Errorf("Parameter 'file' is missing")
-			}
-			return m.createFormat(ctx, g, o.LUKS.File, nil, o, m.Formats["luks"])
+			return m.createFormat(ctx, g, o.LUKS.File, o.LUKS.Header, o, m.Formats["luks"])
 		},
 		qapi.BlockdevDriverQcow2: func(ctx context.Context, g *blockgraph.Graph, o *qapi.BlockdevCreateOptions) error {
 			return m.createFormat(ctx, g, &o.Qcow2.File, o.Qcow2.DataFile, o, m.Formats["qcow2"])
@@ -41,8 +38,9 @@ func (m *Monitor) creators() create.Creators {
 
 // ImageFiles are what a format's image is written into, writable and resizable.
 type ImageFiles struct {
-	File *blockgraph.Edge
-	// Data is an external data file, or nil; DataName is its name.
+	File *blockgraph.Edge // nil: there is only a header
+	// Data is an external data file, or a detached header, or nil; DataName is its
+	// name.
 	Data     *blockgraph.Edge
 	DataName string
 }
@@ -65,7 +63,7 @@ func openNew(tx *blockgraph.Tx, ref *qapi.BlockdevRef) (*blockgraph.Node, *block
 }
 
 // createFormat makes a format's image for blockdev-create; data is its external
-// data file, or nil. The graph token is held while the files are opened and
+// data file or detached header, or nil, and so may be ref. The graph token is held while the files are opened and
 // given up, not while they are written.
 func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, data *qapi.BlockdevRef, o *qapi.BlockdevCreateOptions, create FormatCreator) error {
 	cause := blockgraph.Cause{Command: "blockdev-create"}
@@ -74,6 +72,7 @@ func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, da
 	err := g.Update(ctx, cause, func(tx *blockgraph.Tx) error {
 		for _, ref := range []*qapi.BlockdevRef{ref, data} {
 			if ref == nil {
+				roots = append(roots, nil)
 				continue
 			}
 			n, root, err := openNew(tx, ref)
@@ -93,6 +92,9 @@ func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, da
 	err = writeFormat(ctx, roots, dataName, o, create)
 	return errors.Join(err, g.Update(context.WithoutCancel(ctx), cause, func(tx *blockgraph.Tx) error {
 		for _, root := range roots {
+			if root == nil {
+				continue
+			}
 			if err := tx.CloseRoot(root); err != nil {
 				return err
 			}
@@ -106,6 +108,9 @@ func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, da
 func writeFormat(ctx context.Context, roots []*blockgraph.Root, dataName string, o *qapi.BlockdevCreateOptions, create FormatCreator) error {
 	f := ImageFiles{DataName: dataName}
 	for i, root := range roots {
+		if root == nil {
+			continue
+		}
 		a, err := root.Enter(ctx)
 		if err != nil {
 			return err

@@ -142,15 +142,19 @@ type BlockdevQcow2Encryption struct {
 type BlockdevOptionsLUKS struct {
 	File BlockdevRef `qapi:"file"`
 	QCryptoBlockOptionsLUKS
+	// A detached header. Without it the header is at the start of File.
+	Header *BlockdevRef `qapi:"header"`
 }
 
 // BlockdevCreateOptionsLUKS describes a new LUKS image, written into the node
-// File.
+// File, or its header into Header.
 type BlockdevCreateOptionsLUKS struct {
 	QCryptoBlockCreateOptionsLUKS
-	// Cannot be left out.
+	// Can be left out with Header, and gets the length Size then.
 	File *BlockdevRef `qapi:"file"`
-	// Bytes of the disk; the header comes on top.
+	// Of a detached header.
+	Header *BlockdevRef `qapi:"header"`
+	// Bytes of the disk; a header in File comes on top.
 	Size uint64 `qapi:"size,size"`
 	// Default off.
 	Preallocation *PreallocMode `qapi:"preallocation"`

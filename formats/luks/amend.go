@@ -38,11 +38,11 @@ func (v *Volume) Amend(ctx context.Context, store Store, o *qapi.QCryptoBlockAme
 // reread takes the header as it is now: other nodes may have amended it since it
 // was read, and key slots share sectors.
 func (v *access) reread(ctx context.Context) error {
-	h, err := readHeader(ctx, v.store)
+	was := v.now.Load()
+	h, err := readHeader(ctx, v.store, was.detached)
 	if err != nil {
 		return err
 	}
-	was := v.now.Load()
 	if !bytes.Equal(h.raw[:fieldSlots], was.raw[:fieldSlots]) {
 		return invalid("The LUKS header is another one than when the image was opened")
 	}

@@ -47,7 +47,7 @@ func (known opener) opens(t testing.TB, b []byte, secret string) bool {
 	seen := sha256.New()
 	seen.Write([]byte(secret))
 	seen.Write(b[:headerSize])
-	if h, err := parseHeader(b[:headerSize]); err == nil {
+	if h, err := parseHeader(b[:headerSize], false); err == nil {
 		for i := range h.slots {
 			if from := int(h.slots[i].offset) * SectorSize; h.slots[i].active && from < len(b) {
 				seen.Write(b[from:min(from+materialSize(h.keyBytes), len(b))])
@@ -123,7 +123,7 @@ func TestKeysComeAndGo(t *testing.T) {
 	mustAmend(t, v, s, qapi.QCryptoBlockAmendOptionsLUKS{State: inactive, OldSecret: ptr("n")}, true)
 	mustAmend(t, v, s, qapi.QCryptoBlockAmendOptionsLUKS{State: inactive, Keyslot: ptr(int64(6))}, true)
 	expectSlots(t, v)
-	if h, err := parseHeader(s.b[:headerSize]); err != nil || h.active() != 0 {
+	if h, err := parseHeader(s.b[:headerSize], false); err != nil || h.active() != 0 {
 		t.Errorf("%v, %v", h, err)
 	}
 }
@@ -300,7 +300,7 @@ func TestFailedWriteLeavesOldOrNewKeys(t *testing.T) {
 // longer than the limit.
 func TestTryingKeysEndsInTime(t *testing.T) {
 	_, s := newVolume(t, cheap())
-	h, err := parseHeader(s.b[:headerSize])
+	h, err := parseHeader(s.b[:headerSize], false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,8 +27,7 @@
 //
 // # Left out
 //
-// Ciphers other than AES, Twofish and CAST5, modes other than xts and cbc,
-// detached headers, and LUKS version 2 are refused.
+// Ciphers other than AES, Twofish and CAST5, modes other than xts and cbc, and LUKS version 2 are refused.
 //
 //blockd:io
 package luks

@@ -12,9 +12,12 @@ import (
 )
 
 // The format driver `luks`: a file with a LUKS header and, behind it, the
-// encrypted disk.
+// encrypted disk; or these two in files of their own.
 
-const name = "luks"
+const (
+	name        = "luks"
+	headerChild = "header" // the child with a detached header
+)
 
 // DriverType returns the driver for the graph's registry.
 func DriverType(cfg Config) *blockgraph.DriverType {
@@ -22,15 +25,19 @@ func DriverType(cfg Config) *blockgraph.DriverType {
 		Name:  name,
 		Probe: Probe,
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
-			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.LUKS.File}}
+			file := blockgraph.ChildSpec{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.LUKS.File}
+			if o.LUKS.Header == nil {
+				return []blockgraph.ChildSpec{file}
+			}
+			return []blockgraph.ChildSpec{file, {Name: headerChild, Role: blockgraph.RoleMetadata, Ref: *o.LUKS.Header}}
 		},
 		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			d := &driver{node: r.Node}
+			d := &driver{node: r.Node, detached: r.Options.LUKS.Header != nil}
 			var err error
 			if r.NoIO {
-				d.volume, err = Inspect(ctx, headerStore{d.node.File}, cfg)
+				d.volume, err = inspect(ctx, headerStore{d.header}, d.detached, cfg)
 			} else {
-				d.volume, err = Open(ctx, headerStore{d.node.File}, r.Options.LUKS.KeySecret, "", cfg)
+				d.volume, err = open(ctx, headerStore{d.header}, d.detached, r.Options.LUKS.KeySecret, "", cfg)
 			}
 			if err != nil {
 				return nil, err
@@ -74,11 +81,20 @@ func headerFailed(what string, err error) error {
 
 // driver is one opened image.
 type driver struct {
-	node   *blockgraph.Node
-	volume *Volume
+	node     *blockgraph.Node
+	volume   *Volume
+	detached bool // the header is in a file of its own
 	// amending: so many jobs change key slots, and nobody else may use the file.
 	// It changes within graph changes only.
 	amending atomic.Int32
+}
+
+// header is the child that has the header.
+func (d *driver) header() *blockgraph.Edge {
+	if d.detached {
+		return d.node.Child(headerChild)
+	}
+	return d.node.File()
 }
 
 // ReadV reads and decrypts.
@@ -188,13 +204,13 @@ func (d *driver) Caps() blockgraph.Caps {
 
 // ChildPerms are those of a filter more than those of a format: others may
 // write, and the file is written only when somebody writes the disk. While key
-// slots are changed, nobody else may even read.
+// slots are changed, nobody else may even read the file that has them.
 func (d *driver) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
 	const own = blockgraph.PermWrite | blockgraph.PermResize
 	np, ns := blockgraph.DefaultChildPerms(e.Role(), writable, perm, shared)
 	np = np&^own | perm&own
 	ns |= shared & own
-	if d.amending.Load() > 0 {
+	if d.amending.Load() > 0 && d.detached == (e.Name() == headerChild) {
 		np |= blockgraph.PermWrite
 		ns &^= blockgraph.PermConsistentRead | blockgraph.PermWrite
 	}
@@ -220,5 +236,5 @@ func (d *driver) SetAmending(amending bool) {
 
 // Amend implements blockgraph.Amender.
 func (d *driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error {
-	return d.volume.Amend(ctx, Entering(headerStore{d.node.File}, enter), &o.LUKS.QCryptoBlockAmendOptionsLUKS, force)
+	return d.volume.Amend(ctx, Entering(headerStore{d.header}, enter), &o.LUKS.QCryptoBlockAmendOptionsLUKS, force)
 }

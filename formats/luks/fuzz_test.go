@@ -36,7 +36,7 @@ func FuzzHeader(f *testing.F) {
 		Probe(b)
 		raw := make([]byte, headerSize)
 		copy(raw, b)
-		h, err := parseHeader(raw)
+		h, err := parseHeader(raw, false)
 		if err != nil {
 			return
 		}
@@ -96,12 +96,12 @@ func TestHostileHeadersAreRefusedInTheFieldsWords(t *testing.T) {
 	} {
 		b := bytes.Clone(good)
 		copy(b[c.off:], c.value)
-		_, err := parseHeader(b)
+		_, err := parseHeader(b, false)
 		expectError(t, err, c.want)
 	}
 	_, err := parseSpec("aes", "xts-plain64", "sha256", 65)
 	expectError(t, err, "XTS cipher key length should be a multiple of 2")
-	if _, err := parseHeader(good); err != nil {
+	if _, err := parseHeader(good, false); err != nil {
 		t.Error(err)
 	}
 }

@@ -70,7 +70,8 @@ type keySlot struct {
 // header is a checked header. One that others may see is not changed any more.
 type header struct {
 	raw              [headerSize]byte // as on disk
-	payloadOffset    uint32           // sectors
+	payloadOffset    uint32           // sectors, in the file that has the data
+	detached         bool             // which is not the header's
 	keyBytes         int              // of the master key
 	digest           [digestSize]byte
 	digestSalt       [saltSize]byte
@@ -92,9 +93,10 @@ func Probe(head []byte) int {
 	return 0
 }
 
-// parseHeader decodes and checks what is on disk, headerSize bytes.
-func parseHeader(raw []byte) (*header, error) {
-	h := &header{}
+// parseHeader decodes and checks what is on disk, headerSize bytes. Where the data
+// of a detached one begins says nothing about the header itself.
+func parseHeader(raw []byte, detached bool) (*header, error) {
+	h := &header{detached: detached}
 	copy(h.raw[:], raw)
 	be := binary.BigEndian
 	if string(raw[:len(magic)]) != magic {
@@ -125,7 +127,7 @@ func parseHeader(raw []byte) (*header, error) {
 	h.digestIterations = be.Uint32(raw[fieldDigestIter:])
 	uuid, _, _ := bytes.Cut(raw[fieldUUID:fieldSlots], []byte{0})
 	h.uuid = string(uuid)
-	if h.payloadOffset < keySlotOffset/SectorSize {
+	if !detached && h.payloadOffset < keySlotOffset/SectorSize {
 		return nil, invalid("LUKS payload is overlapping with the header")
 	}
 	if h.digestIterations == 0 {
@@ -167,7 +169,7 @@ func (h *header) parseSlots(keyBytes uint32) error {
 		if s.offset < keySlotOffset/SectorSize {
 			return invalid("Keyslot %d is overlapping with the LUKS header", i)
 		}
-		if uint64(s.offset)+n > uint64(h.payloadOffset) {
+		if !h.detached && uint64(s.offset)+n > uint64(h.payloadOffset) {
 			return invalid("Keyslot %d is overlapping with the encrypted payload", i)
 		}
 	}
@@ -192,14 +194,21 @@ func materialSectors(keyBytes uint64) uint64 {
 
 // newHeader lays out the header of a new volume without keys. The caller fills
 // in salts and digest.
-func newHeader(s *spec, uuid string) *header {
-	h := &header{spec: *s, keyBytes: s.keyBytes(), uuid: uuid}
+func newHeader(s *spec, uuid string, detached bool) *header {
+	h := &header{spec: *s, keyBytes: s.keyBytes(), uuid: uuid, detached: detached}
 	n := uint32(materialSectors(uint64(h.keyBytes)))
 	for i := range h.slots {
 		h.slots[i].offset = keySlotOffset/SectorSize + uint32(i)*n
 	}
-	h.payloadOffset = keySlotOffset/SectorSize + Slots*n
+	if !detached {
+		h.payloadOffset = uint32(h.room() / SectorSize)
+	}
 	return h
+}
+
+// room is what the header takes with all its key material, in bytes.
+func (h *header) room() int64 {
+	return keySlotOffset + Slots*int64(materialSectors(uint64(h.keyBytes)))*SectorSize
 }
 
 // encode brings raw up to date.

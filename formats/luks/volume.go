@@ -84,11 +84,18 @@ type access struct {
 //
 //blockd:blocking
 func Open(ctx context.Context, store Store, keySecret *string, prefix string, cfg Config) (*Volume, error) {
+	return open(ctx, store, false, keySecret, prefix, cfg)
+}
+
+// open is Open, also of a detached header.
+//
+//blockd:blocking
+func open(ctx context.Context, store Store, detached bool, keySecret *string, prefix string, cfg Config) (*Volume, error) {
 	password, err := cfg.Password(keySecret, prefix)
 	if err != nil {
 		return nil, err
 	}
-	h, err := readHeader(ctx, store)
+	h, err := readHeader(ctx, store, detached)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +115,14 @@ func Open(ctx context.Context, store Store, keySecret *string, prefix string, cf
 //
 //blockd:blocking
 func Inspect(ctx context.Context, store Store, cfg Config) (*Volume, error) {
-	h, err := readHeader(ctx, store)
+	return inspect(ctx, store, false, cfg)
+}
+
+// inspect is Inspect, also of a detached header.
+//
+//blockd:blocking
+func inspect(ctx context.Context, store Store, detached bool, cfg Config) (*Volume, error) {
+	h, err := readHeader(ctx, store, detached)
 	if err != nil {
 		return nil, err
 	}
@@ -117,12 +131,12 @@ func Inspect(ctx context.Context, store Store, cfg Config) (*Volume, error) {
 	return v, nil
 }
 
-func readHeader(ctx context.Context, store Store) (*header, error) {
+func readHeader(ctx context.Context, store Store, detached bool) (*header, error) {
 	raw := make([]byte, headerSize)
 	if err := store.ReadAt(ctx, 0, raw); err != nil {
 		return nil, err
 	}
-	return parseHeader(raw)
+	return parseHeader(raw, detached)
 }
 
 // Password returns what unlocks an image; errors call the option by its name, with
@@ -142,6 +156,13 @@ func (c Config) Password(keySecret *string, prefix string) (string, error) {
 //
 //blockd:blocking
 func Create(ctx context.Context, o *qapi.QCryptoBlockCreateOptionsLUKS, prefix string, cfg Config, place func(n int64) (Store, error)) (*Volume, error) {
+	return create(ctx, o, false, prefix, cfg, place)
+}
+
+// create is Create, also of a detached header.
+//
+//blockd:blocking
+func create(ctx context.Context, o *qapi.QCryptoBlockCreateOptionsLUKS, detached bool, prefix string, cfg Config, place func(n int64) (Store, error)) (*Volume, error) {
 	password, err := cfg.Password(o.KeySecret, prefix)
 	if err != nil {
 		return nil, err
@@ -151,7 +172,7 @@ func Create(ctx context.Context, o *qapi.QCryptoBlockCreateOptionsLUKS, prefix s
 		return nil, err
 	}
 	iterTime := or(o.IterTime, defaultIterTime)
-	h := newHeader(s, uuid.NewString())
+	h := newHeader(s, uuid.NewString(), detached)
 	key := make([]byte, h.keyBytes)
 	rand.Read(key)
 	defer clear(key)
@@ -178,7 +199,7 @@ func Create(ctx context.Context, o *qapi.QCryptoBlockCreateOptionsLUKS, prefix s
 	if err != nil {
 		return nil, err
 	}
-	store, err := place(v.PayloadOffset())
+	store, err := place(h.room())
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +213,7 @@ func HeaderLength(o *qapi.QCryptoBlockCreateOptionsLUKS) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return int64(newHeader(s, "").payloadOffset) * SectorSize, nil
+	return newHeader(s, "", false).room(), nil
 }
 
 // writeNew writes the header of a new volume. What was there before is no
@@ -212,7 +233,7 @@ func (v *access) writeNew(ctx context.Context, filled *filledSlot) error {
 }
 
 // PayloadOffset is where the data begins, in bytes from the start of the
-// header.
+// header, or of its own file with a detached one.
 func (v *Volume) PayloadOffset() int64 { return int64(v.now.Load().payloadOffset) * SectorSize }
 
 // Info describes the volume. Any goroutine.
@@ -220,7 +241,8 @@ func (v *Volume) Info() *qapi.QCryptoBlockInfoLUKS {
 	h := v.now.Load()
 	info := &qapi.QCryptoBlockInfoLUKS{
 		CipherAlg: h.spec.cipher, CipherMode: h.spec.mode, IVGenAlg: h.spec.ivgen, HashAlg: h.spec.keyHash,
-		PayloadOffset: int64(h.payloadOffset) * SectorSize, MasterKeyIters: int64(h.digestIterations), UUID: h.uuid,
+		DetachedHeader: h.detached,
+		PayloadOffset:  int64(h.payloadOffset) * SectorSize, MasterKeyIters: int64(h.digestIterations), UUID: h.uuid,
 	}
 	if h.spec.ivgen == qapi.QCryptoIVGenAlgorithmEssiv {
 		info.IVGenHashAlg = &h.spec.ivHash

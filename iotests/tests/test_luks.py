@@ -490,6 +490,63 @@ class Luks(Common, Encrypted):
         images.check(path)
 
 
+    @blockd_only("QEMU has detached headers since 9.0")
+    def test_detached_header(self) -> None:
+        header, path = self.empty_file("h"), self.empty_file("a")
+        self.assertEqual(self.run_create(self.create_options("a-file", header="h-file")), "")
+        self.assertEqual((os.path.getsize(header), os.path.getsize(path)), (2068480, SIZE))
+        self.open("a", header="h-file")
+        info = self.luks_info("a")
+        self.assertEqual((info["detached-header"], info["payload-offset"]), (True, 0))
+        data = self.random_bytes(SIZE)
+        self.written("a", data)
+        self.assertEqual(self.add_key("a"), "")
+        self.assertEqual(self.amend("a", state="inactive", old_secret="s"), "")
+        self.qmp.cmd("blockdev-del", node_name="a")
+        self.assert_qmp_error(
+            "Invalid password, cannot unlock any keyslot",
+            "blockdev-add",
+            {**self.open_options("s"), "node-name": "a", "file": "a-file", "header": "h-file"},
+        )
+        self.open("a", "n", header="h-file")
+        self.assertEqual(self.read("a"), data)
+        self.close("a")
+        self.qmp.cmd("blockdev-del", node_name="h-file")
+        # Header and disk in one file are what every other program reads.
+        both = bytearray(Path(header).read_bytes())
+        both[104:108] = (len(both) // 512).to_bytes(4, "big")
+        Path(self.path("both")).write_bytes(bytes(both) + Path(path).read_bytes())
+        self.assert_holds(self.path("both"), data, secret="n")
+
+    @blockd_only("QEMU has detached headers since 9.0")
+    def test_header_for_a_disk_that_is_there(self) -> None:
+        path = self.created()
+        data = self.random_bytes(SIZE)
+        self.written("a", data)
+        self.close("a")
+        whole = Path(path).read_bytes()
+        Path(self.path("h")).write_bytes(whole[:2068480])
+        self.empty_file("n")
+        options = self.create_options("n-file")
+        options["header"] = options.pop("file")
+        self.assertEqual(
+            self.run_create({**options, "preallocation": "full"}),
+            "Parameter 'preallocation' requires 'file' to be specified for formatting LUKS disk",
+        )
+        self.assertEqual(self.run_create(options), "")
+        del options["header"]
+        self.assertEqual(self.run_create(options), "Either the parameter 'header' or 'file' must be specified")
+        # A copy of an attached header goes with the whole file: it says where the disk begins.
+        for name in ("a", "h"):
+            path = self.path(name)
+            self.qmp.cmd("blockdev-add", driver="file", filename=path, node_name=f"{name}-file")
+        self.open("a", header="h-file")
+        self.assertEqual(self.read("a"), data)
+        self.qmp.cmd("blockdev-del", node_name="a")
+        # Another key decrypts to something else.
+        self.open("a", header="n-file")
+        self.assertNotEqual(self.read("a"), data)
+
     def qcow2_over_it(self, **options: Any) -> None:
         """A qcow2 image of which an encrypted disk, of no length at first, is the file: it grows by guests' writes."""
         path = self.created("a", 0)
