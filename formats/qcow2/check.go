@@ -157,17 +157,13 @@ func (c *checker) words(off, n int64) ([]uint64, error) {
 
 // walkL1 counts the L2 tables of an L1 table.
 func (c *checker) walkL1(l1 []uint64) {
-	for i, e := range l1 {
-		off := int64(e & l1OffsetMask)
+	for _, e := range l1 {
+		off, aligned := c.h.judgeL1Entry(e, c.corruption)
 		if off == 0 {
 			continue
 		}
 		c.ref(off, c.h.clusterSize, "L2 table")
-		if off&(c.h.clusterSize-1) != 0 {
-			c.corruption("L2 table at %#x is not aligned (L1 index %d)", off, i)
-			continue
-		}
-		if off>>c.h.clusterBits < c.limit {
+		if aligned && off>>c.h.clusterBits < c.limit {
 			c.tables[off]++
 		}
 	}
@@ -181,8 +177,9 @@ func (c *checker) walkL2(off int64, times uint32) error {
 	if err != nil {
 		return err
 	}
-	for j, e := range l2 {
-		c.entry(e, j, times)
+	for _, e := range l2 {
+		off, n := c.h.judgeL2Entry(e, c.corruption)
+		c.refs(off, n, times, "data cluster")
 	}
 	return nil
 }
@@ -201,38 +198,6 @@ func (c *checker) entries(off int64) ([]l2Entry, error) {
 		words = words[step:]
 	}
 	return list, err
-}
-
-// entry judges the entry with an index in its L2 table, which is in use several
-// times.
-func (c *checker) entry(e l2Entry, index int, times uint32) {
-	h := c.h
-	if e.word&flagCompressed != 0 {
-		off, n := h.compressedExtent(e.word)
-		switch {
-		case e.word&flagCopied != 0:
-			c.corruption("compressed cluster at %#x has the copied flag", off)
-		case e.bitmap != 0:
-			c.corruption("compressed cluster at %#x has subclusters", off)
-		case h.external:
-			c.corruption("compressed cluster at %#x in an image with a data file", off)
-		}
-		c.refs(off, n, times, "compressed cluster")
-		return
-	}
-	off := int64(e.word & l2OffsetMask)
-	if h.kindOf(e, 0) == invalid {
-		c.corruption("cluster at %#x has an invalid bitmap %#x (L2 index %d)", off, e.bitmap, index)
-	}
-	if !h.hasPlace(e) {
-		return
-	}
-	if off&(h.clusterSize-1) != 0 {
-		c.corruption("data cluster at %#x is not aligned (L2 index %d)", off, index)
-	}
-	if !h.external {
-		c.refs(off, h.clusterSize, times, "data cluster")
-	}
 }
 
 // walkBitmaps counts what the bitmaps that are in force use.
@@ -288,13 +253,11 @@ func (c *checker) walkRefcounts() error {
 	}
 	c.table = words
 	for i, e := range words {
-		off := int64(e & refTableMask)
-		if off == 0 {
-			continue
-		}
-		if off&(h.clusterSize-1) != 0 || off < 0 || off>>h.clusterBits >= c.limit {
-			c.corruption("refcount block %d is at an invalid place: %#x", i, off)
+		off, sound := h.judgeRefTableEntry(int64(i), e, c.f.Size(), c.corruption)
+		if !sound {
 			c.brokenRC = true
+		}
+		if off == 0 || !sound {
 			continue
 		}
 		c.ref(off, h.clusterSize, "refcount block")

@@ -38,10 +38,6 @@ const (
 	// looked at again before they are taken for sound.
 	inspectRounds = 1000
 
-	l1Reserved       = 0x7f000000000001ff
-	l2Reserved       = 0x3f000000000001fe
-	refTableReserved = 0x1ff
-
 	maxMessages = 32
 )
 

@@ -14,20 +14,15 @@ func (c *inspection) walkRefTable() error {
 		end := min(from+inspectPiece, int64(len(d.refs.table)))
 		v.blocks = end
 		for i := from; i < end; i++ {
-			e := d.refs.table[i]
-			off := int64(e & refTableMask)
+			size := d.file().Size()
+			if d.freshBlock(i) {
+				size = maxHostOffset // the file may not reach there yet
+			}
+			off, sound := d.h.judgeRefTableEntry(i, d.refs.table[i], size, c.corruption)
 			switch {
-			case e == 0:
-			case e&refTableReserved != 0:
-				c.corruption("refcount table entry %d has reserved bits set", i)
+			case !sound:
 				c.broken = true
-			case off&(d.h.clusterSize-1) != 0:
-				c.corruption("refcount block %d is not cluster aligned; refcount table entry corrupted", i)
-				c.broken = true
-			case (off < 0 || off >= d.file().Size()) && !d.freshBlock(i):
-				c.corruption("refcount block %d is outside image", i)
-				c.broken = true
-			default:
+			case off != 0:
 				v.refer(off, d.h.clusterSize, 1)
 			}
 		}
@@ -80,11 +75,8 @@ func (c *inspection) walkActive() error {
 // can be read. Driver.mu is held.
 func (c *inspection) enterTable(table int64, entry uint64, active bool) bool {
 	h := c.d.h
-	off := int64(entry & l1OffsetMask)
-	if entry&l1Reserved != 0 {
-		c.corruption("found L1 entry with reserved bits set: %x", entry)
-	}
-	if off == 0 && active {
+	off, aligned := h.judgeL1Entry(entry, c.corruption)
+	if off == 0 {
 		return false
 	}
 	_, fresh := c.d.newTables[table] // the file may not reach there yet
@@ -102,11 +94,7 @@ func (c *inspection) enterTable(table int64, entry uint64, active bool) bool {
 			c.d.dirtyL1.add(table*l1EntrySize, (table+1)*l1EntrySize)
 		})
 	}
-	if off&(h.clusterSize-1) != 0 {
-		c.corruption("l2_offset=%x: Table is not cluster aligned; L1 entry corrupted", off)
-		return false
-	}
-	return fresh || c.inside(off, h.clusterSize)
+	return aligned && (fresh || c.inside(off, h.clusterSize))
 }
 
 // freshBlock tells whether the refcount block with that index is in memory only.
@@ -257,26 +245,22 @@ func (c *inspection) wrongFlags(s *slice, from int64) bool {
 func (c *inspection) walkEntry(s *slice, i int64, next int64, active bool) int64 {
 	h := c.d.h
 	e := s.load(i)
-	off := int64(e.word & l2OffsetMask)
-	switch {
-	case e.word&flagCompressed != 0:
-		c.walkCompressed(e, active)
+	at, n := h.judgeL2Entry(e, c.corruption)
+	if e.word&flagCompressed != 0 {
+		if !c.flagsFix {
+			c.refer(at, n)
+		}
+		if !c.flagsFix && n > 0 && active && c.first {
+			c.win.Allocated++
+			c.win.Compressed++
+			c.win.Fragmented++ // by nature
+		}
 		return next
-	case e.word&l2Reserved != 0:
-		c.corruption("found l2 entry with reserved bits set: %x", e.word)
-	}
-	switch {
-	case e.bitmap&(e.bitmap>>32) != 0:
-		c.corruption("offset=%x: Allocated cluster has corrupted subcluster allocation bitmap", off)
-	case !h.hasPlace(e) && uint32(e.bitmap) != 0:
-		c.corruption("Unallocated cluster has non-zero subcluster allocation map")
 	}
 	if !h.hasPlace(e) {
 		return next
 	}
-	if off&(h.clusterSize-1) != 0 {
-		c.corruption("offset=%x: cluster is not properly aligned; L2 entry corrupted", off)
-	}
+	off := int64(e.word & l2OffsetMask)
 	if active {
 		c.checkFlag(e.word, off, false, func() { c.toggle(s, i, e) })
 	}
@@ -290,9 +274,7 @@ func (c *inspection) walkEntry(s *slice, i int64, next int64, active bool) int64
 		}
 		next = off + h.clusterSize
 	}
-	if !h.external {
-		c.refer(off, h.clusterSize)
-	}
+	c.refer(at, n)
 	return next
 }
 
@@ -301,31 +283,6 @@ func (c *inspection) walkEntry(s *slice, i int64, next int64, active bool) int64
 // +checklocksignore
 func (c *inspection) toggle(s *slice, i int64, e l2Entry) {
 	c.d.setEntry(s, i, l2Entry{e.word ^ flagCopied, e.bitmap})
-}
-
-// walkCompressed is walkEntry for a compressed cluster.
-func (c *inspection) walkCompressed(e l2Entry, active bool) {
-	h := c.d.h
-	off, n := h.compressedExtent(e.word)
-	if e.word&flagCopied != 0 {
-		c.corruption("coffset=0x%x: copied flag must never be set for compressed clusters", off)
-	}
-	switch {
-	case c.flagsFix:
-		return
-	case h.external:
-		c.corruption("compressed cluster with data file, entry=0x%x", e.word)
-		return
-	case e.bitmap != 0:
-		c.corruption("compressed cluster with non-zero subcluster allocation bitmap, entry=0x%x", e.word)
-		return
-	}
-	c.refer(off, n)
-	if active && c.first {
-		c.win.Allocated++
-		c.win.Compressed++
-		c.win.Fragmented++ // by nature
-	}
 }
 
 // walkSnapshot counts what a snapshot's L1 table refers to. Neither it nor its
