@@ -55,6 +55,13 @@ type Check interface {
 	Upkeep
 	// Result is what was found, once there are no more steps.
 	Result() CheckResult
+	// Lost tells, once there are no more steps, that everything was to be
+	// repaired, and that structures are lost which cannot be made anew while
+	// anybody uses the image; Result has this as a check error. Rebuild does that, in
+	// a graph change that has drained the node, which has no other users. The check
+	// has steps anew then.
+	Lost() bool
+	Rebuild(ctx context.Context) error
 }
 
 // Checker is a format that can check and repair an image while it is in use.

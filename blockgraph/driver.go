@@ -121,6 +121,10 @@ type OpenRequest struct {
 	// NoIO: only what the image says of itself is wanted, not its content (the
 	// field: BDRV_O_NO_IO). An encrypted image needs no key then.
 	NoIO bool
+	// Repair: the image is opened to be checked and repaired, and for nothing else
+	// (the field: BDRV_O_CHECK). What keeps others from opening a damaged image for
+	// writing does not keep this one from it.
+	Repair bool
 	// Bitmap is the dirty bitmap that the options name; see DriverType.Bitmap.
 	Bitmap *DirtyBitmap
 

@@ -19,6 +19,7 @@ type opening struct {
 	fromHeader bool
 	probed     bool
 	noIO       bool                // of the node itself; its children have content to read
+	repair     bool                // the same
 	files      map[string]struct{} // of the chain so far, to find loops
 	// adopted are children that were opened ahead for the node, to look at their
 	// content for instance, and are given as references.
@@ -110,7 +111,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	if err != nil {
 		return nil, err
 	}
-	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed, NoIO: w.noIO, Bitmap: marked, tx: tx, way: w})
+	drv, err := typ.Open(tx.ctx, &OpenRequest{Node: n, Options: o, ReadOnly: s.ReadOnly || s.Inactive, AutoReadOnly: *o.AutoReadOnly, FromHeader: w.fromHeader, Probed: w.probed, NoIO: w.noIO, Repair: w.repair, Bitmap: marked, tx: tx, way: w})
 	if err != nil {
 		return nil, err
 	}

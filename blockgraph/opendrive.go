@@ -30,6 +30,11 @@ func (tx *Tx) OpenHeader(filename string, options *qapi.Object) (*Node, error) {
 	return tx.openPartial(partial{filename: filename, flat: options.Flatten()}, opening{files: map[string]struct{}{}, noIO: true})
 }
 
+// OpenToRepair is OpenDrive for who only checks and repairs the image.
+func (tx *Tx) OpenToRepair(filename string, options *qapi.Object) (*Node, error) {
+	return tx.openPartial(partial{filename: filename, flat: options.Flatten()}, opening{files: map[string]struct{}{}, repair: true})
+}
+
 func (tx *Tx) openPartial(p partial, w opening) (*Node, error) {
 	if w.depth > tx.g.maxChain {
 		return nil, tx.g.errTooDeep()

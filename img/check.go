@@ -39,7 +39,7 @@ func checkCommand(t *tool) *cobra.Command {
 			return errors.New("--repair (-r) expects 'leaks' or 'all'")
 		}
 		o.name = args[0]
-		n, err := s.openImage(o, mode{writable: fix != "none", noBacking: true})
+		n, err := s.openImage(o, mode{writable: fix != "none", noBacking: true, repair: fix != "none"})
 		if err != nil {
 			return err
 		}

@@ -45,6 +45,8 @@ type mode struct {
 	discard   bool // what is given up is given back to the host
 	// headerOnly: the content is not read, so an encrypted image needs no key.
 	headerOnly bool
+	// repair: it is checked and repaired, and nothing else.
+	repair bool
 }
 
 // openImage opens an image, and returns its node. Its error says which image.
@@ -138,8 +140,11 @@ func (s *session) openOptions(filename string, options *qapi.Object, m mode) (*b
 	var n *blockgraph.Node
 	err := s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
 		open := tx.OpenDrive
-		if m.headerOnly {
+		switch {
+		case m.headerOnly:
 			open = tx.OpenHeader
+		case m.repair:
+			open = tx.OpenToRepair
 		}
 		var err error
 		if n, err = open(filename, options); err == nil {

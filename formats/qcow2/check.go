@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"blockd/blockgraph"
 	"blockd/ioengine"
 )
 
@@ -40,16 +41,33 @@ type countPage [4096]uint32
 
 // check reads the image in f and checks it.
 func check(ctx context.Context, f storage) (*checker, error) {
+	c, err := newChecker(ctx, f)
+	if err == nil {
+		err = c.countReferences()
+	}
+	if err == nil {
+		err = c.walkRefcounts()
+	}
+	if err == nil {
+		c.compare()
+		err = c.checkCopied()
+	}
+	return c, err
+}
+
+// newChecker returns a checker for the image in f, which has seen its header.
+func newChecker(ctx context.Context, f storage) (*checker, error) {
 	h, ext, _, err := readHeader(ctx, f)
 	if err != nil {
 		return nil, err
 	}
 	c := &checker{ctx: ctx, f: f, h: h, ext: ext, counts: map[int64]*countPage{}, tables: map[int64]uint32{}, stored: map[int64][]byte{}}
 	c.limit = h.clusters(f.Size()) + 1
-	return c, c.run()
+	return c, nil
 }
 
-func (c *checker) run() error {
+// countReferences counts all references but those of the refcount structures.
+func (c *checker) countReferences() error {
 	h := c.h
 	c.ref(0, h.clusterSize, "header")
 	l1, err := c.words(int64(h.l1Offset), int64(h.l1Size))
@@ -88,14 +106,7 @@ func (c *checker) run() error {
 			return err
 		}
 	}
-	if err := c.walkBitmaps(); err != nil {
-		return err
-	}
-	if err := c.walkRefcounts(); err != nil {
-		return err
-	}
-	c.compare()
-	return c.checkCopied()
+	return c.walkBitmaps()
 }
 
 func (c *checker) corruption(format string, args ...any) {
@@ -243,13 +254,26 @@ func (c *checker) walkBitmaps() error {
 
 func (c *checker) walkRefcounts() error {
 	h := c.h
-	c.ref(int64(h.refTableOffset), int64(h.refTableClusters)<<h.clusterBits, "refcount table")
-	if int64(h.refTableOffset)>>h.clusterBits+int64(h.refTableClusters) > c.limit {
+	first, n := int64(h.refTableOffset)>>h.clusterBits, int64(h.refTableClusters)
+	c.ref(int64(h.refTableOffset), n<<h.clusterBits, "refcount table")
+	if first+n > c.limit || first+n > h.clusters(c.f.Size()) {
+		c.corruption("refcount table at %#x is outside image", h.refTableOffset)
 		c.brokenRC = true
 	}
-	words, err := c.words(int64(h.refTableOffset), int64(h.refTableClusters)<<h.clusterBits/8)
+	for cl := first; cl < min(first+n, c.limit); cl++ {
+		if c.count(cl) > 1 {
+			c.corruption("refcount table at %#x is used for something else, too", h.refTableOffset)
+			c.brokenRC = true
+			break
+		}
+	}
+	words, err := c.words(int64(h.refTableOffset), n<<h.clusterBits/8)
 	if err != nil {
-		return err
+		if c.ctx.Err() != nil {
+			return err
+		}
+		c.corruption("refcount table at %#x cannot be read: %s", h.refTableOffset, blockgraph.Strerror(err))
+		c.brokenRC, words = true, nil
 	}
 	c.table = words
 	for i, e := range words {
@@ -270,7 +294,12 @@ func (c *checker) walkRefcounts() error {
 		}
 		b := make([]byte, h.clusterSize)
 		if err := readAt(c.ctx, c.f, off, b); err != nil {
-			return err
+			if c.ctx.Err() != nil {
+				return err
+			}
+			c.corruption("refcount block %d at %#x cannot be read: %s", i, off, blockgraph.Strerror(err))
+			c.brokenRC = true
+			continue
 		}
 		c.stored[int64(i)] = b
 	}

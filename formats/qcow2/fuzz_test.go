@@ -140,7 +140,11 @@ func fuzzUse(t testing.TB, b []byte, slack uint64) {
 	}
 	_, _ = check(ctxb, img)
 	unmap := qapi.BlockdevDiscardOptionsUnmap
-	for _, use := range []func(*Driver){func(d *Driver) { fuzzCheck(t, d) }, fuzzSnapshots, fuzzWrite} {
+	if d, err := openFor(ctxb, ch, &qapi.BlockdevOptions{}, opening{repair: true}); err == nil {
+		fuzzCheck(t, d)
+		_ = d.Close(ctxb)
+	}
+	for _, use := range []func(*Driver){fuzzSnapshots, fuzzWrite} {
 		if d, err := open(ctxb, ch, &qapi.BlockdevOptions{Discard: &unmap}, false); err == nil {
 			use(d)
 			_ = d.Close(ctxb)
@@ -158,11 +162,17 @@ func fuzzCheck(t testing.TB, d *Driver) {
 		return
 	}
 	defer c.Close()
+	rebuilt := false
 	for range fuzzOps {
-		if _, more, err := c.Step(ctxb, 1<<20); err != nil || !more {
+		_, more, err := c.Step(ctxb, 1<<20)
+		if err != nil {
+			return
+		}
+		if !more && (rebuilt || !c.Lost() || c.Rebuild(ctxb) != nil) {
 			_ = c.Result()
 			return
 		}
+		rebuilt = rebuilt || !more
 	}
 	t.Errorf("a check takes more than %d steps", fuzzOps)
 }
@@ -313,6 +323,9 @@ func FuzzRefcounts(f *testing.F) {
 	list := fuzzOver(f, func(i uint8, p *fuzzParts) {
 		f.Add(i, at(p.b, int64(p.h.refTableOffset), 64), at(p.b, p.refBlock(), 512), false)
 		f.Add(i, at(p.b, int64(p.h.refTableOffset), 64), at(p.b, p.refBlock(), 512), true)
+		for _, entry := range lostEntries(p) {
+			f.Add(i, binary.BigEndian.AppendUint64(nil, entry), []byte{}, i%2 > 0)
+		}
 	})
 	f.Fuzz(func(t *testing.T, i uint8, table, block []byte, dirty bool) {
 		p := list[int(i)%len(list)]

@@ -194,9 +194,6 @@ func (h *header) checkFeatures(ext *extensions) error {
 // and derives the geometry.
 func (h *header) checkTables() error {
 	h.setGeometry()
-	if h.refTableClusters == 0 {
-		return errHeader("Image does not contain a reference count table")
-	}
 	if err := h.checkTable(h.refTableOffset, uint64(h.refTableClusters), uint64(h.clusterSize), maxRefTableSize, "Reference count table"); err != nil {
 		return err
 	}

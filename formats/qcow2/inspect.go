@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -52,6 +53,10 @@ type inspection struct {
 
 	res  blockgraph.CheckResult // of the present run; what was fixed, of all
 	done blockgraph.CheckResult // of the last whole run
+	// lost: the refcount structures are to be made anew, which is not done beside
+	// guests; before is what was found when that was done, or nil.
+	lost   bool
+	before *blockgraph.CheckResult
 
 	// Of a run.
 	limit    int64 // clusters that are looked at
@@ -70,6 +75,9 @@ type inspection struct {
 	found []uint64        // clusters whose count is wrong
 	extra map[int64]int32 // their references that are not in the view
 	flags int64           // copied flags that do not fit
+	// high are the counts of clusters with refcount structures where they are more
+	// than 1.
+	high map[int64]int64
 }
 
 // shape is what a window's work is done under; a graph change may replace it
@@ -78,6 +86,7 @@ type shape struct {
 	sliceBits uint32
 	snapshots *snapshotList
 	reverts   int
+	rebuilds  int
 }
 
 // errShape: the work on a window begins anew.
@@ -109,7 +118,40 @@ func (c *inspection) Step(ctx context.Context, n int64) (did int64, more bool, e
 func (c *inspection) Remaining() int64 { return max(c.worth*(c.left+1), 0) }
 
 // Result implements blockgraph.Check.
-func (c *inspection) Result() blockgraph.CheckResult { return c.done }
+func (c *inspection) Result() blockgraph.CheckResult {
+	r := c.done
+	if b := c.before; b != nil {
+		r.CorruptionsFixed = max(0, b.Corruptions+b.CorruptionsFixed-r.Corruptions)
+		r.LeaksFixed = max(0, b.Leaks+b.LeaksFixed-r.Leaks)
+		r.Messages = slices.Concat(b.Messages, r.Messages)
+	}
+	return r
+}
+
+// Lost implements blockgraph.Check.
+func (c *inspection) Lost() bool { return c.lost }
+
+// Rebuild implements blockgraph.Check.
+func (c *inspection) Rebuild(ctx context.Context) error {
+	d := c.d
+	if d.readOnly.Load() || d.broken.Load() {
+		return syscall.EIO
+	}
+	if err := d.settle(ctx); err != nil {
+		return err
+	}
+	if err := d.rebuildRefcounts(ctx); err != nil {
+		return err
+	}
+	if c.before == nil {
+		before := c.done
+		c.before = &before
+	}
+	c.stop()
+	c.lost, c.res = false, blockgraph.CheckResult{}
+	c.steps = newSteps(func(*steps) error { return c.run() })
+	return nil
+}
 
 // Close implements blockgraph.Check.
 func (c *inspection) Close() {
@@ -119,13 +161,29 @@ func (c *inspection) Close() {
 }
 
 func (c *inspection) run() error {
-	if err := c.runOnce(); err != nil {
+	fix := c.fix
+	if err := c.runOnce(fix); err != nil {
 		return err
 	}
+	if err := c.finishRepairs(fix); err != nil {
+		return err
+	}
+	if c.lost && c.done.CheckErrors == 0 {
+		c.done.CheckErrors = 1
+	}
+	if fix == blockgraph.CheckFixNone || c.done.Corruptions > 0 || c.done.CheckErrors > 0 {
+		return nil
+	}
+	return c.d.clearMarks(c.ctx)
+}
+
+// finishRepairs repairs what depends on counts that are right, makes all repairs
+// durable, and finds out what is left.
+func (c *inspection) finishRepairs(fix blockgraph.CheckFix) error {
 	fixed := func() int64 { return c.res.LeaksFixed + c.res.CorruptionsFixed }
 	// Flags are judged by counts, so that those must be right.
-	safe := c.fix == blockgraph.CheckFixAll
-	if c.fix == blockgraph.CheckFixLeaks {
+	safe := fix == blockgraph.CheckFixAll && !c.lost
+	if fix == blockgraph.CheckFixLeaks {
 		safe = c.res.Corruptions == c.wrong && c.res.Leaks == 0 && c.res.CheckErrors == 0
 	}
 	if safe && c.wrong+fixed() > 0 {
@@ -133,7 +191,7 @@ func (c *inspection) run() error {
 			return err
 		}
 		c.flagsFix = true
-		if err := c.runOnce(); err != nil {
+		if err := c.runOnce(fix); err != nil {
 			return err
 		}
 		c.flagsFix = false
@@ -144,12 +202,14 @@ func (c *inspection) run() error {
 	if err := c.d.settle(c.ctx); err != nil {
 		return err
 	}
-	c.fix = blockgraph.CheckFixNone
-	return c.runOnce()
+	return c.runOnce(blockgraph.CheckFixNone)
 }
 
-// runOnce goes through all windows.
-func (c *inspection) runOnce() error {
+// runOnce goes through all windows, and repairs as fix says.
+func (c *inspection) runOnce(fix blockgraph.CheckFix) error {
+	asked := c.fix
+	c.fix = fix
+	defer func() { c.fix = asked }()
 	fixedLeaks, fixedCorruptions := c.res.LeaksFixed, c.res.CorruptionsFixed
 	c.res = blockgraph.CheckResult{LeaksFixed: fixedLeaks, CorruptionsFixed: fixedCorruptions}
 	c.wrong, c.broken = 0, false
@@ -184,6 +244,7 @@ func (c *inspection) runOnce() error {
 		}
 	}
 	c.left, c.worth = 0, 0
+	c.lost = c.lost || c.broken && asked == blockgraph.CheckFixAll
 	c.res.Total = h.clusters(c.d.size.Load())
 	if !c.flagsFix {
 		c.done = c.res
@@ -225,7 +286,7 @@ func (c *inspection) rest(n int64) error {
 }
 
 func (d *Driver) shape() shape {
-	return shape{d.sliceBits, d.snapshots.Load(), d.reverts}
+	return shape{d.sliceBits, d.snapshots.Load(), d.reverts, d.rebuilds}
 }
 
 // look fills a view of a window and judges it.
@@ -234,7 +295,7 @@ func (c *inspection) look(from, to int64) error {
 	c.shape = d.shape()
 	c.list = c.shape.snapshots.list
 	c.first, c.win, c.flags = from == 0, blockgraph.CheckResult{}, 0
-	c.found, c.extra = nil, map[int64]int32{}
+	c.found, c.extra, c.high = nil, map[int64]int32{}, map[int64]int64{}
 	c.worth = c.estimate(from, to)
 	c.setView(newView(d.h, from, to))
 	err := c.readCounts()
@@ -303,7 +364,13 @@ func (c *inspection) readCounts() error {
 				raw = ioengine.Bounce(int(d.h.clusterSize))
 			}
 			if err := readAt(c.ctx, d.file(), off, raw.Bytes()); err != nil {
-				return err
+				if c.ctx.Err() != nil {
+					return err
+				}
+				c.win.Corruptions++
+				c.message("ERROR refcount block %d at %#x cannot be read: %s", index, off, blockgraph.Strerror(err))
+				c.broken = true
+				clear(raw.Bytes())
 			}
 			continue
 		}
@@ -319,6 +386,9 @@ func (c *inspection) readCounts() error {
 				continue
 			}
 			v.setCount(cl, 0, n)
+			if n > 1 && d.meta.at(cl<<d.h.clusterBits, 1, kindRefBlock|kindRefTable) != 0 {
+				c.high[cl] = int64(min(n, maxCounted))
+			}
 			c.win.ImageEnd = (cl + 1) << d.h.clusterBits
 		}
 		if end == v.end || end>>r.blockBits != index {

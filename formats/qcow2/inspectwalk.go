@@ -8,6 +8,7 @@ func (c *inspection) walkRefTable() error {
 	if c.flagsFix {
 		return nil
 	}
+	c.checkRefTable()
 	for {
 		d.mu.Lock()
 		from := v.blocks
@@ -22,8 +23,14 @@ func (c *inspection) walkRefTable() error {
 			switch {
 			case !sound:
 				c.broken = true
-			case off != 0:
-				v.refer(off, d.h.clusterSize, 1)
+				continue
+			case off == 0:
+				continue
+			}
+			v.refer(off, d.h.clusterSize, 1)
+			if k := d.meta.at(off, d.h.clusterSize, ^kindRefBlock); k != 0 {
+				c.broken = true
+				c.corruption("refcount block %d at %#x overlaps with %s", i, off, k)
 			}
 		}
 		more := end < int64(len(d.refs.table))
@@ -34,6 +41,29 @@ func (c *inspection) walkRefTable() error {
 		if err := c.rest((end - from) * 8); err != nil {
 			return err
 		}
+	}
+}
+
+// checkRefTable holds that the refcount table lies within the file, and over
+// nothing else that is few.
+func (c *inspection) checkRefTable() {
+	d := c.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := &d.refs
+	at, n := r.tableOffset, int64(len(r.table))*8
+	fault := func(what string) {
+		c.broken = true
+		c.corruption("refcount table at %#x %s", at, what)
+	}
+	switch {
+	case r.damaged != "":
+		fault(r.damaged)
+	case r.moved: // in memory it is newer than on disk
+	case !c.inside(at, n):
+		fault("is outside image")
+	case d.meta.at(at, n, ^kindRefTable) != 0:
+		fault("is used for something else, too")
 	}
 }
 

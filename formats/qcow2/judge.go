@@ -215,23 +215,24 @@ func (c *inspection) mismatch(cl int64, n int32) {
 	}
 }
 
-// checkBlockPlace holds that a refcount block has its cluster to itself; n is
-// references less the count. Driver.mu is held.
+// checkBlockPlace holds that a refcount block or the refcount table has its
+// cluster to itself; n is references less the count. Driver.mu is held.
 func (c *inspection) checkBlockPlace(cl int64, n int32) {
 	d := c.d
-	if d.meta.at(cl<<d.h.clusterBits, d.h.clusterSize, kindRefBlock) == 0 {
+	kind := d.meta.at(cl<<d.h.clusterBits, d.h.clusterSize, kindRefBlock|kindRefTable)
+	if kind == 0 {
 		return
 	}
-	switch {
+	switch high := c.high[cl]; {
 	case n == 0 && c.v.isSingle(cl):
 		return
-	case n == 0, n > 1, n > 0 && c.v.isSingle(cl):
+	case n == 0, n > 1, n > 0 && c.v.isSingle(cl), high > 0 && high+int64(n) > 1:
 	default:
 		return // one reference, and a count that does not fit
 	}
 	c.win.Corruptions++
 	c.broken = true
-	c.message("ERROR refcount block at cluster %d is used for something else, too", cl)
+	c.message("ERROR %s at cluster %d is used for something else, too", kind, cl)
 }
 
 // repair makes the counts that were found wrong right, as far as that is wanted
@@ -287,6 +288,7 @@ func (c *inspection) repairCluster(cl int64) error {
 	r := &d.refs
 	i := cl - v.first
 	if v.diff[i] >= maxCounted || v.diff[i] <= -maxCounted {
+		c.lost = c.lost || c.fix == blockgraph.CheckFixAll // a count that cannot be: the block is none
 		return nil
 	}
 	n := int64(v.diff[i]) + int64(c.extra[cl])
@@ -299,6 +301,7 @@ func (c *inspection) repairCluster(cl int64) error {
 	}
 	if b == nil {
 		if b = c.missingBlock(cl >> r.blockBits); b == nil {
+			c.lost = c.lost || c.fix == blockgraph.CheckFixAll
 			return nil
 		}
 	}

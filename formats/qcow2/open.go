@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -36,7 +37,7 @@ func DriverType(keys luks.Config, persistence qapi.Qcow2BitmapPersistence) *bloc
 		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 			ch := openingChildren{nodeChildren{r.Node}, r, keys}
 			o := withPersistence(r.Options, persistence)
-			d, err := open(ctx, ch, o, r.ReadOnly)
+			d, err := openFor(ctx, ch, o, opening{readOnly: r.ReadOnly, repair: r.Repair && !r.ReadOnly})
 			if err != nil && r.AutoReadOnly && !r.ReadOnly && errors.Is(err, syscall.EACCES) {
 				r.Node.FallBackReadOnly()
 				d, err = open(ctx, ch, o, true)
@@ -88,16 +89,33 @@ func probe(head []byte) int {
 	return 0
 }
 
+// opening says what an image is opened for.
+type opening struct {
+	readOnly bool
+	// repair: it is opened for writing to be checked and repaired, and for nothing
+	// else, so one that is marked as corrupt or dirty, or has no refcount table to
+	// be read, is opened as it is.
+	repair bool
+}
+
 // open opens an image. Nothing is left open on an error.
 //
 //blockd:blocking
 func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bool) (*Driver, error) {
-	f := ch.file()
+	return openFor(ctx, ch, o, opening{readOnly: readOnly})
+}
+
+//blockd:blocking
+func openFor(ctx context.Context, ch children, o *qapi.BlockdevOptions, way opening) (*Driver, error) {
+	f, readOnly := ch.file(), way.readOnly
 	h, ext, head, err := readHeader(ctx, f)
 	if err != nil {
 		return nil, err
 	}
-	if h.incompatible&incompatCorrupt != 0 && !readOnly {
+	if h.refTableClusters == 0 && !way.repair {
+		return nil, errHeader("Image does not contain a reference count table")
+	}
+	if h.incompatible&incompatCorrupt != 0 && !readOnly && !way.repair {
 		return nil, blockgraph.Errorf(syscall.EACCES, "qcow2: Image is corrupt; cannot be opened read/write")
 	}
 	if err := attachData(h, ext, ch); err != nil {
@@ -133,7 +151,7 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 	d.readOnly.Store(readOnly)
 	d.size.Store(int64(h.size))
 	d.diskFields = headerFields{int64(h.refTableOffset), h.refTableClusters, int64(h.l1Offset), h.l1Size, int64(h.size)}
-	if err := d.readTables(ctx, f); err != nil {
+	if err := d.readTables(ctx, f, way); err != nil {
 		return nil, err
 	}
 	d.apply(opts)
@@ -144,6 +162,7 @@ func open(ctx context.Context, ch children, o *qapi.BlockdevOptions, readOnly bo
 		return nil, err
 	}
 	if !readOnly {
+		d.marked = way.repair && h.incompatible&(incompatDirty|incompatCorrupt) != 0
 		if err := d.startWriting(ctx); err != nil {
 			return nil, err
 		}
@@ -205,7 +224,7 @@ func (d *Driver) readBackingName() error {
 
 // readTables reads what is always in memory: the L1 table, the refcount table
 // and the list of snapshots.
-func (d *Driver) readTables(ctx context.Context, f storage) error {
+func (d *Driver) readTables(ctx context.Context, f storage, way opening) error {
 	h := d.h
 	l1 := newL1Table(int64(h.l1Offset), int64(h.l1Size))
 	raw, err := tableAt(ctx, f, l1.offset, int64(h.l1Size)*l1EntrySize)
@@ -224,12 +243,19 @@ func (d *Driver) readTables(ctx context.Context, f storage) error {
 	f.DebugEvent("reftable_load")
 	tableLen := int64(h.refTableClusters) << h.clusterBits
 	raw, err = tableAt(ctx, f, d.refs.tableOffset, tableLen)
-	if err != nil {
+	if err != nil && (!way.repair || ctx.Err() != nil) {
 		return blockgraph.Errorf(blockgraph.Errno(err), "Could not initialize refcount handling: %s", blockgraph.Strerror(err))
+	}
+	if err != nil {
+		d.refs.damaged, raw = "cannot be read: "+blockgraph.Strerror(err), nil
 	}
 	d.refs.table = make([]uint64, tableLen/8)
 	for i := range len(raw) / 8 {
-		e := binary.BigEndian.Uint64(raw[i*8:]) & refTableMask
+		e := binary.BigEndian.Uint64(raw[i*8:])
+		if e&refTableReserved != 0 {
+			d.refs.damaged = fmt.Sprintf("has an entry, %d, with reserved bits set", i)
+		}
+		e &= refTableMask
 		d.refs.table[i] = e
 		if e != 0 && e < maxHostOffset {
 			d.meta.add(int64(e)>>h.clusterBits, kindRefBlock)
@@ -253,7 +279,8 @@ func (d *Driver) readTables(ctx context.Context, f storage) error {
 }
 
 // startWriting makes an image ready to be changed: counts that a crash under
-// lazy refcounts left wrong are repaired, and the autoclear bits of what we do
+// lazy refcounts left wrong are repaired, unless that is what it was opened for,
+// and the autoclear bits of what we do
 // not maintain are cleared.
 func (d *Driver) startWriting(ctx context.Context) error {
 	be := binary.BigEndian
@@ -276,7 +303,7 @@ func (d *Driver) startWriting(ctx context.Context) error {
 			return blockgraph.Errorf(blockgraph.Errno(err), "Could not update qcow2 header: %s", blockgraph.Strerror(err))
 		}
 	}
-	if be.Uint64(d.head[fieldIncompatible:])&incompatDirty == 0 {
+	if be.Uint64(d.head[fieldIncompatible:])&incompatDirty == 0 || d.marked {
 		return nil
 	}
 	if err := d.repairDirty(ctx); err != nil {

@@ -32,6 +32,8 @@ type refcounts struct {
 	table       []uint64 // offsets of blocks; 0: all counts are 0
 	tableOffset int64    // bytes
 	tableDirty  pieces
+	// damaged says what is wrong with the table as a whole, or "".
+	damaged string
 	// moved: the table has a new place, of which the header does not know yet.
 	moved bool
 

@@ -3,6 +3,8 @@ package qcow2
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"log/slog"
 	"syscall"
 )
 
@@ -15,16 +17,41 @@ import (
 func (d *Driver) repairDirty(ctx context.Context) error {
 	err := d.repairCounts(ctx)
 	if err == nil {
-		err = d.updateHeader(ctx, func(b []byte) {
-			be := binary.BigEndian
-			be.PutUint64(b[fieldIncompatible:], be.Uint64(b[fieldIncompatible:])&^incompatDirty)
-		})
+		err = d.clearFeatures(ctx, incompatDirty)
 	}
+	return err
+}
+
+// clearMarks clears what says that an image needs to be repaired, durably, where
+// it was opened for that.
+func (d *Driver) clearMarks(ctx context.Context) error {
+	if !d.marked {
+		return nil
+	}
+	err := d.settle(ctx)
+	if err == nil {
+		err = d.clearFeatures(ctx, incompatDirty|incompatCorrupt)
+	}
+	if err == nil {
+		d.marked = false
+	}
+	return err
+}
+
+// clearFeatures clears incompatible features in the header, durably.
+func (d *Driver) clearFeatures(ctx context.Context, bits uint64) error {
+	err := d.updateHeader(ctx, func(b []byte) {
+		be := binary.BigEndian
+		be.PutUint64(b[fieldIncompatible:], be.Uint64(b[fieldIncompatible:])&^bits)
+	})
 	if err == nil {
 		err = d.file().Flush(ctx)
 	}
 	return err
 }
+
+// errLost tells that refcount structures are to be made anew (rebuild.go).
+var errLost = errors.New("qcow2: refcount structures are lost")
 
 // repairCounts makes counts and copied flags fit the mappings, as they are on
 // disk, durably. No request is in flight, and nothing in memory differs.
@@ -33,8 +60,27 @@ func (d *Driver) repairCounts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.brokenRC {
+	if err := d.repairFound(ctx, c); err != errLost {
+		return err
+	}
+	slog.Warn("qcow2: refcount structures are lost and made anew", "file", fileName(d.file()))
+	if err := d.rebuildRefcounts(ctx); err != nil {
+		return err
+	}
+	if c, err = check(ctx, d.file()); err != nil {
+		return err
+	}
+	if err = d.repairFound(ctx, c); err == errLost {
 		return syscall.EIO
+	}
+	return err
+}
+
+// repairFound repairs what a check has found. With errLost nothing on disk has
+// changed.
+func (d *Driver) repairFound(ctx context.Context, c *checker) error {
+	if c.brokenRC {
+		return errLost
 	}
 	final := map[int64]uint64{}
 	c.mismatches(func(cluster int64, stored, counted uint64) { final[cluster] = counted })
@@ -61,7 +107,7 @@ func (d *Driver) repairCounts(ctx context.Context) error {
 		return c.storedCount(cluster)
 	}
 	var flagErr error
-	err = c.wrongFlags(func(table, entry int64, old uint64) {
+	err := c.wrongFlags(func(table, entry int64, old uint64) {
 		if flagErr == nil {
 			flagErr = d.repairFlag(ctx, table, entry, ^old&flagCopied)
 		}
@@ -81,7 +127,7 @@ func (d *Driver) repairCount(ctx context.Context, c *checker, cluster int64, n u
 	r := &d.refs
 	index := cluster >> r.blockBits
 	if index >= int64(len(r.table)) {
-		return syscall.EIO
+		return errLost
 	}
 	for {
 		d.mu.Lock()
@@ -93,7 +139,7 @@ func (d *Driver) repairCount(ctx context.Context, c *checker, cluster int64, n u
 			}
 			if at>>r.blockBits != index {
 				d.mu.Unlock()
-				return syscall.EIO
+				return errLost
 			}
 			b = d.newRefBlock(index, at)
 			d.setRef(b, at&(1<<r.blockBits-1), 1)

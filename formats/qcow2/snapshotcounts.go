@@ -287,14 +287,7 @@ func (d *Driver) endUncounted(ctx context.Context) error {
 	if d.uncounted--; d.h.version < 3 || d.uncounted > 0 {
 		return nil
 	}
-	err := d.updateHeader(ctx, func(b []byte) {
-		be := binary.BigEndian
-		be.PutUint64(b[fieldIncompatible:], be.Uint64(b[fieldIncompatible:])&^incompatDirty)
-	})
-	if err == nil {
-		err = d.file().Flush(ctx)
-	}
-	return err
+	return d.clearFeatures(ctx, incompatDirty)
 }
 
 // recount puts counts and flags in order after an addReferences that was cut

@@ -158,6 +158,12 @@ var writeOrders = []writeOrder{
 		}
 		setRefAt(f.b[block:], h.refcountOrder, int64(at), 0)
 	}, whole: func(_ *testing.T, open func() *Driver) { open() }},
+	{name: "open-rebuilds", about: "opening an image for writing that is dirty: the table names a refcount block outside of the file, and a copied flag is wrong", opts: small, start: written(0, cs4K), edit: func(t *testing.T, f *memFile) {
+		f.b[fieldIncompatible+7] |= incompatDirty
+		p := patientOf(t, f)
+		p.setBlock(0, 1<<30)
+		p.change(0, func(e uint64) uint64 { return e &^ flagCopied })
+	}, whole: func(_ *testing.T, open func() *Driver) { open() }},
 	{name: "corrupt", about: "a write that would hit metadata marks the image as corrupt", opts: small, start: written(0, cs4K), run: func(t *testing.T, d *Driver) {
 		d.meta.add(hostOf(t, d, 0)>>d.h.clusterBits, kindRefBlock)
 		if err := d.WriteV(ctxb, 0, blockgraph.MakeIOVec(fill(2, 512)), 0); err == nil {

@@ -421,6 +421,27 @@ class Care(ImgCase):
         self.assertEqual(self.checked("-r", "leaks", "leak.qcow2")[0], 0)
         self.same_image("leak.qcow2")
 
+    def test_repair_of_lost_refcounts_and_of_marked_images(self) -> None:
+        self.damaged()
+        data = bytearray((self.images / "leak.qcow2").read_bytes())
+        (table,) = struct.unpack(">Q", data[48:56])
+        (block,) = struct.unpack(">Q", data[table : table + 8])
+        lost = {"far": 1 << 30, "nowhere": 0, "unaligned": block + 512, "overlap": table}
+        for name, entry in lost.items():
+            (self.images / f"{name}.qcow2").write_bytes(data[:table] + struct.pack(">Q", entry) + data[table + 8 :])
+        # The dirty bit and the corrupt bit: nobody but a repair opens it for writing.
+        (self.images / "marked.qcow2").write_bytes(data[:79] + b"\3" + data[80:])
+        (self.images / "none.qcow2").write_bytes(data[:56] + bytes(4) + data[60:])
+        for name in (*lost, "marked", "none"):
+            with self.subTest(name):
+                theirs = self.run_in(self.theirs, ["qemu-img"], ("check", "-r", "all", f"{name}.qcow2"))
+                ours = self.run_in(self.ours, [BLOCKD, "img"], ("check", "-r", "all", f"{name}.qcow2"))
+                gives_up = name == "unaligned"
+                self.assertEqual((ours[0], theirs[0]), (0, int(gives_up)))
+                images.check(str(self.ours / f"{name}.qcow2"))
+                if not gives_up:
+                    self.same_image(f"{name}.qcow2")
+
     def test_snapshots(self) -> None:
         self.chain()
         self.good("snapshot", "-l", "base.qcow2")

@@ -165,6 +165,34 @@ class CheckOfDamagedImages(UpkeepCase):
                     broken.data = bytearray()
             self.image = sound
 
+    def test_lost_refcounts_are_rebuilt_when_nobody_else_uses_the_node(self) -> None:
+        broken = Damage(self.image)
+        struct.pack_into(">Q", broken.data, broken.reftable, MiB << 20)
+        broken.save(self.image)
+        self.start()
+        export = self.export("disk")
+        self.qmp.cmd("x-blockdev-check", job_id="refused", node_name="disk", fix="all", auto_dismiss=False)
+        self.wait_status("refused", "concluded")
+        refused = self.job("refused")
+        self.assertEqual(
+            refused["error"],
+            "Refcount structures of node 'disk' must be rebuilt, which cannot be done while the node is in use;"
+            " check it when nothing else uses it",
+        )
+        self.assertEqual(refused["x-check"]["check-errors"], 1)
+        self.qmp.cmd("job-dismiss", id="refused")
+        self.unexport(export)
+        result = self.check(fix="all")
+        self.assertEqual(result["check-errors"], 0)
+        self.assertNotIn("corruptions", result)
+        self.assertGreater(result["corruptions-fixed"], 0)
+        self.export("disk")
+        writer = self.guest_writer("disk", self.model)
+        writer.wait_writes(3)
+        self.model = writer.stop()
+        self.daemon.quit()
+        self.assert_content(self.image, self.model)
+
     def test_repair_beside_a_writing_guest(self) -> None:
         broken = Damage(self.image)
         for cluster in range(5):

@@ -40,6 +40,22 @@ func PrepareCheck(tx *blockgraph.Tx, set *jobs.Set, n *blockgraph.Node, a *qapi.
 	})
 }
 
+// rebuild makes structures anew that the check has found lost. The whole image is
+// read meanwhile, and who uses it would wait for that; besides, what it has in
+// memory would have to be trusted: so nobody else may.
+func (b *job) rebuild(tx *blockgraph.Tx, c blockgraph.Check) error {
+	n := b.root.Node()
+	for _, e := range tx.Parents(n) {
+		if e.Root() != b.root {
+			return qapi.Errorf("Refcount structures of node '%s' must be rebuilt, which cannot be done while the node is in use; check it when nothing else uses it", n.Name())
+		}
+	}
+	if err := tx.Drain(n); err != nil {
+		return err
+	}
+	return transfer.Error(c.Rebuild(tx.Context()))
+}
+
 var errReadOnly = qapi.Errorf("Block node is read-only")
 
 // startError leaves EBUSY alone, and gives other errors the field's text.

@@ -78,14 +78,30 @@ func start(tx *blockgraph.Tx, set *jobs.Set, o jobs.Options, root blockgraph.Roo
 
 // Run implements jobs.Driver.
 func (b *job) Run(ctx context.Context, j *jobs.Job) error {
-	w := &work{b: b, progress: j.Progress()}
-	err := b.Body.Run(ctx, j, w, transfer.Options{MaxWorkers: 1, MaxChunk: maxStep, SpeedChunk: unit})
+	err := b.work(ctx, j)
+	if c, ok := b.care.(blockgraph.Check); ok && err == nil && c.Lost() {
+		b.tell() // if it ends here, this is what is known
+		if err = j.Change(ctx, func(tx *blockgraph.Tx) error { return b.rebuild(tx, c) }); err == nil {
+			err = b.work(ctx, j)
+		}
+	}
 	if err == nil {
-		r := &results{}
-		b.report(r)
-		b.result.Store(r)
+		b.tell()
 	}
 	return err
+}
+
+// work does all steps.
+func (b *job) work(ctx context.Context, j *jobs.Job) error {
+	w := &work{b: b, progress: j.Progress()}
+	return b.Body.Run(ctx, j, w, transfer.Options{MaxWorkers: 1, MaxChunk: maxStep, SpeedChunk: unit})
+}
+
+// tell lets queries see what is known.
+func (b *job) tell() {
+	r := &results{}
+	b.report(r)
+	b.result.Store(r)
 }
 
 // Busy implements jobs.Busier.
