@@ -49,22 +49,29 @@ func (c *inspection) walkRefTable() error {
 func (c *inspection) checkRefTable() {
 	d := c.d
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := &d.refs
-	at, n := r.tableOffset, int64(len(r.table))*8
-	fault := func(what string) {
+	what := c.refTableFault()
+	at := d.refs.tableOffset
+	d.mu.Unlock()
+	if what != "" {
 		c.broken = true
 		c.corruption("refcount table at %#x %s", at, what)
 	}
+}
+
+// refTableFault is what is wrong with the refcount table, or "". Driver.mu is held.
+func (c *inspection) refTableFault() string {
+	d, r := c.d, &c.d.refs
+	at, n := r.tableOffset, int64(len(r.table))*8
 	switch {
 	case r.damaged != "":
-		fault(r.damaged)
+		return r.damaged
 	case r.moved: // in memory it is newer than on disk
 	case !c.inside(at, n):
-		fault("is outside image")
+		return "is outside image"
 	case d.meta.at(at, n, ^kindRefTable) != 0:
-		fault("is used for something else, too")
+		return "is used for something else, too"
 	}
+	return ""
 }
 
 // walkActive counts what the active L1 table refers to.

@@ -319,7 +319,7 @@ func TestMarkedImagesAreRepaired(t *testing.T) {
 // TestCrashDuringRebuild: at each instant the image has the old structures or the
 // new ones, and can be repaired; its content never changes.
 func TestCrashDuringRebuild(t *testing.T) {
-	budget := 60
+	budget := 14
 	if os.Getenv("BLOCKD_TEST_ALL") == "1" {
 		budget = 2000
 	}
