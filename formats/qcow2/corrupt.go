@@ -25,16 +25,18 @@ func (d *Driver) OnCorruption(f CorruptionFunc) { d.onCorruption.Store(&f) }
 // with locks held: the mark is written by a goroutine that Close waits for.
 func (d *Driver) corrupt(fatal bool, off, n int64, format string, args ...any) error {
 	fatal = fatal && !d.readOnly.Load()
+	// Who comes again, perhaps for each cluster of a disk, costs nothing.
+	first := &d.signaled
+	if fatal {
+		first = &d.broken
+	}
+	if !first.CompareAndSwap(false, true) {
+		return syscall.EIO
+	}
 	msg := hexZero.ReplaceAllString(fmt.Sprintf(format, args...), "0")
 	if fatal {
-		if !d.broken.CompareAndSwap(false, true) {
-			return syscall.EIO
-		}
 		slog.Error("qcow2: Marking image as corrupt: " + msg + "; further corruption events will be suppressed")
 	} else {
-		if !d.signaled.CompareAndSwap(false, true) {
-			return syscall.EIO
-		}
 		slog.Error("qcow2: Image is corrupt: " + msg + "; further non-fatal corruption events will be suppressed")
 	}
 	d.signaled.Store(true)
