@@ -139,8 +139,8 @@ class QMPTestCase(unittest.TestCase):
         )
         return identity
 
-    def unexport(self, identity: str, mode: str = "safe") -> None:
-        """Remove an export and wait until it is gone."""
+    def unexport(self, identity: str, mode: str = "hard") -> None:
+        """Remove an export and wait until it is gone. By default with its clients: that one has left shows late."""
         self.qmp.cmd("block-export-del", id=identity, mode=mode)
         self.qmp.wait_event("BLOCK_EXPORT_DELETED", {"id": identity})
 

@@ -287,7 +287,7 @@ class Queries(JobCase):
 
     def test_members_of_query_jobs(self) -> None:
         self.backup(speed=SLOW)
-        job = self.job("j")
+        job = self.without_extensions(self.job("j"))
         self.assertEqual(set(job), {"id", "type", "status", "current-progress", "total-progress"})
         self.assertEqual((job["type"], job["status"], job["total-progress"]), ("backup", "running", SIZE))
         self.cancel_all()
