@@ -196,12 +196,12 @@ class QMPClient:
             return bool(match(data)) if callable(match) else contains(data, match)
 
         deadline = Deadline(seconds, doing=f"event {'/'.join(sorted(names))} {match if match else ''}")
-        checked = 0
+        index = 0
         while True:
-            for index in range(checked, len(self.events)):
+            while index < len(self.events):  # a match that runs a command may have more arrive
                 if fits(self.events[index]):
                     return self.events.pop(index)
-            checked = len(self.events)
+                index += 1
             self._receive(deadline)
 
     def next_event(self, seconds: float) -> Message | None:
