@@ -47,7 +47,7 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, r Range, a *qapi.BlockCommitArg) 
 		overlay: chain.Overlay(tx, r.Top, r.Base),
 	}
 	o := transfer.JobOptions(qapi.JobTypeCommit, a.JobID, a.Speed, a.AutoFinalize, a.AutoDismiss)
-	return c.nodes.Start(tx, set, o, c, false, func(*jobs.Job) error { return c.attach(tx, a.FilterNodeName) })
+	return c.nodes.Start(tx, set, o, c, false, func(j *jobs.Job) error { return c.attach(tx, j, a.FilterNodeName) })
 }
 
 // commit is the driver of the job.
@@ -69,7 +69,7 @@ type commit struct {
 }
 
 // attach makes the job a user of its nodes, in the field's order.
-func (c *commit) attach(tx *blockgraph.Tx, filterName *string) error {
+func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) error {
 	if _, err := c.nodes.Use(tx, c.Device, "main node", 0, blockgraph.PermAll); err != nil {
 		return err
 	}
@@ -108,14 +108,16 @@ func (c *commit) attach(tx *blockgraph.Tx, filterName *string) error {
 	if err != nil {
 		return err
 	}
-	c.from, err = c.nodes.Open(tx, c.Top, 0, blockgraph.PermAll)
-	return err
+	if c.from, err = c.nodes.Open(tx, c.Top, 0, blockgraph.PermAll); err != nil {
+		return err
+	}
+	j.Progress().SetRemaining(c.Top.Size()) // which clients see once the command has its reply
+	return nil
 }
 
 // Run moves the data down.
 func (c *commit) Run(ctx context.Context, j *jobs.Job) error {
 	length := c.Top.Size()
-	j.Progress().SetRemaining(length)
 	if c.Base.Size() < length {
 		err := j.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(c.into, length) })
 		if err != nil {

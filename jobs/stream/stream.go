@@ -60,7 +60,7 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 		return nil, err
 	}
 	o := transfer.JobOptions(qapi.JobTypeStream, a.JobID, a.Speed, a.AutoFinalize, a.AutoDismiss)
-	return s.nodes.Start(tx, set, o, s, false, func(*jobs.Job) error { return s.attach(tx) })
+	return s.nodes.Start(tx, set, o, s, false, func(j *jobs.Job) error { return s.attach(tx, j) })
 }
 
 // stream is the driver of the job.
@@ -108,7 +108,7 @@ func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 
 // attach makes the job a user of its nodes: nobody may change what it reads
 // once.
-func (s *stream) attach(tx *blockgraph.Tx) error {
+func (s *stream) attach(tx *blockgraph.Tx, j *jobs.Job) error {
 	const basic = blockgraph.PermConsistentRead | blockgraph.PermWriteUnchanged
 	if _, err := s.nodes.Use(tx, s.filter, "main node", 0, blockgraph.PermAll); err != nil {
 		return err
@@ -126,18 +126,22 @@ func (s *stream) attach(tx *blockgraph.Tx) error {
 			return err
 		}
 	}
+	if !s.isDone() {
+		j.Progress().SetRemaining(s.top.Size()) // which clients see once the command has its reply
+	}
 	return nil
 }
 
+// isDone tells whether there is nothing to stream.
+func (s *stream) isDone() bool { return s.top.SkipFilters() == s.bottom }
+
 // Run copies up what the chain below the top has.
 func (s *stream) Run(ctx context.Context, j *jobs.Job) error {
-	if s.top.SkipFilters() == s.bottom {
-		return nil // nothing to stream
+	if s.isDone() {
+		return nil
 	}
-	length := s.top.Size()
-	j.Progress().SetRemaining(length)
 	err := s.Body.Run(ctx, j, copy.NewPopulate(copy.PopulateOptions{
-		Root: s.root, Bottom: s.bottom, Length: length, Progress: j.Progress().Report,
+		Root: s.root, Bottom: s.bottom, Length: s.top.Size(), Progress: j.Progress().Report,
 	}), transfer.Options{
 		SpeedChunk: copy.StreamChunk, Careful: copy.CarefulStart,
 		OnRead: s.onError, ReadsOnly: true, LeaveIgnored: true,
