@@ -16,62 +16,75 @@ func (m *Monitor) queryBlockGraph(*qmp.Context, *struct{}) (*qapi.XDbgBlockGraph
 	return g, nil
 }
 
-// drawGraph runs on the loop.
+// drawGraph runs on the loop. As in the field users come before nodes, the oldest
+// first, but the lists are filled from their end; and numbers are given as things
+// are first named, by themselves or by an edge.
 //
 //blockd:global
 func drawGraph(graph *blockgraph.Graph, g *qapi.XDbgBlockGraph) {
-	add := func(t qapi.XDbgBlockGraphNodeType, name string) uint64 {
-		id := uint64(len(g.Nodes) + 1)
-		g.Nodes = append(g.Nodes, qapi.XDbgBlockGraphNode{ID: id, Type: t, Name: name})
-		return id
-	}
-	rootIDs := map[*blockgraph.Root]uint64{}
-	jobIDs := map[string]uint64{}
-	roots := graph.Roots()
-	slices.SortFunc(roots, func(a, b *blockgraph.Root) int { return cmp.Compare(a.ID(), b.ID()) })
-	for _, r := range roots {
-		if r.Job() == "" {
-			rootIDs[r] = add(qapi.XDbgBlockGraphNodeTypeBlockBackend, r.Device())
+	ids := map[any]uint64{}
+	number := func(x any) uint64 {
+		if ids[x] == 0 {
+			ids[x] = uint64(len(ids) + 1)
 		}
+		return ids[x]
 	}
-	for _, r := range roots {
-		if id := r.Job(); id != "" {
-			if jobIDs[id] == 0 {
-				jobIDs[id] = add(qapi.XDbgBlockGraphNodeTypeBlockJob, id)
-			}
-			rootIDs[r] = jobIDs[id]
-		}
+	box := func(x any, t qapi.XDbgBlockGraphNodeType, name string) {
+		g.Nodes = append(g.Nodes, qapi.XDbgBlockGraphNode{ID: number(x), Type: t, Name: name})
+	}
+	arrow := func(parent any, e *blockgraph.Edge) {
+		perm, shared := e.Perms()
+		g.Edges = append(g.Edges, qapi.XDbgBlockGraphEdge{
+			Parent: number(parent), Child: number(e.Child()), Name: e.Name(), Perm: permList(perm), SharedPerm: permList(shared),
+		})
 	}
 	nodes := graph.Nodes()
 	slices.Reverse(nodes)
-	nodeIDs := map[*blockgraph.Node]uint64{}
-	for _, n := range nodes {
-		nodeIDs[n] = add(qapi.XDbgBlockGraphNodeTypeBlockDriver, n.Name())
-	}
+	edges := map[*blockgraph.Root]*blockgraph.Edge{}
 	for _, n := range nodes {
 		for _, e := range n.Parents() {
-			parent := rootIDs[e.Root()]
-			if e.Root() == nil {
-				parent = nodeIDs[e.Parent()]
-			}
-			if parent == 0 {
-				continue // of a node that is gone but not closed yet
-			}
-			perm, shared := e.Perms()
-			g.Edges = append(g.Edges, qapi.XDbgBlockGraphEdge{
-				Parent: parent, Child: nodeIDs[n], Name: e.Name(), Perm: permList(perm), SharedPerm: permList(shared),
-			})
+			edges[e.Root()] = e
 		}
 	}
-	slices.SortStableFunc(g.Edges, func(a, b qapi.XDbgBlockGraphEdge) int { return int(a.Parent) - int(b.Parent) })
+	roots := graph.Roots()
+	slices.SortFunc(roots, func(a, b *blockgraph.Root) int { return cmp.Compare(a.ID(), b.ID()) })
+	for _, r := range roots {
+		if r.Job() != "" {
+			continue
+		}
+		box(r, qapi.XDbgBlockGraphNodeTypeBlockBackend, r.Device())
+		if e := edges[r]; e != nil {
+			arrow(r, e)
+		}
+	}
+	slices.Reverse(roots) // jobs and their nodes: the newest first
+	for i, r := range roots {
+		if r.Job() == "" || ids[r.Job()] != 0 {
+			continue
+		}
+		box(r.Job(), qapi.XDbgBlockGraphNodeTypeBlockJob, r.Job())
+		for _, r := range roots[i:] {
+			if e := edges[r]; e != nil && r.Job() == roots[i].Job() {
+				arrow(r.Job(), e)
+			}
+		}
+	}
+	for _, n := range nodes {
+		box(n, qapi.XDbgBlockGraphNodeTypeBlockDriver, n.Name())
+		for _, e := range slices.Backward(n.State().Edges) {
+			arrow(n, e)
+		}
+	}
+	slices.Reverse(g.Nodes)
+	slices.Reverse(g.Edges)
 }
 
-// permNames are in the order of their bits.
+// permNames are in the order of their bits, lists of them in the opposite one.
 var permNames = qapi.BlockPermission("").QAPIEnum()
 
 func permList(p blockgraph.Perm) []qapi.BlockPermission {
 	list := []qapi.BlockPermission{}
-	for i, name := range permNames {
+	for i, name := range slices.Backward(permNames) {
 		if p&(1<<i) != 0 {
 			list = append(list, qapi.BlockPermission(name))
 		}
