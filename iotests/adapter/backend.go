@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"blockd/blockgraph"
 	"blockd/monitor"
@@ -33,6 +34,7 @@ type throttled struct {
 	group  string
 	limits *throttlegroup.Group
 	member *throttlegroup.Member
+	aio    atomic.Int64 // requests begun by aio and not ended
 }
 
 // backends are all of them, in the order in which they came. They implement

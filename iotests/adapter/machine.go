@@ -82,7 +82,10 @@ func (m *machine) setUp(opts []option) error {
 		{[]string{"add-fd"}, func(_, v string) error { return m.addFD(v) }},
 		{[]string{"chardev"}, m.apply},
 		{[]string{"mon", "qmp", "qmp-pretty", "monitor"}, m.addMonitor},
-		{[]string{"qtest"}, func(_, v string) (err error) { m.qtest, err = connectQtest(v, m.stepped); return err }},
+		{[]string{"qtest"}, func(_, v string) (err error) {
+			m.qtest, err = connectQtest(v, m.stepped, func() { m.backends.settle(m.life) })
+			return err
+		}},
 		{[]string{"object", "blockdev"}, m.apply},
 		{[]string{"drive", "hda", "fda", "fdb"}, func(n, v string) error { return m.backends.addDrive(n, v) }},
 		{[]string{"device"}, func(_, v string) error { return m.devices.addOption(v) }},

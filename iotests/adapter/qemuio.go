@@ -309,10 +309,18 @@ func (s *ioSession) aio(ctx context.Context, f func(ctx context.Context)) {
 		return
 	}
 	done := s.m.aio.begin()
+	t := s.x.throttle
+	if t != nil {
+		t.aio.Add(1)
+	}
 	go func() {
 		defer done()
 		f(s.m.life)
+		if t != nil {
+			t.aio.Add(-1)
+		}
 	}()
+	s.m.backends.settle(ctx)
 }
 
 func (s *ioSession) aioRead(ctx context.Context, o *ioOptions) error {

@@ -18,20 +18,21 @@ import (
 // qtest is the socket through which a test moves the virtual clock. Requests are
 // lines; what passes is noted on stderr with the time since the start.
 type qtest struct {
-	conn  net.Conn
-	clock *clock.Virtual
-	begun time.Time
-	done  sync.WaitGroup
+	conn    net.Conn
+	clock   *clock.Virtual
+	stepped func() // returns when what the step has set off is done
+	begun   time.Time
+	done    sync.WaitGroup
 }
 
 // connectQtest connects to `unix:path=PATH`, where the test listens.
-func connectQtest(value string, stepped *clock.Virtual) (*qtest, error) {
+func connectQtest(value string, clk *clock.Virtual, stepped func()) (*qtest, error) {
 	path := strings.TrimPrefix(strings.TrimPrefix(value, "unix:"), "path=")
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return nil, qapi.Errorf("cannot connect to %s: %s", path, blockgraph.Strerror(err))
 	}
-	q := &qtest{conn: conn, clock: stepped, begun: clock.Real().Now()}
+	q := &qtest{conn: conn, clock: clk, stepped: stepped, begun: clock.Real().Now()}
 	fmt.Fprintf(os.Stderr, "[I %d.000000] OPENED\n", 0)
 	q.done.Go(q.serve)
 	return q, nil
@@ -66,6 +67,7 @@ func (q *qtest) answer(words []string) string {
 	} else if d, ok := q.clock.Next(); ok {
 		q.clock.Step(d)
 	}
+	q.stepped()
 	return fmt.Sprintf("OK %d", q.clock.Elapsed().Nanoseconds())
 }
 

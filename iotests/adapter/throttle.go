@@ -1,6 +1,10 @@
 package main
 
 import (
+	"context"
+	"slices"
+	"time"
+
 	"blockd/clock"
 	"blockd/objects/throttlegroup"
 	"blockd/qapi"
@@ -48,6 +52,28 @@ func (b *backends) join(x *backend, name string, l *qapi.ThrottleLimits) error {
 	}
 	x.throttle = &throttled{group: name, limits: g, member: g.Join()}
 	return nil
+}
+
+// maxSettling is how long a request that its limits let pass may take until the
+// test goes on without it.
+const maxSettling = 2 * time.Second
+
+// settle returns when all requests of limited backends have ended or wait for
+// their limits: an emulator's loop does all that there is to do before it takes
+// the next command.
+func (b *backends) settle(ctx context.Context) {
+	clk := clock.Real()
+	busy := func(x *backend) bool {
+		return x.throttle != nil && x.throttle.aio.Load() > int64(x.throttle.member.Waiting())
+	}
+	for begun := clk.Now(); clock.Since(clk, begun) < maxSettling; {
+		b.mu.Lock()
+		list := slices.Clone(b.list)
+		b.mu.Unlock()
+		if !slices.ContainsFunc(list, busy) || clk.Sleep(ctx, time.Millisecond) != nil {
+			return
+		}
+	}
 }
 
 // describe tells of the limits in query-block.
@@ -127,6 +153,9 @@ func (m *machine) registerThrottle(r *qmp.Registry) {
 		x, err := m.backends.find(a.Device, a.ID)
 		if err != nil {
 			return struct{}{}, err
+		}
+		if m.backends.present(x) == nil {
+			return struct{}{}, qapi.Errorf("Device has no medium")
 		}
 		l := a.limits()
 		c := throttlegroup.NewConfig()
