@@ -124,12 +124,14 @@ func (j *Job) rest() <-chan struct{} {
 	return j.resumed
 }
 
-// isBusy tells whether the body is at work. Control plane.
+// isBusy tells whether the body is at work. One that is to come to rest is until it
+// does: what it has in flight still changes its progress, and it may begin more
+// before it knows of the pause. Control plane.
 func (j *Job) isBusy() bool {
 	if !j.started || j.ended || j.resumed != nil {
 		return false
 	}
-	if d, ok := j.driver.(Busier); ok {
+	if d, ok := j.driver.(Busier); ok && !j.pausing.isSet() {
 		return d.Busy()
 	}
 	return true

@@ -126,8 +126,8 @@ type Kicker interface {
 }
 
 // Busier tells whether the body has requests in flight, for query-block-jobs;
-// without it a body is busy whenever it is not at a pause point. It runs on
-// the loop and must not wait.
+// without it, and while a pause is wanted, a body is busy whenever it is not at a
+// pause point. It runs on the loop and must not wait.
 //
 //blockd:global loop
 type Busier interface {

@@ -34,6 +34,44 @@ func TestPauseAndResume(t *testing.T) {
 	})
 }
 
+// idler is a body that leaves its work to others.
+type idler struct{ *fake }
+
+func (idler) Busy() bool { return false }
+
+// TestAJobThatIsToPauseIsBusyUntilItRests: who waits until it is not finds that
+// nothing changes any more.
+func TestAJobThatIsToPauseIsBusyUntilItRests(t *testing.T) {
+	synced(t, func(t *testing.T, b *bench) {
+		f := newFake(b, "a")
+		j, err := b.set.Create(Options{ID: "a", Block: true}, idler{f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.Start()
+		release := make(chan struct{})
+		f.steps <- func(context.Context, *Job) (bool, error) { <-release; return false, nil }
+		synctest.Wait()
+		busy := func(paused, want bool) {
+			t.Helper()
+			b.on(func() {
+				if i := b.set.BlockInfos()[0]; i.Paused != paused || i.Busy != want {
+					t.Errorf("%+v", i)
+				}
+			})
+		}
+		busy(false, false)
+		b.do("a", (*Job).Pause)
+		synctest.Wait()
+		busy(true, true)
+		close(release)
+		synctest.Wait()
+		busy(true, false)
+		b.do("a", (*Job).Resume)
+		busy(false, false)
+	})
+}
+
 // TestSettleWaitsForAVerbsEffect: its events are out before the reply is sent.
 func TestSettleWaitsForAVerbsEffect(t *testing.T) {
 	synced(t, func(t *testing.T, b *bench) {

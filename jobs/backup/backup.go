@@ -271,8 +271,8 @@ func (b *backup) Drained() <-chan struct{} {
 // Orphans implements jobs.Orphaner.
 func (b *backup) Orphans() int { return b.Body.Orphans() + b.filter.Copies() }
 
-// Busy implements jobs.Busier: the field's backup job leaves all work to
-// others and never is.
+// Busy implements jobs.Busier: the field's backup job leaves all work to others,
+// and is busy only while a pause has it wait for them.
 func (b *backup) Busy() bool { return false }
 
 // Clean removes the filter and gives the nodes up.
