@@ -35,12 +35,30 @@ func (d *Driver) checkLimit(end int64) error {
 	return nil
 }
 
+// purpose is what clusters are allocated for: for guest data as many as there are,
+// and what the field calls it where it is not to lie at offset 0.
+type purpose struct {
+	partial bool
+	name    string
+}
+
+var (
+	forGuest    = purpose{partial: true}
+	forTable    = purpose{name: "L2 table"}
+	forPacked   = purpose{name: "compressed cluster"}
+	forRefBlock = purpose{name: "refcount block"}
+	forOther    = purpose{}
+)
+
 // checkUnclaimed holds that free clusters are not known to hold metadata,
-// which in a sound image they never do.
-func (d *Driver) checkUnclaimed(first, n int64) error {
+// which in a sound image they never do, whatever overlap-check says.
+func (d *Driver) checkUnclaimed(first, n int64, why purpose) error {
 	cb := d.h.clusterBits
+	if first == 0 && why.name != "" {
+		return d.corrupt(true, -1, -1, "Preventing invalid allocation of %s at offset 0", why.name)
+	}
 	if k := d.meta.at(first<<cb, n<<cb, ^metadataKind(0)); k != 0 {
-		return d.corrupt(true, first<<cb, n<<cb, "Preventing invalid allocation of clusters (overlaps with %s)", k)
+		return d.corrupt(true, first<<cb, n<<cb, invalidWrite, k)
 	}
 	return nil
 }
@@ -48,11 +66,11 @@ func (d *Driver) checkUnclaimed(first, n int64) error {
 // errAgain tells that the search for free clusters begins anew.
 var errAgain = errors.New("qcow2: allocation starts over")
 
-// allocate takes n contiguous free clusters. With partial it takes fewer where
-// the storage is full otherwise. Their counts become 1 in memory.
-func (d *Driver) allocate(n int64, partial bool) (first, got int64, err error) {
+// allocate takes n contiguous free clusters; for some purposes fewer where the
+// storage is full otherwise. Their counts become 1 in memory.
+func (d *Driver) allocate(n int64, why purpose) (first, got int64, err error) {
 	first, err = d.findFree(n)
-	for err == errAgain || partial && n > 1 && noSpace(err) {
+	for err == errAgain || why.partial && n > 1 && noSpace(err) {
 		if err != errAgain {
 			n /= 2
 		}
@@ -61,7 +79,7 @@ func (d *Driver) allocate(n int64, partial bool) (first, got int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := d.checkUnclaimed(first, n); err != nil {
+	if err := d.checkUnclaimed(first, n, why); err != nil {
 		return 0, 0, err
 	}
 	r := &d.refs
@@ -137,7 +155,7 @@ func (d *Driver) findFree(n int64) (int64, error) {
 			if run > 0 {
 				at = start
 			}
-			if err := d.checkUnclaimed(at, 1); err != nil {
+			if err := d.checkUnclaimed(at, 1, forRefBlock); err != nil {
 				return 0, err
 			}
 			d.newRefBlock(index, at)

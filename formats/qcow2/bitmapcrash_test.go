@@ -259,7 +259,7 @@ func TestAFullDiskMakesTheStoredBitmapCoarseNotWrong(t *testing.T) {
 	// What is free within the file is taken.
 	for f.fixed = true; ; {
 		d.mu.Lock()
-		_, _, err := d.allocate(1, false)
+		_, _, err := d.allocate(1, forOther)
 		d.mu.Unlock()
 		if blockgraph.Errno(err) == syscall.ENOSPC {
 			break

@@ -410,7 +410,7 @@ func (d *Driver) allocateRun(ctx context.Context, n int64) (int64, error) {
 	retried := false
 	for {
 		d.mu.Lock()
-		first, _, err := d.allocate(n, false)
+		first, _, err := d.allocate(n, forOther)
 		d.mu.Unlock()
 		if err == nil {
 			return first << d.h.clusterBits, nil

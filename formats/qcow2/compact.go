@@ -383,7 +383,7 @@ func (c *compaction) place(n int64) (int64, error) {
 	if n > 1 {
 		d.refs.hint[1], d.refs.passed = 0, 0
 	}
-	first, _, err := d.allocate(n, false)
+	first, _, err := d.allocate(n, forOther)
 	if noSpace(err) {
 		c.full = c.full || n == 1
 		return -1, nil

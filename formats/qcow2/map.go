@@ -159,7 +159,7 @@ func (d *Driver) slicesPerTable() int64 { return 1 << (d.h.l2Bits - d.sliceBits)
 //
 // +checklocks:d.mu
 func (d *Driver) newTable(t *l1Table, table int64) error {
-	cluster, _, err := d.allocate(1, false)
+	cluster, _, err := d.allocate(1, forTable)
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func (d *Driver) unshareTable(t *l1Table, table int64) error {
 			return missingSlice{table, i}
 		}
 	}
-	cluster, _, err := d.allocate(1, false)
+	cluster, _, err := d.allocate(1, forTable)
 	if err != nil {
 		return err
 	}

@@ -147,6 +147,7 @@ func openFor(ctx context.Context, ch children, o *qapi.BlockdevOptions, way open
 		},
 		nextSize: int64(h.size),
 	}
+	defer d.background.wait(context.WithoutCancel(ctx)) // which may mark the image as corrupt
 	d.bitmaps.ahead, d.bitmaps.onClose = bitmapstore.NewAhead(), opts.bitmapsOnClose
 	d.readOnly.Store(readOnly)
 	d.size.Store(int64(h.size))
@@ -166,7 +167,11 @@ func openFor(ctx context.Context, ch children, o *qapi.BlockdevOptions, way open
 		if err := d.startWriting(ctx); err != nil {
 			return nil, err
 		}
+		if err := d.protectInactive(ctx, opts); err != nil {
+			return nil, err
+		}
 	}
+	d.cleaner.every(d, opts.cleanInterval)
 	return d, nil
 }
 

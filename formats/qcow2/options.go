@@ -163,7 +163,8 @@ func overlapTemplate(m qapi.Qcow2OverlapCheckMode) metadataKind {
 	}
 }
 
-// apply puts options into force. No request is in flight.
+// apply puts options into force, all but the interval of cleaning. No request is in
+// flight.
 func (d *Driver) apply(r *options) {
 	d.opts.Store(r)
 	d.overlap.Store(uint32(r.overlap))
@@ -175,5 +176,4 @@ func (d *Driver) apply(r *options) {
 	d.refs.capacity = int(max(max(r.refCache, minRefCache)>>d.h.clusterBits, minRefBlocks))
 	d.counted.l2Size.Store(int64(d.cache.capacity) * slice)
 	d.counted.refSize.Store(int64(d.refs.capacity) << d.h.clusterBits)
-	d.cleaner.every(d, r.cleanInterval)
 }

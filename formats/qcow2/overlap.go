@@ -185,18 +185,25 @@ func (m *metadataMap) setPlaces(kind metadataKind, list ...place) {
 	m.places.Store(&all)
 }
 
-// at returns what kind of metadata, among the kinds asked for, lies in bytes
-// [off, off+n) of the file; 0 is none.
+// at returns what kind of metadata, among the kinds asked for, lies in the
+// clusters of bytes [off, off+n) of the file; 0 is none.
 func (m *metadataMap) at(off, n int64, kinds metadataKind) metadataKind {
+	cluster := int64(1) << m.clusterBits
+	n = (off + n + cluster - 1) &^ (cluster - 1)
+	off &^= cluster - 1
+	n -= off
 	list := *m.places.Load()
 	i := sort.Search(len(list), func(i int) bool { return list[i].to > off })
+	last := metadataKind(0) // what a table that is shared is called last
 	for ; i < len(list) && list[i].from < off+n; i++ {
-		if k := list[i].kind & kinds; k != 0 {
+		if k := list[i].kind & kinds; k&^kindInactiveL2 != 0 {
 			return k
+		} else if k != 0 {
+			last = k
 		}
 	}
 	if kinds&(kindActiveL2|kindRefBlock) == 0 {
-		return 0
+		return last
 	}
 	t := m.table.Load()
 	for c := off >> m.clusterBits; c<<m.clusterBits < off+n; c++ {
@@ -204,8 +211,11 @@ func (m *metadataMap) at(off, n int64, kinds metadataKind) metadataKind {
 			return k
 		}
 	}
-	return 0
+	return last
 }
+
+// invalidWrite is the field's text.
+const invalidWrite = "Preventing invalid write on metadata (overlaps with %s)"
 
 // checkOverlap holds that bytes [off, off+n) of the file may be written as
 // kind own (0: guest data). A violation is a fatal corruption.
@@ -215,7 +225,7 @@ func (d *Driver) checkOverlap(off, n int64, own metadataKind) error {
 		return nil
 	}
 	if k := d.meta.at(off, n, kinds); k != 0 {
-		return d.corrupt(true, off, n, "Preventing invalid write on metadata (overlaps with %s)", k)
+		return d.corrupt(true, off, n, invalidWrite, k)
 	}
 	return nil
 }

@@ -348,7 +348,7 @@ func (d *Driver) growRefTable() error {
 	if err := d.checkLimit(first + k + m); err != nil {
 		return err
 	}
-	if err := d.checkUnclaimed(first, k+m); err != nil {
+	if err := d.checkUnclaimed(first, k+m, forOther); err != nil {
 		return err
 	}
 	d.passed("reftable_grow")

@@ -49,12 +49,18 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 		}
 		d.background.wait(ctx)
 	}
+	if !r.ReadOnly {
+		if err := d.protectInactive(ctx, opts); err != nil {
+			return nil, err
+		}
+	}
 	p := &blockgraph.Reopening{
 		Apply: func() {
 			if nowBits != wasBits || file != nil {
 				d.forgetTables(nowBits, file)
 			}
 			d.apply(opts)
+			d.cleaner.every(d, opts.cleanInterval)
 			d.readOnly.Store(r.ReadOnly)
 		},
 		Undo: func(ctx context.Context) {
@@ -62,6 +68,7 @@ func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest)
 				d.forgetTables(wasBits, d.file())
 			}
 			d.apply(wasOpts)
+			d.cleaner.every(d, wasOpts.cleanInterval)
 			d.readOnly.Store(wasReadOnly)
 			if writing && r.ReadOnly {
 				d.reopenBitmaps(ctx)

@@ -112,7 +112,7 @@ func (d *Driver) growL1(ctx context.Context, n int64) error {
 			d.mu.Unlock()
 			return nil
 		}
-		first, _, err := d.allocate(d.h.clusters(n*l1EntrySize), false)
+		first, _, err := d.allocate(d.h.clusters(n*l1EntrySize), forOther)
 		if err == nil {
 			d.replaceL1(t, first<<d.h.clusterBits, n)
 			if old > 0 {

@@ -169,6 +169,10 @@ func (d *Driver) switchSnapshots(ctx context.Context, next []snapshot, dirty boo
 	if err := d.writeBack(ctx); err != nil {
 		return fresh, true, err
 	}
+	inactive, err := d.inactiveTables(ctx, d.options(), next)
+	if err != nil {
+		return fresh, true, err
+	}
 	err = d.updateHeader(ctx, func(b []byte) {
 		binary.BigEndian.PutUint32(b[fieldSnapshots:], uint32(len(next)))
 		binary.BigEndian.PutUint64(b[fieldSnapshotsAt:], uint64(at.from))
@@ -185,6 +189,7 @@ func (d *Driver) switchSnapshots(ctx context.Context, next []snapshot, dirty boo
 	d.snapshots.Store(&snapshotList{next, at})
 	d.meta.setPlaces(kindSnapshotTable, at)
 	d.meta.setPlaces(kindInactiveL1, l1Places(next)...)
+	d.meta.setPlaces(kindInactiveL2, inactive...)
 	return nil, true, nil
 }
 

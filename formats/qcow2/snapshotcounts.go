@@ -147,7 +147,8 @@ func (h *header) setWordAt(l2 []byte, j int64, word uint64) {
 // where it belongs.
 func (d *Driver) putTable(ctx context.Context, i, at int64, l2 []byte, changed, own bool) error {
 	if changed {
-		if err := d.checkOverlap(at, int64(len(l2)), kindActiveL2); err != nil {
+		// Of tables that are shared, too, the flags are put right where they lie.
+		if err := d.checkOverlap(at, int64(len(l2)), kindActiveL2|kindInactiveL2); err != nil {
 			return err
 		}
 		d.file().DebugEvent("l2_update")

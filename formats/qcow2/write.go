@@ -256,7 +256,7 @@ func (d *Driver) allocateGuest(first, n int64) (host, got int64, fresh bool, err
 		return first, n, false, nil
 	}
 	untouched := d.refs.untouched
-	host, got, err = d.allocate(n, true)
+	host, got, err = d.allocate(n, forGuest)
 	return host, got, host >= untouched && d.freshReadsZero(), err
 }
 

@@ -184,7 +184,7 @@ func (d *Driver) allocateBytes(n int64) (int64, error) {
 		host, in = 0, 0
 	}
 	if host == 0 || in+n > cs {
-		first, _, err := d.allocate(1, false)
+		first, _, err := d.allocate(1, forPacked)
 		if err != nil {
 			return 0, err
 		}
