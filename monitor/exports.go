@@ -13,7 +13,7 @@ func (m *Monitor) registerExports(r *qmp.Registry) {
 	qmp.Register(r, "block-export-del", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.BlockExportDelArg) (struct{}, error) {
 		return struct{}{}, m.exports.Del(c, a.ID, a.Mode)
 	})
-	qmp.Register(r, "query-block-exports", qmp.CommandOptions{}, func(*qmp.Context, *struct{}) ([]qapi.BlockExportInfo, error) {
+	qmp.Register(r, "query-block-exports", qmp.CommandOptions{ReadOnly: true}, func(*qmp.Context, *struct{}) ([]qapi.BlockExportInfo, error) {
 		return m.exports.Query(), nil
 	})
 	qmp.Register(r, "nbd-server-start", qmp.CommandOptions{}, func(c *qmp.Context, a *qapi.NbdServerStartArg) (struct{}, error) {

@@ -15,8 +15,8 @@ import (
 // and what goes through it. Both take one look on the loop.
 
 func (m *Monitor) registerGraphView(r *qmp.Registry) {
-	o := qmp.CommandOptions{Unstable: true}
-	qmp.Register(r, "x-query-graph", o, func(*qmp.Context, *struct{}) (*qapi.GraphView, error) {
+	read := qmp.CommandOptions{Unstable: true, ReadOnly: true}
+	qmp.Register(r, "x-query-graph", read, func(*qmp.Context, *struct{}) (*qapi.GraphView, error) {
 		v := &qapi.GraphView{}
 		var uses []exports.Use
 		m.loop.Do(func() { m.viewGraph(v); uses = m.exports.Uses() })
@@ -28,7 +28,7 @@ func (m *Monitor) registerGraphView(r *qmp.Registry) {
 		}
 		return v, nil
 	})
-	qmp.Register(r, "x-query-graph-traffic", o, func(*qmp.Context, *struct{}) (*qapi.GraphTraffic, error) {
+	qmp.Register(r, "x-query-graph-traffic", read, func(*qmp.Context, *struct{}) (*qapi.GraphTraffic, error) {
 		t := &qapi.GraphTraffic{}
 		var uses []exports.Use
 		m.loop.Do(func() { m.viewTraffic(t); uses = m.exports.Uses() })

@@ -9,9 +9,9 @@ import (
 // The history of the graph, as clients see it (package blockgraph keeps it).
 
 func (m *Monitor) registerHistory(r *qmp.Registry) {
-	o := qmp.CommandOptions{Unstable: true}
-	qmp.Register(r, "x-query-graph-history", o, m.queryGraphHistory)
-	qmp.Register(r, "x-graph-subscribe", o, m.graphSubscribe)
+	read := qmp.CommandOptions{Unstable: true, ReadOnly: true}
+	qmp.Register(r, "x-query-graph-history", read, m.queryGraphHistory)
+	qmp.Register(r, "x-graph-subscribe", read, m.graphSubscribe)
 	qmp.RegisterEvent[qapi.GraphChanged](r, graphChanged)
 }
 

@@ -18,11 +18,11 @@ func jobID(tx *blockgraph.Tx, given *string, n *blockgraph.Node) *string {
 }
 
 func (m *Monitor) registerJobs(r *qmp.Registry) {
-	qmp.Register(r, "query-jobs", qmp.CommandOptions{}, func(*qmp.Context, *struct{}) (infos []qapi.JobInfo, _ error) {
+	qmp.Register(r, "query-jobs", qmp.CommandOptions{ReadOnly: true}, func(*qmp.Context, *struct{}) (infos []qapi.JobInfo, _ error) {
 		m.loop.Do(func() { infos = m.jobs.Infos() })
 		return infos, nil
 	})
-	qmp.Register(r, "query-block-jobs", qmp.CommandOptions{}, func(*qmp.Context, *struct{}) (infos []qapi.BlockJobInfo, _ error) {
+	qmp.Register(r, "query-block-jobs", qmp.CommandOptions{ReadOnly: true}, func(*qmp.Context, *struct{}) (infos []qapi.BlockJobInfo, _ error) {
 		m.loop.Do(func() { infos = m.jobs.BlockInfos() })
 		return infos, nil
 	})

@@ -18,9 +18,10 @@ const defaultLogLines = 1000
 
 func (m *Monitor) registerLog(r *qmp.Registry) {
 	o := qmp.CommandOptions{Unstable: true}
-	qmp.Register(r, "x-query-log", o, m.queryLog)
-	qmp.Register(r, "x-log-subscribe", o, m.logSubscribe)
-	qmp.Register(r, "x-query-log-levels", o, m.queryLogLevels)
+	read := qmp.CommandOptions{Unstable: true, ReadOnly: true}
+	qmp.Register(r, "x-query-log", read, m.queryLog)
+	qmp.Register(r, "x-log-subscribe", read, m.logSubscribe)
+	qmp.Register(r, "x-query-log-levels", read, m.queryLogLevels)
 	qmp.Register(r, "x-log-set-level", o, m.logSetLevel)
 	qmp.Register(r, "x-log-trace", o, m.logTrace)
 	qmp.RegisterEvent[qapi.LogLineWritten](r, logLine)

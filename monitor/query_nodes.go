@@ -12,10 +12,10 @@ import (
 )
 
 func (m *Monitor) registerQueries(r *qmp.Registry) {
-	qmp.Register(r, "query-named-block-nodes", qmp.CommandOptions{}, m.queryNamedBlockNodes)
-	qmp.Register(r, "x-debug-query-block-graph", qmp.CommandOptions{Unstable: true}, m.queryBlockGraph)
-	qmp.Register(r, "query-block", qmp.CommandOptions{}, m.queryBlock)
-	qmp.Register(r, "query-blockstats", qmp.CommandOptions{}, m.queryBlockstats)
+	qmp.Register(r, "query-named-block-nodes", qmp.CommandOptions{ReadOnly: true}, m.queryNamedBlockNodes)
+	qmp.Register(r, "x-debug-query-block-graph", qmp.CommandOptions{Unstable: true, ReadOnly: true}, m.queryBlockGraph)
+	qmp.Register(r, "query-block", qmp.CommandOptions{ReadOnly: true}, m.queryBlock)
+	qmp.Register(r, "query-blockstats", qmp.CommandOptions{ReadOnly: true}, m.queryBlockstats)
 }
 
 // nodes returns the published nodes, in the field's order.

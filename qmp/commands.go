@@ -7,20 +7,20 @@ import (
 // RegisterCommands registers the commands of the protocol itself, those for
 // passing descriptors, and those of the character devices.
 func RegisterCommands(r *Registry) {
-	o := CommandOptions{}
-	Register(r, "qmp_capabilities", o, func(c *Context, a *qapi.QmpCapabilitiesArg) (qapi.Empty, error) {
+	o, read := CommandOptions{}, CommandOptions{ReadOnly: true}
+	Register(r, "qmp_capabilities", read, func(c *Context, a *qapi.QmpCapabilitiesArg) (qapi.Empty, error) {
 		return qapi.Empty{}, c.s.negotiate(a.Enable)
 	})
-	Register(r, "query-version", o, func(c *Context, _ *qapi.Empty) (*qapi.VersionInfo, error) {
+	Register(r, "query-version", read, func(c *Context, _ *qapi.Empty) (*qapi.VersionInfo, error) {
 		return &c.Server().cfg.Version, nil
 	})
-	Register(r, "query-commands", o, func(*Context, *qapi.Empty) ([]qapi.CommandInfo, error) {
+	Register(r, "query-commands", read, func(*Context, *qapi.Empty) ([]qapi.CommandInfo, error) {
 		return r.Commands(), nil
 	})
-	Register(r, "query-qmp-schema", o, func(*Context, *qapi.Empty) ([]qapi.SchemaInfo, error) {
+	Register(r, "query-qmp-schema", read, func(*Context, *qapi.Empty) ([]qapi.SchemaInfo, error) {
 		return r.schema.Introspect(), nil
 	})
-	Register(r, "x-query-session", CommandOptions{Unstable: true}, func(c *Context, _ *qapi.Empty) (*qapi.SessionInfo, error) {
+	Register(r, "x-query-session", CommandOptions{Unstable: true, ReadOnly: true}, func(c *Context, _ *qapi.Empty) (*qapi.SessionInfo, error) {
 		return c.s.session(), nil
 	})
 	Register(r, "quit", o, func(c *Context, _ *qapi.Empty) (qapi.Empty, error) {
@@ -37,7 +37,7 @@ func RegisterCommands(r *Registry) {
 }
 
 func registerFDCommands(r *Registry) {
-	o := CommandOptions{}
+	o, read := CommandOptions{}, CommandOptions{ReadOnly: true}
 	Register(r, "getfd", o, func(c *Context, a *qapi.FdNameArg) (qapi.Empty, error) {
 		f, err := c.TakeFD()
 		if err == nil {
@@ -58,17 +58,17 @@ func registerFDCommands(r *Registry) {
 	Register(r, "remove-fd", o, func(c *Context, a *qapi.RemoveFdArg) (qapi.Empty, error) {
 		return qapi.Empty{}, c.Server().fdsets.remove(a.FdsetID, a.FD)
 	})
-	Register(r, "query-fdsets", o, func(c *Context, _ *qapi.Empty) ([]qapi.FdsetInfo, error) {
+	Register(r, "query-fdsets", read, func(c *Context, _ *qapi.Empty) ([]qapi.FdsetInfo, error) {
 		return c.Server().fdsets.Query(), nil
 	})
 }
 
 func registerChardevCommands(r *Registry) {
-	o := CommandOptions{}
-	Register(r, "query-chardev", o, func(c *Context, _ *qapi.Empty) ([]qapi.ChardevInfo, error) {
+	o, read := CommandOptions{}, CommandOptions{ReadOnly: true}
+	Register(r, "query-chardev", read, func(c *Context, _ *qapi.Empty) ([]qapi.ChardevInfo, error) {
 		return c.Server().cfg.Chardevs.QueryChardev(), nil
 	})
-	Register(r, "query-chardev-backends", o, func(c *Context, _ *qapi.Empty) ([]qapi.ChardevBackendInfo, error) {
+	Register(r, "query-chardev-backends", read, func(c *Context, _ *qapi.Empty) ([]qapi.ChardevBackendInfo, error) {
 		return c.Server().cfg.Chardevs.QueryChardevBackends(), nil
 	})
 	Register(r, "chardev-add", o, func(c *Context, a *qapi.ChardevAddArg) (qapi.ChardevReturn, error) {

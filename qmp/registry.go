@@ -15,6 +15,10 @@ type CommandOptions struct {
 	// Features are announced in the schema, too: behaviour that clients probe
 	// for.
 	Features []string
+	// ReadOnly lets sessions with the role read-only run the command: it changes
+	// nothing for anybody else, tells no secrets, and does not make the daemon read
+	// or write images. All others need the role control.
+	ReadOnly bool
 	// AllowOOB lets exec-oob run the command at once, beside one that runs in
 	// band. Its handler must be quick and never wait.
 	AllowOOB bool

@@ -211,7 +211,7 @@ func (s *Session) execute(q *request, files *[]*os.File) (any, error) {
 	if q.oob && !c.opts.AllowOOB {
 		return nil, qapi.Errorf("The command %s does not support OOB", q.command)
 	}
-	if err := s.allows(q.command); err != nil {
+	if err := s.allows(c); err != nil {
 		return nil, err
 	}
 	srv := s.mon.srv

@@ -32,7 +32,7 @@ func (m *machine) registerMachine(r *qmp.Registry) {
 		m.emit("RESUME", nil)
 		return qapi.Empty{}, nil
 	})
-	qmp.Register(r, "query-status", qmp.CommandOptions{}, func(c *qmp.Context, _ *qapi.Empty) (*statusInfo, error) {
+	qmp.Register(r, "query-status", qmp.CommandOptions{ReadOnly: true}, func(c *qmp.Context, _ *qapi.Empty) (*statusInfo, error) {
 		return &statusInfo{Running: true, Status: "running"}, nil
 	})
 	qmp.Register(r, "system_reset", qmp.CommandOptions{}, func(c *qmp.Context, _ *qapi.Empty) (qapi.Empty, error) {
