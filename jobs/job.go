@@ -196,6 +196,7 @@ type Job struct {
 
 	// Control plane.
 	status     qapi.JobStatus           //blockd:global loop
+	past       *past                    //blockd:global loop
 	txn        *Txn                     //blockd:global loop
 	started    bool                     //blockd:global loop
 	ended      bool                     //blockd:global loop // the body has returned

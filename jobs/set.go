@@ -22,6 +22,7 @@ type Set struct {
 
 	// Control plane.
 	jobs    []*Job          //blockd:global loop // the newest first
+	pasts   []*past         //blockd:global loop // the oldest first
 	closing bool            //blockd:global loop
 	empty   []chan struct{} //blockd:global loop // closed when no job is left
 }

@@ -84,6 +84,7 @@ func (j *Job) move(to qapi.JobStatus) {
 	}
 	slog.DebugContext(j.context(), "job_state", "job", j.id, "type", string(j.typ), "from", string(j.status), "to", string(to))
 	j.status = to
+	j.set.note(j)
 	j.set.emit("JOB_STATUS_CHANGE", qapi.JobStatusChange{ID: j.id, Status: to})
 }
 

@@ -26,6 +26,10 @@ func (m *Monitor) registerJobs(r *qmp.Registry) {
 		m.loop.Do(func() { infos = m.jobs.BlockInfos() })
 		return infos, nil
 	})
+	qmp.Register(r, "x-query-job-history", qmp.CommandOptions{Unstable: true, ReadOnly: true}, func(*qmp.Context, *struct{}) (list []qapi.JobHistory, _ error) {
+		m.loop.Do(func() { list = m.jobs.History() })
+		return list, nil
+	})
 	verb := func(name string, v jobs.Verb, f func(j *jobs.Job) error) {
 		qmp.Register(r, name, qmp.CommandOptions{}, func(_ *qmp.Context, a *qapi.JobIDArg) (struct{}, error) {
 			return struct{}{}, m.onJob(m.jobs.Find, a.ID, v, f)

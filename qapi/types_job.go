@@ -139,6 +139,31 @@ type JobInfo struct {
 	XCompact *ImageCompact `qapi:"x-compact,features=unstable"`
 }
 
+// JobHistory is the states that a job went through. Not in QEMU.
+type JobHistory struct {
+	ID   string  `qapi:"id"`
+	Type JobType `qapi:"type"`
+	// The number of the command that began it.
+	Request *uint64 `qapi:"request"`
+	// The oldest first. A job that is gone ends with null.
+	States []JobStateSince `qapi:"states"`
+	// How many states after the first eight are no longer there.
+	Dropped int64   `qapi:"dropped"`
+	Error   *string `qapi:"error"`
+}
+
+// JobStateSince is a state with the time of its beginning.
+type JobStateSince struct {
+	Status    JobStatus    `qapi:"status"`
+	Timestamp JobStateTime `qapi:"timestamp"`
+}
+
+// JobStateTime is a time of day, like an event's.
+type JobStateTime struct {
+	Seconds      int64 `qapi:"seconds"`
+	Microseconds int64 `qapi:"microseconds"`
+}
+
 // JobConvergence tells how a copy fares against those who write to its source.
 // Rates are bytes per second, averages over the last seconds.
 type JobConvergence struct {

@@ -12,8 +12,11 @@ const imagesEvery = 5000;
 const settle = 150;
 const mostEvents = 5000;
 const mostGone = 50;
+// Of a job's states its first and its newest are kept, as the daemon does.
+export const firstStates = 8;
+const mostStates = 64;
 
-/** @typedef {{id: string, type: string, status: string, rate: number, left: number, states: {status: string, at: number}[], gone: boolean, [more: string]: any}} Job */
+/** @typedef {{id: string, type: string, status: string, rate: number, left: number, states: {status: string, at: number}[], dropped: number, gone: boolean, [more: string]: any}} Job */
 
 export class Daemon extends EventTarget {
   /** @param {import("./qmp.js").QMP} qmp */
@@ -64,6 +67,7 @@ export class Daemon extends EventTarget {
     const round = ++this.round;
     this.version = greeting.version?.package ?? "";
     this.early = [];
+    this.jobs.clear(); // the daemon tells what was meanwhile
     try {
       const [commands, last] = await Promise.all([this.qmp.execute("query-commands"), this.qmp.execute("x-graph-subscribe")]);
       this.commands = new Set(commands.map((/** @type {any} */ c) => c.name));
@@ -71,6 +75,7 @@ export class Daemon extends EventTarget {
       if (this.commands.has("x-query-session")) role = (await this.qmp.execute("x-query-session")).role;
       this.readOnly = role === "read-only";
       await this.load();
+      this.takeJobHistory(await this.qmp.execute("x-query-job-history"));
       if (round !== this.round) return;
       this.connection = "connected";
       this.trouble = "";
@@ -91,10 +96,7 @@ export class Daemon extends EventTarget {
     history.addPast(past.steps);
     for (const step of this.early ?? []) history.add(step);
     this.early = null;
-    if (this.history && this.history.instance !== history.instance) {
-      this.jobs.clear();
-      this.facts.images?.clear();
-    }
+    if (this.history && this.history.instance !== history.instance) this.facts.images?.clear();
     this.history = history;
     this.counted = null;
     this.takeView(view);
@@ -147,11 +149,15 @@ export class Daemon extends EventTarget {
   jobState(id, status, at) {
     let job = this.jobs.get(id);
     if (!job || (job.gone && status === "created")) {
-      job = { id, type: "", status, rate: NaN, left: NaN, states: [], gone: false, "current-progress": 0, "total-progress": 0 };
+      job = { id, type: "", status, rate: NaN, left: NaN, states: [], dropped: 0, gone: false, "current-progress": 0, "total-progress": 0 };
       this.jobs.delete(id); // the new one comes last
       this.jobs.set(id, job);
     }
     if (job.states.at(-1)?.status !== status) job.states.push({ status, at });
+    if (job.states.length > mostStates) {
+      job.states.splice(firstStates, 1);
+      job.dropped++;
+    }
     job.status = status;
     job.gone = status === "null";
     const gone = [...this.jobs.values()].filter((j) => j.gone);
@@ -237,6 +243,28 @@ export class Daemon extends EventTarget {
     this.facts.rates = rates;
     this.facts.traffic = new Map(t.roots.map((/** @type {any} */ r) => [r.root, r]));
     this.tell("traffic");
+  }
+
+  /**
+   * Puts what jobs went through before what their events have told since.
+   * @param {any[]} list as x-query-job-history has it
+   */
+  takeJobHistory(list) {
+    const since = new Map(this.jobs);
+    this.jobs.clear();
+    for (const h of list) {
+      if (!h.id) continue; // the daemon's own
+      let at = 0;
+      this.jobs.delete(h.id); // one before had the id
+      for (const s of h.states) this.jobState(h.id, s.status, at = s.timestamp.seconds + s.timestamp.microseconds / 1e6);
+      const job = /** @type {Job} */ (this.jobs.get(h.id));
+      if (!job) continue; // too many are gone
+      Object.assign(job, { type: h.type, dropped: job.dropped + h.dropped, error: h.error });
+      const heard = since.get(h.id)?.states ?? [];
+      // The event of the last state may bear a slightly later time.
+      for (const s of heard) if (s.at > at) this.jobState(h.id, s.status, s.at);
+    }
+    for (const [id, job] of since) if (!this.jobs.has(id)) this.jobs.set(id, job);
   }
 
   /** @param {any[]} list @param {any[]} block @param {Job[]} known */

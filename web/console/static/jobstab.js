@@ -1,7 +1,8 @@
 // The tab of jobs: what each does, how long it will take, which states it went
-// through since the page is open, and the verbs that its state allows.
+// through, and the verbs that its state allows.
 
 import { bytes, duration, percent, rate } from "./format.js";
+import { firstStates } from "./daemon.js";
 import { h, set, setText, sync } from "./dom.js";
 
 // Which verbs a state allows: jobs/state.go, docs/commands.md.
@@ -104,10 +105,11 @@ export class JobsTab {
     setText(p.figures, figures.join("   ·   "));
     setText(p.error, j.error ?? "");
     p.error.hidden = !failed;
-    if (p.statesShown !== j.states.length) {
-      p.statesShown = j.states.length;
+    const states = j.dropped + j.states.length;
+    if (p.statesShown !== states) {
+      p.statesShown = states;
       p.states.replaceChildren(...j.states.flatMap((/** @type {any} */ s, /** @type {number} */ i) => [
-        i ? h("span", { text: "→", "aria-hidden": "true" }) : null,
+        i ? h("span", { text: i === firstStates && j.dropped ? `→ … ${j.dropped} more … →` : "→", "aria-hidden": "true" }) : null,
         h("span", { class: "state " + s.status, text: s.status, title: new Date(s.at * 1000).toLocaleString() + (i ? `, ${(s.at - j.states[i - 1].at).toFixed(2)} s after ${j.states[i - 1].status}` : "") }),
       ]).filter(Boolean));
     }

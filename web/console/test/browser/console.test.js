@@ -177,6 +177,17 @@ onPage("verbs are buttons that the state allows, and states are kept", {}, async
   assert.deepEqual(states.slice(-2), ["concluded", "null"]);
   for (const s of ["running", "paused", "ready"]) assert.ok(states.includes(s), states.join());
 
+  // Who comes later sees the same states, of a job that is gone.
+  const late = await open(browser, daemon.url);
+  await connected(late);
+  await late.keyboard.press("2");
+  const before = late.locator("[data-job=m] .states .state");
+  await before.first().waitFor();
+  assert.deepEqual(await before.allTextContents(), states);
+  assert.match(await before.nth(1).getAttribute("title"), / s after created$/);
+  assert.deepEqual(late.wrong, []);
+  await late.context().close();
+
   // An error is shown.
   await daemon.cmd("blockdev-mirror", { "job-id": "n", device: "a", target: "b", sync: "full", speed: 65536 });
   await page.locator("[data-job=n] [data-verb=job-pause]:not(:disabled)").waitFor();
