@@ -254,7 +254,7 @@ func (tx *Tx) forget() {
 	clear(tx.iothreads)
 	clear(tx.blockers)
 	tx.dying = nil
-	tx.newNodes, tx.newRoots, tx.oldRoots, tx.touched = nil, nil, nil, nil
+	tx.newNodes, tx.newRoots, tx.oldRoots, tx.touched, tx.unchecked = nil, nil, nil, nil, nil
 }
 
 // loosen recomputes permissions that can only have become less, and applies
@@ -311,6 +311,7 @@ func (tx *Tx) Dispose(n *Node) error {
 	}
 	tx.newNodes = slices.DeleteFunc(tx.newNodes, func(x *Node) bool { return x == n })
 	tx.touched = slices.DeleteFunc(tx.touched, func(x *Node) bool { return x == n })
+	tx.unchecked = slices.DeleteFunc(tx.unchecked, func(x *Node) bool { return x == n })
 	err := n.close(tx.ctx)
 	s := tx.State(n)
 	delete(tx.states, n)

@@ -484,6 +484,15 @@ func (n *Node) flush(ctx context.Context) error {
 }
 
 func (n *Node) truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
+	if size < 0 {
+		return Errorf(syscall.EINVAL, "Image size cannot be negative")
+	}
+	if size > MaxSize {
+		return Errorf(syscall.EIO, "offset(%d) exceeds maximum(%d)", size, int64(MaxSize))
+	}
+	if n.ReadOnly() {
+		return Errorf(syscall.EACCES, "Image is read-only")
+	}
 	if n.truncater == nil {
 		if f := n.Filtered(); f != nil {
 			err := f.Truncate(ctx, size, exact, prealloc, zeroed)
@@ -493,15 +502,6 @@ func (n *Node) truncate(ctx context.Context, size int64, exact bool, prealloc qa
 			return err
 		}
 		return Errorf(syscall.ENOTSUP, "Image format driver does not support resize")
-	}
-	if size < 0 {
-		return Errorf(syscall.EINVAL, "Image size cannot be negative")
-	}
-	if size > MaxSize {
-		return Errorf(syscall.EIO, "offset(%d) exceeds maximum(%d)", size, int64(MaxSize))
-	}
-	if n.ReadOnly() {
-		return Errorf(syscall.EACCES, "Image is read-only")
 	}
 	if b := n.Backing(); b != nil && size > n.Size() && b.child.Size() > n.Size() {
 		zeroed = true // the backing file must not show in what is new

@@ -236,6 +236,12 @@ func (tx *Tx) openChildren(typ *DriverType, o *qapi.BlockdevOptions, w opening) 
 	}
 	var opened []openedChild
 	for _, c := range typ.Children(o) {
+		// Of two mistakes a file's comes before the name's, and that before the other children's.
+		if c.Name != "file" {
+			if err := tx.checkName(o.NodeName); err != nil {
+				return nil, err
+			}
+		}
 		child, err := tx.openRef(&c.Ref, opening{parent: o, role: c.Role, depth: w.depth + 1, fromHeader: w.fromHeader, files: w.files})
 		if err != nil {
 			return nil, err
@@ -251,16 +257,25 @@ func (tx *Tx) nameNode(n *Node, o *qapi.BlockdevOptions) error {
 		n.name, n.auto = tx.newName(), true
 		return nil
 	}
-	name := *o.NodeName
+	if err := tx.checkName(o.NodeName); err != nil {
+		return err
+	}
+	n.name = *o.NodeName
+	return nil
+}
+
+// checkName tells whether a node can be given that name; nil is a generated one.
+func (tx *Tx) checkName(name *string) error {
 	switch {
-	case !qapi.WellFormedID(name):
-		return qapi.Errorf("Invalid node-name: '%s'", name)
-	case tx.named(name) != nil:
-		return qapi.Errorf("Duplicate nodes with node-name='%s'", name)
-	case len(name) > MaxNodeName:
+	case name == nil:
+		return nil
+	case !qapi.WellFormedID(*name):
+		return qapi.Errorf("Invalid node-name: '%s'", *name)
+	case tx.named(*name) != nil:
+		return qapi.Errorf("Duplicate nodes with node-name='%s'", *name)
+	case len(*name) > MaxNodeName:
 		return qapi.Errorf("Node name too long")
 	}
-	n.name = name
 	return nil
 }
 

@@ -29,6 +29,32 @@ func (tx *Tx) RefreshPerms(n *Node) error {
 	return nil
 }
 
+// CheckPerms fails when users of what this change has touched since the last
+// call do not get along, which its commit would find later.
+func (tx *Tx) CheckPerms() error {
+	from := tx.unchecked
+	tx.unchecked = nil
+	if len(from) == 0 {
+		return nil
+	}
+	tx.dying = tx.collect()
+	return tx.refresh(slices.DeleteFunc(from, func(n *Node) bool { return slices.Contains(tx.dying, n) }))
+}
+
+// InsertFilter puts a filter of a job over a node: the node's users become the
+// filter's. It fails when they do not get along with what the filter needs, before
+// there is a job.
+func (tx *Tx) InsertFilter(filter, n *Node) error {
+	err := tx.ReplaceNode(n, filter)
+	if err == nil {
+		err = tx.RefreshPerms(filter)
+	}
+	if err != nil {
+		return prefix("Could not replace node: ", err)
+	}
+	return nil
+}
+
 // DrainedEdge returns the edge of a root that this change has drained, for
 // requests within the change, or nil.
 func (tx *Tx) DrainedEdge(r *Root) *Edge {

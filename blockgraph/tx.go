@@ -35,6 +35,7 @@ type Tx struct {
 	threads     []*Iothread         // that this change gives or takes users
 	blockers    map[*Node][]*Blocker
 	touched     []*Node // whose users changed
+	unchecked   []*Node // since CheckPerms
 	drained     map[*Root]struct{}
 	quiesced    []Quiescer
 	locked      map[*Node]struct{} // whose drivers were told of staged permissions
@@ -174,6 +175,9 @@ func (tx *Tx) MonitorOwned(n *Node) bool {
 }
 
 func (tx *Tx) touch(n *Node) {
+	if !slices.Contains(tx.unchecked, n) {
+		tx.unchecked = append(tx.unchecked, n)
+	}
 	if !slices.Contains(tx.touched, n) {
 		tx.touched = append(tx.touched, n)
 	}

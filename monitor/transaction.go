@@ -110,7 +110,13 @@ func (m *Monitor) runActions(ctx context.Context, command string, actions []acti
 		if err := tx.Drain(nodes...); err != nil {
 			return err
 		}
-		for _, a := range actions {
+		for i, a := range actions {
+			if i > 0 {
+				// What users that do not get along have led to is that action's fault, not the next one's.
+				if err := tx.CheckPerms(); err != nil {
+					return err
+				}
+			}
 			if err := a.prepare(tx); err != nil {
 				return err
 			}

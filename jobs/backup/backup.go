@@ -155,10 +155,7 @@ func (b *backup) insertFilter(tx *blockgraph.Tx, r Request) error {
 		b.room = r.Scratch.New(r.Source.Size(), b.clusters.Size(), b.scratchSize)
 		b.filter.SetScratch(b.room, b.breakIfFull)
 	}
-	if err := tx.ReplaceNode(r.Source, n); err != nil {
-		return qapi.Errorf("Could not replace node: %s", err)
-	}
-	return nil
+	return tx.InsertFilter(n, r.Source)
 }
 
 // attach makes the job a user of its nodes.

@@ -100,10 +100,7 @@ func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 	if err := s.nodes.Freeze(tx, n, s.aboveBase); err != nil {
 		return qapi.Errorf("Could not create node: %s", err)
 	}
-	if err := tx.ReplaceNode(s.top, n); err != nil {
-		return qapi.Errorf("Could not replace node: %s", err)
-	}
-	return nil
+	return tx.InsertFilter(n, s.top)
 }
 
 // attach makes the job a user of its nodes: nobody may change what it reads
