@@ -159,6 +159,12 @@ func (tx *Tx) publish(dead []*Node) {
 	for n, list := range tx.blockers {
 		n.blockers = list
 	}
+	for _, n := range dead {
+		tx.ThawBelow(n)
+	}
+	for e, c := range tx.frozen {
+		e.frozen = c
+	}
 	for e := range tx.removed {
 		e.unlink()
 	}
@@ -248,6 +254,7 @@ func (tx *Tx) forget() {
 	clear(tx.added)
 	clear(tx.removed)
 	clear(tx.perms)
+	clear(tx.frozen)
 	clear(tx.owned)
 	clear(tx.inherits)
 	clear(tx.rested)
@@ -313,6 +320,7 @@ func (tx *Tx) Dispose(n *Node) error {
 	tx.touched = slices.DeleteFunc(tx.touched, func(x *Node) bool { return x == n })
 	tx.unchecked = slices.DeleteFunc(tx.unchecked, func(x *Node) bool { return x == n })
 	err := n.close(tx.ctx)
+	tx.ThawBelow(n)
 	s := tx.State(n)
 	delete(tx.states, n)
 	for _, e := range s.Edges {

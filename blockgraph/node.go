@@ -49,7 +49,9 @@ type Node struct {
 	iothread  *Iothread  //blockd:global
 	blockers  []*Blocker //blockd:global
 	published bool       //blockd:global
-	seq       uint64     // order among the named nodes
+	// freezes is what the driver has frozen below the node, or nil.
+	freezes *FrozenChain //blockd:global
+	seq     uint64       // order among the named nodes
 }
 
 // NodeState is what a graph change may replace in a node. It is immutable.
@@ -285,7 +287,7 @@ type Edge struct {
 	root   *Root // the parent root, or nil
 	child  *Node
 	seq    uint64        // order of attachment
-	frozen *int32        //blockd:global // control plane: how many jobs rely on this link; survives replacement
+	frozen *FrozenChain  //blockd:global // what the link is part of, or nil; control plane
 	perms  atomic.Uint32 // perm | shared<<8
 	ahead  atomic.Uint32 // what a change in the making lets its driver use before the commit
 
@@ -327,11 +329,6 @@ func (e *Edge) user() string {
 	}
 	return "node '" + e.node.name + "'"
 }
-
-// Frozen tells whether jobs rely on the edge, so that it stays. Control plane.
-//
-//blockd:global
-func (e *Edge) Frozen() bool { return *e.frozen > 0 }
 
 // Blocker forbids operations on a node while it is in place.
 type Blocker struct {

@@ -343,9 +343,9 @@ func TestReopenFrozenLink(t *testing.T) {
 	w.add(img("base", `, "read-only": true`))
 	w.add(img("other", `, "read-only": true`))
 	top := w.add(img("top", `, "backing": "base"`))
-	var thaw func(*Tx)
+	var c *FrozenChain
 	update(t, w.g, func(tx *Tx) (err error) {
-		thaw, err = tx.FreezeChain(top, w.g.names["base"])
+		c, err = tx.FreezeChain(top, w.g.names["base"])
 		return err
 	})
 	for _, backing := range []string{`null`, `"other"`} {
@@ -355,7 +355,7 @@ func TestReopenFrozenLink(t *testing.T) {
 	}
 	w.reopen(img("top", `, "backing": "base", "detect-zeroes": "on"`))
 	update(t, w.g, func(tx *Tx) error {
-		thaw(tx)
+		tx.Thaw(c)
 		f, err := tx.Open(w.options(`{"driver": "copy-on-read", "node-name": "job", "file": "base", "read-only": true}`))
 		if err != nil {
 			return err

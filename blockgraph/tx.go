@@ -24,10 +24,11 @@ type Tx struct {
 	states   map[*Node]*NodeState // staged
 	added    map[*Node][]*Edge    // staged parents of a node
 	removed  map[*Edge]struct{}
-	perms    map[*Edge][2]Perm  // staged permissions of published edges
-	owned    map[*Node]bool     // staged monitor references
-	inherits map[*Node]*Node    // staged Node.inherits
-	rested   map[*Root]*[2]Perm // staged Root.rested
+	perms    map[*Edge][2]Perm      // staged permissions of published edges
+	frozen   map[*Edge]*FrozenChain // staged Edge.frozen
+	owned    map[*Node]bool         // staged monitor references
+	inherits map[*Node]*Node        // staged Node.inherits
+	rested   map[*Root]*[2]Perm     // staged Root.rested
 	// anticipated are read-only nodes whose published state lets them be written
 	// to already.
 	anticipated map[*Node]struct{}
@@ -66,7 +67,7 @@ func newTx(ctx context.Context, g *Graph, cause Cause) *Tx {
 	return &Tx{
 		g: g, ctx: ctx, cause: cause,
 		states: map[*Node]*NodeState{}, added: map[*Node][]*Edge{}, removed: map[*Edge]struct{}{},
-		perms: map[*Edge][2]Perm{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, anticipated: map[*Node]struct{}{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
+		perms: map[*Edge][2]Perm{}, frozen: map[*Edge]*FrozenChain{}, owned: map[*Node]bool{}, inherits: map[*Node]*Node{}, rested: map[*Root]*[2]Perm{}, anticipated: map[*Node]struct{}{}, iothreads: map[*Node]*Iothread{}, blockers: map[*Node][]*Blocker{}, drained: map[*Root]struct{}{},
 		locked: map[*Node]struct{}{},
 	}
 }
@@ -113,6 +114,7 @@ func (tx *Tx) named(name string) *Node {
 // finds it any more within this change; it is closed after the commit.
 func (tx *Tx) Delete(n *Node) {
 	tx.SetMonitorOwned(n, false)
+	tx.ThawBelow(n)
 	tx.deleted = append(tx.deleted, n)
 }
 
@@ -185,7 +187,7 @@ func (tx *Tx) touch(n *Node) {
 
 func (tx *Tx) newEdge(name string, role Role, node *Node, root *Root, child *Node) *Edge {
 	tx.g.seq++
-	e := &Edge{name: name, role: role, node: node, root: root, child: child, seq: tx.g.seq, frozen: new(int32)}
+	e := &Edge{name: name, role: role, node: node, root: root, child: child, seq: tx.g.seq}
 	e.setPerms(0, PermAll) // until they are computed
 	tx.added[child] = append(tx.added[child], e)
 	tx.touch(child)
@@ -232,7 +234,7 @@ func (tx *Tx) replaceChild(parent *Node, name string, role Role, child *Node) er
 		if old.child == child {
 			return nil
 		}
-		if *old.frozen > 0 {
+		if tx.frozenIn(old) != nil {
 			return qapi.Errorf("Cannot change frozen '%s' link from '%s' to '%s'", name, parent.name, old.child.name)
 		}
 	}
@@ -342,7 +344,7 @@ func (tx *Tx) ReplaceNode(from, to *Node) error {
 			continue
 		case e.node != nil && tx.reaches(to, e.node):
 			continue
-		case *e.frozen > 0:
+		case tx.frozenIn(e) != nil:
 			return qapi.Errorf("Cannot change '%s' link to '%s'", e.name, from.name)
 		}
 		if e.root != nil {
@@ -428,14 +430,12 @@ func (tx *Tx) NewRoot(n *Node, o RootOptions) (*Root, error) {
 
 // SetRootNode points a root at another node.
 func (tx *Tx) SetRootNode(r *Root, n *Node) error {
-	old := r.edge.Load()
 	staged := tx.rootEdge(r)
 	if staged.child == n {
 		return nil
 	}
 	tx.dropEdge(staged)
 	e := tx.newEdge(r.name, 0, nil, r, n)
-	e.frozen = old.frozen
 	e.setPerms(tx.Perms(staged))
 	return nil
 }
@@ -553,41 +553,3 @@ func (tx *Tx) CheckBlocked(n *Node, op Operation) error {
 
 // backingAllows is what may be done with a backing file.
 var backingAllows = map[Operation]bool{OpCommitTarget: true, OpStream: true, OpBackupSource: true, OpBackupTarget: true}
-
-// FreezeChain keeps the links from top down to base as they are until thaw is
-// called within a later change; if that one is undone they are frozen as
-// before. It fails when one is frozen already, or leads to a node that must
-// stay free to go.
-func (tx *Tx) FreezeChain(top, base *Node) (thaw func(tx *Tx), err error) {
-	var links []*Edge
-	for n := top; n != base; {
-		e := n.FilterOrCOWIn(tx.State(n))
-		if e == nil {
-			break
-		}
-		if *e.frozen > 0 {
-			return nil, qapi.Errorf("Cannot change '%s' link from '%s' to '%s'", e.name, n.name, e.child.name)
-		}
-		links = append(links, e)
-		n = e.child
-	}
-	for _, e := range links {
-		if e.child.typ.NeverFreeze {
-			return nil, qapi.Errorf("Cannot freeze '%s' link to '%s'", e.name, e.child.name)
-		}
-	}
-	add := func(k int32) func() {
-		return func() {
-			for _, e := range links {
-				*e.frozen += k
-			}
-		}
-	}
-	freeze, melt := add(1), add(-1)
-	freeze()
-	tx.OnAbort(melt)
-	return func(tx *Tx) {
-		melt()
-		tx.OnAbort(freeze)
-	}, nil
-}

@@ -115,9 +115,9 @@ func TestThawIsUndoneWithItsChange(t *testing.T) {
 	base := add(t, g, memOptions("base", 4096))
 	add(t, g, memOptions("f", 4096))
 	top := add(t, g, overOptions("fmt", "top", "f", "base"))
-	var thaw func(*Tx)
+	var c *FrozenChain
 	update(t, g, func(tx *Tx) (err error) {
-		thaw, err = tx.FreezeChain(top, base)
+		c, err = tx.FreezeChain(top, base)
 		return err
 	})
 	cut := func(tx *Tx) error { return tx.SetChild(top, "backing", RoleCOW, nil) }
@@ -126,7 +126,7 @@ func TestThawIsUndoneWithItsChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := g.Update(context.Background(), Cause{}, func(tx *Tx) error {
-		thaw(tx)
+		tx.Thaw(c)
 		if err := cut(tx); err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func TestThawIsUndoneWithItsChange(t *testing.T) {
 		t.Errorf("after the failed change: %v", err)
 	}
 	update(t, g, func(tx *Tx) error {
-		thaw(tx)
+		tx.Thaw(c)
 		return cut(tx)
 	})
 }

@@ -1,8 +1,9 @@
 package jobs
 
 import (
-	"blockd/qapi"
 	"log/slog"
+
+	"blockd/qapi"
 )
 
 // This file is the state machine: which state may follow which, and which verb

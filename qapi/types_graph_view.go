@@ -64,7 +64,7 @@ type GraphViewEdge struct {
 	Child      string            `qapi:"child"`
 	Perm       []BlockPermission `qapi:"perm"`
 	SharedPerm []BlockPermission `qapi:"shared-perm"`
-	// Jobs rely on the edge, so that it stays.
+	// A job or a filter relies on the edge, so that it stays.
 	Frozen bool `qapi:"frozen"`
 }
 

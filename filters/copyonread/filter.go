@@ -30,7 +30,7 @@ import (
 // Filter is the driver of a copy-on-read node.
 type Filter struct {
 	node    *blockgraph.Node
-	bottom  *blockgraph.Node // nil: populate whatever the node below lacks
+	bottom  *blockgraph.Node // nil: populate whatever the node below lacks; else it stays below the filter
 	cluster int64            // granularity in bytes, of the node below; power of two
 
 	populating blockgraph.RangeLock // exclusive: by populates of whole clusters
@@ -51,22 +51,22 @@ func Type() *blockgraph.DriverType {
 	}
 }
 
+//blockd:blocking
 func open(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 	f := &Filter{node: r.Node, cluster: 1}
 	below := r.Node.File().Child()
 	if name := r.Options.CopyOnRead.Bottom; name != nil {
-		n := below
-		for n.Name() != *name {
-			e := n.FilterOrCOW()
-			if e == nil {
-				return nil, qapi.Errorf("Bottom node '%s' not found", *name)
-			}
-			n = e.Child()
-		}
-		if n.Type().Filter {
+		n := r.FindBelow(*name)
+		switch {
+		case n == nil:
+			return nil, qapi.Errorf("Bottom node '%s' not found", *name)
+		case n.Type().Filter:
 			return nil, qapi.Errorf("Bottom node '%s' is a filter", *name)
 		}
 		f.bottom = n
+		if err := r.FreezeDownTo(n); err != nil {
+			return nil, err
+		}
 	}
 	if i, ok := below.SkipFilters().Driver().(blockgraph.ImageInformer); ok {
 		var info qapi.ImageInfo

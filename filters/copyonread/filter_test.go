@@ -292,6 +292,7 @@ func TestStreamCopiesOnlyDownToItsBottom(t *testing.T) {
 		if err := tx.CloseRoot(job); err != nil {
 			return err
 		}
+		tx.ThawBelow(n)
 		if err := tx.ReplaceNode(n, top); err != nil {
 			return err
 		}

@@ -55,6 +55,19 @@ class View(QMPTestCase):
         self.wait_status("j", "null")
         self.assertEqual(self.node("top")["blockers"], [])
 
+    def test_a_filter_with_a_bottom_freezes(self) -> None:
+        base = self.filled_image("base.qcow2", self.random_bytes(MiB))
+        self.launch()
+        self.add_node("base", base)
+        self.add_node("top", self.create_image("top.qcow2", MiB), backing="base")
+        backing = {"parent_node": "top", "name": "backing"}
+        for bottom, frozen in (("top", False), ("base", True)):
+            self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="top", bottom=bottom)
+            self.assertTrue(self.edge("x-query-graph", parent_node="cor", name="file")["frozen"])
+            self.assertEqual(self.edge("x-query-graph", **backing)["frozen"], frozen)
+            self.qmp.cmd("blockdev-del", node_name="cor")
+            self.assertFalse(self.edge("x-query-graph", **backing)["frozen"])
+
     def test_exports_have_clients_and_traffic(self) -> None:
         self.need_libnbd()
         self.launch()

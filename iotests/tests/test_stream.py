@@ -301,6 +301,98 @@ class Refusals(StreamCase):
         self.assert_contents()
 
 
+class BottomOfAFilter(StreamCase):
+    """A copy-on-read filter with a bottom keeps the chain down to it as it is while it is open."""
+
+    backing = "Cannot change 'backing' link from 'mid' to 'low'"
+    file = "Cannot change 'file' link from 'cor' to 'top'"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.open_chain()
+        self.add_filter()
+
+    def add_filter(self) -> None:
+        """The filter over the top, with "low" as its bottom."""
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="top", bottom="low")
+
+    def refuse(self, desc: str, command: str, **arguments: Any) -> None:
+        """The command fails with this text, and nothing is left behind."""
+        before = set(self.nodes())
+        self.assert_qmp_error(desc, command, **arguments)
+        self.assert_nothing_left(*before)
+
+    def test_stream(self) -> None:
+        self.refuse(f"Could not create node: {self.file}", "block-stream", job_id="j", device="cor")
+        self.refuse(f"Could not create node: {self.backing}", "block-stream", job_id="j", device="mid")
+        text = "Could not replace node: Cannot change 'backing' link to 'low'"
+        self.refuse(text, "block-stream", job_id="j", device="low")
+
+    def test_stream_of_a_read_only_image(self) -> None:
+        for name in ("cor", "top", "mid"):
+            self.qmp.cmd("blockdev-del", node_name=name)
+        self.add_node("mid", self.path("mid"), read_only=True, backing="low")
+        self.add_node("top", self.path("top"), backing="mid")
+        self.add_filter()
+        self.refuse(self.backing, "block-stream", job_id="j", device="mid")
+        self.assertTrue(self.nodes()["mid"]["ro"])
+
+    def test_commit(self) -> None:
+        cor = {"job_id": "j", "device": "cor", "base_node": "low"}
+        self.refuse(self.file, "block-commit", **cor)
+        self.refuse("Cannot change 'file' link to 'top'", "block-commit", **cor, top_node="top")
+        self.refuse("Cannot change 'backing' link to 'mid'", "block-commit", **cor, top_node="mid")
+        self.add_node("over", self.create_image("over", SIZE), backing="mid")
+        self.refuse(self.backing, "block-commit", job_id="j", device="over", base_node="low")
+
+    def test_backup(self) -> None:
+        self.add_node("target", self.create_image("target", SIZE))
+        text = "Could not replace node: Cannot change 'file' link to 'top'"
+        self.refuse(text, "blockdev-backup", job_id="j", device="top", target="target", sync="full")
+
+    def test_snapshot(self) -> None:
+        self.add_node("over", self.create_image("over", SIZE), backing=None)
+        self.refuse("Cannot change 'file' link to 'top'", "blockdev-snapshot", node="top", overlay="over")
+
+    def test_reopen(self) -> None:
+        top = {"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": None}
+        self.refuse("Cannot change frozen 'backing' link from 'top' to 'mid'", "blockdev-reopen", options=[top])
+
+    def test_another_filter(self) -> None:
+        for file, desc in (("cor", self.file), ("top", "Cannot change 'backing' link from 'top' to 'mid'")):
+            another = {"driver": "copy-on-read", "node_name": "another", "file": file, "bottom": "low"}
+            self.refuse(desc, "blockdev-add", **another)
+
+    def test_over_a_running_stream(self) -> None:
+        self.qmp.cmd("blockdev-del", node_name="cor")
+        self.qmp.cmd("block-stream", job_id="j", device="top", speed=64 * KiB, filter_node_name="filter")
+        another = {"driver": "copy-on-read", "node_name": "cor", "file": "filter", "bottom": "low"}
+        self.assert_qmp_error("Cannot change 'file' link from 'filter' to 'top'", "blockdev-add", **another)
+        self.qmp.cmd("job-cancel", id="j")
+        self.wait_status("j", "null")
+        self.add_filter()
+
+    def test_what_lies_below_is_free(self) -> None:
+        low = {"driver": "qcow2", "node-name": "low", "file": "low-file", "backing": None}
+        self.qmp.cmd("blockdev-reopen", options=[low])
+        self.assert_chain("top", "mid", "low")
+
+    def test_a_closed_filter_lets_go(self) -> None:
+        self.qmp.cmd("blockdev-del", node_name="cor")
+        self.stream(base_node="low")
+        self.assert_chain("top", "low", "base")
+        self.assert_contents()
+
+    def test_a_refused_filter_holds_nothing(self) -> None:
+        self.qmp.cmd("blockdev-del", node_name="cor")
+        reader = {"driver": "copy-on-read", "node_name": "cor", "bottom": "low"}
+        self.add_node("reader", self.path("top"), read_only=True, force_share=True, backing="mid")
+        self.refuse("Block node is read-only", "blockdev-add", file="reader", **reader)
+        self.qmp.cmd("blockdev-del", node_name="reader")
+        self.stream()
+        self.assert_chain("top")
+
+
 class Failures(StreamCase):
     """A backing image with a compressed cluster that does not inflate: its reads fail, and only they."""
 

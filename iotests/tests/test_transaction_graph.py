@@ -62,6 +62,31 @@ class NodeActions(ReopenCase):
             model = writer.stop()
             self.assertEqual(self.guest(f"hd{number}").read(0, 3 * MiB), bytes(model))
 
+    def test_stream_down_to_an_image_that_the_same_change_put_there(self) -> None:
+        self.add(self.options(0, backing=None))
+        self.add_node("over", self.create_image("over.qcow2", 3 * MiB), backing=None)
+        self.run_all(
+            action("blockdev-snapshot", node="hd0", overlay="over"),
+            action("x-block-stream", job_id="j", device="over", bottom="hd0", auto_finalize=False),
+        )
+        self.wait_status("j", "pending")
+        self.qmp.cmd("job-finalize", id="j")
+        self.wait_status("j", "null")
+        self.assert_chain("over")
+
+    def test_filter_gives_up_the_chain_in_the_change_that_deletes_it(self) -> None:
+        self.add(self.options(0))
+        self.add(self.options(1, backing="hd0"))
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="hd1", bottom="hd0")
+        frozen = "Cannot change frozen 'backing' link from 'hd1' to 'hd0'"
+        delete = action("x-blockdev-del", node_name="cor")
+        reopen = action("x-blockdev-reopen", options=[self.options(1, backing=None)])
+        self.refuse_all(frozen, reopen)
+        self.refuse_all("Transaction aborted using Abort action", delete, reopen, self.ABORT)
+        self.refuse_all(frozen, reopen)
+        self.run_all(delete, reopen)
+        self.assert_chain("hd1")
+
     def test_each_sees_what_came_before(self) -> None:
         self.add(self.options(0, backing=None))
         self.add(self.options(2))

@@ -6,9 +6,10 @@
 // the image has nothing yet, decided under the image's own allocator, so a
 // newer write of a guest is never overwritten. The links from the filter down
 // to the lowest streamed image, and on to the node right above the base, are
-// frozen. What is below that one is not the job's: another job may replace it meanwhile. So the new backing file is
-// whatever is there at the end, looked up within the graph change that makes
-// the new link, when nobody else can change it.
+// frozen, down to that image by the filter itself. What is below the chain is not
+// the job's: another job may replace it meanwhile. So the new backing file is
+// whatever is there at the end, looked up within the graph change that makes the
+// new link, when nobody else can change it.
 //
 // Prepare is called on a worker with the graph token held. It must not import
 // formats, exports or qmp.
@@ -45,14 +46,8 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, top *blockgraph.Node, a *qapi.Blo
 		mask:    qapi.Or(a.BackingMaskProtocol, false),
 		backing: a.BackingFile,
 	}
-	// A chain that cannot be frozen is refused before anything is changed.
-	thaw, err := tx.FreezeChain(top, p.aboveBase)
-	if err != nil {
-		return nil, err
-	}
-	thaw(tx)
 	if s.readOnly = tx.State(top).ReadOnly; s.readOnly {
-		if err := tx.SetReadOnly(top, false); err != nil {
+		if err := s.makeWritable(tx); err != nil {
 			return nil, err
 		}
 	}
@@ -79,6 +74,16 @@ type stream struct {
 	nodes  transfer.Nodes
 }
 
+// makeWritable reopens the top, once nobody else relies on the chain.
+func (s *stream) makeWritable(tx *blockgraph.Tx) error {
+	c, err := tx.FreezeChain(s.top, s.aboveBase)
+	if err != nil {
+		return err
+	}
+	defer tx.Thaw(c) // the filter is about to freeze it
+	return tx.SetReadOnly(s.top, false)
+}
+
 // insertFilter puts a copy-on-read filter over the top, and freezes the chain.
 func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 	top, bottom := s.top.Name(), s.bottom.Name()
@@ -97,8 +102,8 @@ func (s *stream) insertFilter(tx *blockgraph.Tx, name *string) error {
 		tx.SetImplicit(n)
 	}
 	s.filter = n
-	if err := s.nodes.Freeze(tx, n, s.aboveBase); err != nil {
-		return qapi.Errorf("Could not create node: %s", err)
+	if err := s.nodes.Freeze(tx, s.bottom, s.aboveBase); err != nil {
+		return err
 	}
 	return tx.InsertFilter(n, s.top)
 }
@@ -189,6 +194,7 @@ func (s *stream) remove(tx *blockgraph.Tx) error {
 	if err := s.nodes.Leave(tx); err != nil {
 		return err
 	}
+	tx.ThawBelow(s.filter)
 	if err := tx.ReplaceNode(s.filter, chain.Below(tx, s.filter)); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ type Nodes struct {
 	blocker *blockgraph.Blocker
 	roots   []*blockgraph.Root
 	blocked []*blockgraph.Node
-	thaw    []func(tx *blockgraph.Tx)
+	frozen  []*blockgraph.FrozenChain
 	left    *blockgraph.Tx // the change in which the job gave them up
 }
 
@@ -76,9 +76,9 @@ func (n *Nodes) Open(tx *blockgraph.Tx, node *blockgraph.Node, perm, shared bloc
 
 // Freeze keeps the links from top down to base as they are.
 func (n *Nodes) Freeze(tx *blockgraph.Tx, top, base *blockgraph.Node) error {
-	thaw, err := tx.FreezeChain(top, base)
+	c, err := tx.FreezeChain(top, base)
 	if err == nil {
-		n.thaw = append(n.thaw, thaw)
+		n.frozen = append(n.frozen, c)
 	}
 	return err
 }
@@ -91,8 +91,8 @@ func (n *Nodes) Leave(tx *blockgraph.Tx) error {
 	was := n.left
 	n.left = tx
 	tx.OnAbort(func() { n.left = was })
-	for _, thaw := range n.thaw {
-		thaw(tx)
+	for _, c := range n.frozen {
+		tx.Thaw(c)
 	}
 	for _, r := range n.roots {
 		if err := tx.CloseRoot(r); err != nil {

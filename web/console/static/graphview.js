@@ -420,7 +420,7 @@ function boxHint(b) {
 /** @param {Arrow} a */
 export function arrowHint(a) {
   const list = [h("b", { text: a.label }), h("div", { text: "uses " + words(a.perm) }), h("div", { text: "shares " + words(a.shared) })];
-  if (a.frozen) list.push(h("div", { text: "frozen: jobs rely on it" }));
+  if (a.frozen) list.push(h("div", { text: "frozen: a job or a filter relies on it" }));
   if (a.operations > 0) list.push(h("div", { text: `${Math.round(a.operations)} requests/s, reads ${bytes(a.read)}/s, writes ${bytes(a.write)}/s` }));
   return list;
 }
