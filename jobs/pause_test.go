@@ -209,15 +209,20 @@ func (m *mirrorLike) Cancel(force bool) bool {
 	return force
 }
 
+// startMirrorLike starts one as job m.
+func startMirrorLike(b *bench) {
+	b.t.Helper()
+	j, err := b.set.Create(Options{ID: "m", Block: true}, &mirrorLike{fake: *newFake(b, "m"), completed: make(chan struct{})})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	j.Start()
+}
+
 func TestReadyJobCompletesOrIsCancelledSoftly(t *testing.T) {
 	synced(t, func(t *testing.T, b *bench) {
 		for _, verb := range []func(*Job) error{(*Job).Complete, func(j *Job) error { return j.BlockCancel(false) }} {
-			m := &mirrorLike{fake: *newFake(b, "m"), completed: make(chan struct{})}
-			j, err := b.set.Create(Options{ID: "m", Block: true}, m)
-			if err != nil {
-				t.Fatal(err)
-			}
-			j.Start()
+			startMirrorLike(b)
 			synctest.Wait()
 			b.expect("m created", "m running", "m ready", "m READY")
 			b.do("m", (*Job).Pause)
@@ -238,12 +243,7 @@ func TestReadyJobCompletesOrIsCancelledSoftly(t *testing.T) {
 // is cannot have it pivot any more, though it has not changed its state yet.
 func TestCompleteIsRefusedOfAJobThatLeaves(t *testing.T) {
 	synced(t, func(t *testing.T, b *bench) {
-		m := &mirrorLike{fake: *newFake(b, "m"), completed: make(chan struct{})}
-		j, err := b.set.Create(Options{ID: "m", Block: true}, m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		j.Start()
+		startMirrorLike(b)
 		synctest.Wait()
 		b.take()
 		e := b.do("m", func(j *Job) error {
@@ -265,12 +265,7 @@ func TestCompleteIsRefusedOfAJobThatLeaves(t *testing.T) {
 
 func TestCompleteOfAPausedReadyJobTakesEffectOnResume(t *testing.T) {
 	synced(t, func(t *testing.T, b *bench) {
-		m := &mirrorLike{fake: *newFake(b, "m"), completed: make(chan struct{})}
-		j, err := b.set.Create(Options{ID: "m", Block: true}, m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		j.Start()
+		startMirrorLike(b)
 		b.do("m", (*Job).Pause)
 		synctest.Wait()
 		b.take()

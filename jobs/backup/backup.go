@@ -240,29 +240,7 @@ func (b *backup) copy(ctx context.Context, j *jobs.Job) error {
 // Drained implements jobs.Orphaner: what the engine and what guests' writes left
 // behind.
 func (b *backup) Drained() <-chan struct{} {
-	engine, guests := b.Body.Drained(), b.filter.Resting()
-	select {
-	case <-engine:
-		engine = nil
-	default:
-	}
-	if engine == nil {
-		guests = transfer.Await(b.job.Set().Clock(), guests)
-	}
-	if engine == nil && guests == nil {
-		return nil
-	}
-	c := make(chan struct{})
-	go func() { // ends with the last request, which nobody can hasten
-		defer close(c)
-		if engine != nil {
-			<-engine
-		}
-		if guests != nil {
-			<-guests
-		}
-	}()
-	return c
+	return b.DrainedWith(b.job.Set().Clock(), b.filter.Resting())
 }
 
 // Orphans implements jobs.Orphaner.

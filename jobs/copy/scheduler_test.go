@@ -14,32 +14,7 @@ import (
 
 func TestTurnsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewScheduler(clock.Real(), 3, DefaultShare)
-		var mu sync.Mutex
-		var now, most int
-		var wg sync.WaitGroup
-		for range 20 {
-			o := options()
-			o.Scheduler = s
-			w := &fakeWork{unit: 65536, length: 4 << 20, do: func(ctx context.Context, _ Piece, _ []byte) error {
-				mu.Lock()
-				now++
-				most = max(most, now)
-				mu.Unlock()
-				time.Sleep(lendAfter / 2)
-				mu.Lock()
-				now--
-				mu.Unlock()
-				return nil
-			}}
-			wg.Go(func() {
-				if err := NewJob(w, o).Run(t.Context()); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-		if most != 3 {
+		if most := stepsAtOnce(t, 0, lendAfter/2); most != 3 {
 			t.Errorf("%d steps at once", most)
 		}
 	})

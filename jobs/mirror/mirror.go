@@ -81,25 +81,7 @@ func (m *mirror) Busy() bool { return m.Usage().Steps > 0 }
 // Drained implements jobs.Orphaner: neither a step nor a guest's write is under
 // way to the target.
 func (m *mirror) Drained() <-chan struct{} {
-	steps, writes := m.Body.Drained(), m.filter.Rest()
-	select {
-	case <-steps:
-		steps = nil
-	default:
-	}
-	switch {
-	case steps == nil:
-		return transfer.Await(m.job.Set().Clock(), writes)
-	case writes == nil:
-		return steps
-	}
-	both := make(chan struct{})
-	go func() { // ends with the last request, which nobody can hasten
-		<-steps
-		<-writes
-		close(both)
-	}()
-	return both
+	return m.DrainedWith(m.job.Set().Clock(), m.filter.Rest())
 }
 
 // Orphans implements jobs.Orphaner.

@@ -147,10 +147,37 @@ func (b *Body) Drained() <-chan struct{} {
 	return nil
 }
 
-// Await is for what guests' requests have begun on a job's behalf: it waits for
-// rest as long as the engine waits for its own steps. The result is nil when
-// rest was closed by then, or is nil, and else rest. Worker.
-func Await(c clock.Clock, rest <-chan struct{}) <-chan struct{} {
+// DrainedWith is Drained of a job on whose behalf guests' requests have begun
+// something, too. rest is closed when nothing of that is in flight any more, and
+// nil when nothing is. Once no step is in flight it waits for rest as long as the
+// engine waits for its own steps. Worker.
+//
+//blockd:blocking
+func (b *Body) DrainedWith(c clock.Clock, rest <-chan struct{}) <-chan struct{} {
+	steps := b.Drained()
+	select {
+	case <-steps:
+		steps = nil
+	default:
+	}
+	switch {
+	case steps == nil:
+		return await(c, rest)
+	case rest == nil:
+		return steps
+	}
+	both := make(chan struct{})
+	go func() { // ends with the last request, which nobody can hasten
+		<-steps
+		<-rest
+		close(both)
+	}()
+	return both
+}
+
+// await returns nil when rest is closed within the engine's time for that, or is
+// nil, and else rest.
+func await(c clock.Clock, rest <-chan struct{}) <-chan struct{} {
 	if rest == nil {
 		return nil
 	}
