@@ -10,6 +10,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 
 	"blockd/blockgraph"
 	"blockd/chardev"
@@ -205,6 +206,14 @@ type Option struct {
 	// Explain adds to an error where the option stands; nil: it is on the command
 	// line.
 	Explain func(error) error
+}
+
+// Wrong is an error of the option, with where it stands.
+func (o *Option) Wrong(err error) error {
+	if o.Explain != nil {
+		return o.Explain(err)
+	}
+	return fmt.Errorf("%s: %w", o.Given, err)
 }
 
 // Apply works off an option that configures a part: blockdev, chardev, export,

@@ -42,10 +42,6 @@ type process struct {
 // serveMain runs the daemon that serve has planned, and returns the exit code.
 // The end of ctx ends it, which a signal may have brought before it began.
 func serveMain(ctx context.Context, p serve.Plan) int {
-	opts := make([]option, len(p.Options))
-	for i, o := range p.Options {
-		opts[i] = option{name: o.Name, value: o.Value, given: o.Given, explain: o.Explain}
-	}
 	how := process{access: p.Access, reload: true, warnings: p.Warnings, started: func() {
 		if term.IsTerminal(int(os.Stderr.Fd())) {
 			for _, line := range p.Started {
@@ -56,7 +52,7 @@ func serveMain(ctx context.Context, p serve.Plan) int {
 	if p.Dir != "" {
 		how.enter = p.Enter
 	}
-	return runDaemon(ctx, opts, how)
+	return runDaemon(ctx, p.Options, how)
 }
 
 // daemonMain runs the daemon of the drop-in command line and returns the exit
@@ -72,13 +68,13 @@ func daemonMain(args []string) int {
 
 // runDaemon runs the daemon until the end of ctx at most, and returns the exit
 // code.
-func runDaemon(ctx context.Context, opts []option, how process) int {
+func runDaemon(ctx context.Context, opts []daemon.Option, how process) int {
 	// Options about the process come first, as in the field, wherever they
 	// stand.
 	var pidPath string
 	daemonize, givenPid := false, false
 	for _, o := range opts {
-		switch o.name {
+		switch o.Name {
 		case "help":
 			fmt.Printf(usage, progName())
 			return 0
@@ -88,7 +84,7 @@ func runDaemon(ctx context.Context, opts []option, how process) int {
 		case "daemonize":
 			daemonize = true
 		case "pidfile":
-			pidPath, givenPid = o.value, true
+			pidPath, givenPid = o.Value, true
 		case "trace":
 			if asksForEvents(o) {
 				fmt.Print(eventList())
@@ -100,7 +96,7 @@ func runDaemon(ctx context.Context, opts []option, how process) int {
 				return 1
 			}
 		case "":
-			complain(o.given + ": Unexpected argument")
+			complain(o.Given + ": Unexpected argument")
 			return 1
 		}
 	}
@@ -235,7 +231,7 @@ func activatedSockets(daemonized bool) (*sockets.Activated, error) {
 }
 
 // newDaemon puts a daemon together; c has what the options do not say.
-func newDaemon(opts []option, c daemon.Config) *daemon.Daemon {
+func newDaemon(opts []daemon.Option, c daemon.Config) *daemon.Daemon {
 	c.Version = qapi.VersionInfo{
 		QEMU:    qapi.VersionTriple{Major: compatMajor, Minor: compatMinor, Micro: compatMicro},
 		Package: "blockd-" + version,
@@ -245,11 +241,11 @@ func newDaemon(opts []option, c daemon.Config) *daemon.Daemon {
 }
 
 // allowedPaths returns the directories and files of --allow-path; none: all.
-func allowedPaths(opts []option) []string {
+func allowedPaths(opts []daemon.Option) []string {
 	var paths []string
 	for _, o := range opts {
-		if o.name == "allow-path" {
-			paths = append(paths, o.value)
+		if o.Name == "allow-path" {
+			paths = append(paths, o.Value)
 		}
 	}
 	return paths
@@ -257,11 +253,11 @@ func allowedPaths(opts []option) []string {
 
 // historySteps returns the value of --graph-history, which checkHistory has
 // found good.
-func historySteps(opts []option) int {
+func historySteps(opts []daemon.Option) int {
 	steps := blockgraph.DefaultHistory
 	for _, o := range opts {
-		if o.name == "graph-history" {
-			steps, _ = strconv.Atoi(o.value)
+		if o.Name == "graph-history" {
+			steps, _ = strconv.Atoi(o.Value)
 		}
 	}
 	return steps
@@ -270,22 +266,22 @@ func historySteps(opts []option) int {
 // maxHistory is the largest value of --graph-history.
 const maxHistory = 1 << 20
 
-func checkHistory(o option) error {
-	if k, err := strconv.Atoi(o.value); err != nil || k < 1 || k > maxHistory {
-		return fmt.Errorf("%s: a number of steps from 1 to %d is expected", o.given, maxHistory)
+func checkHistory(o daemon.Option) error {
+	if k, err := strconv.Atoi(o.Value); err != nil || k < 1 || k > maxHistory {
+		return fmt.Errorf("%s: a number of steps from 1 to %d is expected", o.Given, maxHistory)
 	}
 	return nil
 }
 
 // setUp works the options off in their order. Its errors name the option. The
 // end of ctx ends what waits.
-func setUp(ctx context.Context, d *daemon.Daemon, opts []option) error {
+func setUp(ctx context.Context, d *daemon.Daemon, opts []daemon.Option) error {
 	for _, o := range opts {
-		if err := d.Apply(ctx, daemon.Option{Name: o.name, Value: o.value, Given: o.given}); err != nil {
+		if err := d.Apply(ctx, o); err != nil {
 			if _, help := helpText(err); help {
 				return err
 			}
-			return o.wrong(err)
+			return o.Wrong(err)
 		}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/chardev"
+	"blockd/daemon"
 	"blockd/logs"
 	"blockd/qapi"
 )
@@ -36,11 +37,11 @@ func (e placeError) Error() string { return string(e) }
 
 // openLog makes the log, as the options say, and slog's default; of format and
 // file the last one counts.
-func openLog(opts []option) (*daemonLog, error) {
+func openLog(opts []daemon.Option) (*daemonLog, error) {
 	l := &daemonLog{Log: logs.New(logs.DefaultLines), format: qapi.LogFormatText}
 	for _, o := range opts {
 		var err error
-		switch o.name {
+		switch o.Name {
 		case "log":
 			err = l.option(o)
 		case "trace":
@@ -75,15 +76,15 @@ func (l *daemonLog) close() {
 	l.Close(ctx)
 }
 
-func (l *daemonLog) option(o option) error {
+func (l *daemonLog) option(o daemon.Option) error {
 	var a qapi.LogOptions
-	if err := qapi.DecodeOption(o.value, "level", &a); err != nil {
-		return o.wrong(err)
+	if err := qapi.DecodeOption(o.Value, "level", &a); err != nil {
+		return o.Wrong(err)
 	}
 	if a.Level != nil {
 		l.SetLevel(*a.Level, a.Subsystem, a.Sink)
 	} else if a.Subsystem != nil || a.Sink != nil {
-		return o.wrong(qapi.Errorf("Parameter 'level' is missing"))
+		return o.Wrong(qapi.Errorf("Parameter 'level' is missing"))
 	}
 	if a.Format != nil {
 		l.format = *a.Format
@@ -122,8 +123,8 @@ func parseTrace(value string) (traceOptions, error) {
 }
 
 // asksForEvents tells whether --trace asks for the list of events.
-func asksForEvents(o option) bool {
-	a, err := parseTrace(o.value)
+func asksForEvents(o daemon.Option) bool {
+	a, err := parseTrace(o.Value)
 	return err == nil && (a.enable == "help" || a.enable == "?")
 }
 
@@ -136,13 +137,13 @@ func eventList() string {
 	return sb.String()
 }
 
-func (l *daemonLog) trace(o option) error {
-	a, err := parseTrace(o.value)
+func (l *daemonLog) trace(o daemon.Option) error {
+	a, err := parseTrace(o.Value)
 	if err != nil {
-		return o.wrong(err)
+		return o.Wrong(err)
 	}
 	if a.enable != "" {
-		if err := l.enable(": "+o.given, a.enable); err != nil {
+		if err := l.enable(": "+o.Given, a.enable); err != nil {
 			return err
 		}
 	}

@@ -3,28 +3,12 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"blockd/daemon"
 )
 
 // This file reads the command line as getopt_long does: long options with one
 // or two values forms, unambiguous abbreviations, bundled short options.
-
-// option is one option as given.
-type option struct {
-	name  string // without dashes
-	value string
-	given string // as it stood on the command line, for messages
-	// explain adds to an error where the option stands; nil: it is on the command
-	// line.
-	explain func(error) error
-}
-
-// wrong is an error of the option, with where it stands.
-func (o *option) wrong(err error) error {
-	if o.explain != nil {
-		return o.explain(err)
-	}
-	return fmt.Errorf("%s: %w", o.given, err)
-}
 
 type optionSpec struct {
 	name  string
@@ -53,14 +37,14 @@ var optionSpecs = []optionSpec{
 
 // readOptions returns the options in their order. An argument that is none has
 // the name "".
-func readOptions(args []string) ([]option, error) {
-	var opts []option
+func readOptions(args []string) ([]daemon.Option, error) {
+	var opts []daemon.Option
 	for i := 0; i < len(args); i++ {
 		a := args[i]
 		switch {
 		case a == "--":
 			for _, rest := range args[i+1:] {
-				opts = append(opts, option{given: rest})
+				opts = append(opts, daemon.Option{Given: rest})
 			}
 			return opts, nil
 		case strings.HasPrefix(a, "--"):
@@ -69,18 +53,18 @@ func readOptions(args []string) ([]option, error) {
 			if err != nil {
 				return nil, err
 			}
-			o := option{name: spec.name, given: a}
+			o := daemon.Option{Name: spec.name, Given: a}
 			switch {
 			case !spec.value && hasValue:
 				return nil, fmt.Errorf("option '--%s' doesn't allow an argument", spec.name)
 			case spec.value && hasValue:
-				o.value = value
+				o.Value = value
 			case spec.value && i+1 == len(args):
 				return nil, fmt.Errorf("option '--%s' requires an argument", spec.name)
 			case spec.value:
 				i++
-				o.value = args[i]
-				o.given = a + " " + args[i]
+				o.Value = args[i]
+				o.Given = a + " " + args[i]
 			}
 			opts = append(opts, o)
 		case len(a) > 1 && a[0] == '-':
@@ -89,23 +73,23 @@ func readOptions(args []string) ([]option, error) {
 				if spec == nil {
 					return nil, fmt.Errorf("invalid option -- '%c'", a[j])
 				}
-				o := option{name: spec.name, given: a}
+				o := daemon.Option{Name: spec.name, Given: a}
 				if spec.value {
-					o.value = a[j+1:]
-					if o.value == "" {
+					o.Value = a[j+1:]
+					if o.Value == "" {
 						if i+1 == len(args) {
 							return nil, fmt.Errorf("option requires an argument -- '%c'", a[j])
 						}
 						i++
-						o.value = args[i]
-						o.given = a + " " + args[i]
+						o.Value = args[i]
+						o.Given = a + " " + args[i]
 					}
 					j = len(a)
 				}
 				opts = append(opts, o)
 			}
 		default:
-			opts = append(opts, option{given: a})
+			opts = append(opts, daemon.Option{Given: a})
 		}
 	}
 	return opts, nil

@@ -4,22 +4,23 @@ import (
 	"fmt"
 	"math"
 
+	"blockd/daemon"
 	"blockd/jobs/scratch"
 	"blockd/qapi"
 )
 
 // scratchRoom makes the room for backups' scratches, as --scratch says; the
 // last one counts. The error names the option.
-func scratchRoom(opts []option) (*scratch.Pool, error) {
+func scratchRoom(opts []daemon.Option) (*scratch.Pool, error) {
 	var given string
 	var c scratch.Config
 	for _, o := range opts {
-		if o.name != "scratch" {
+		if o.Name != "scratch" {
 			continue
 		}
-		given = o.given + ": "
+		given = o.Given + ": "
 		var a qapi.ScratchOptions
-		if err := qapi.DecodeOption(o.value, "directory", &a); err != nil {
+		if err := qapi.DecodeOption(o.Value, "directory", &a); err != nil {
 			return nil, fmt.Errorf("%s%w", given, err)
 		}
 		c = scratch.Config{}
