@@ -3,8 +3,6 @@ package metrics
 import (
 	"strconv"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	dto "github.com/prometheus/client_model/go"
 
 	"blockd/blockgraph"
@@ -39,46 +37,21 @@ type Limits struct {
 // DefaultLimits are those of a daemon: about 50,000 series at most.
 var DefaultLimits = Limits{Nodes: 2000, Users: 1000, Jobs: 500, Exports: 1000}
 
-// Collector reads a daemon whenever it is scraped.
-type Collector struct {
+// collector reads a daemon whenever it is scraped.
+type collector struct {
 	Sources
 	families *families
 }
 
-// NewRegistry returns a registry of a daemon's metrics, with those of the Go
-// runtime and of the process, which checks every sample. Handler answers the same
-// for less. Any number of registries can be there.
-func NewRegistry(s Sources) *prometheus.Registry {
-	r := newRuntimeRegistry()
-	r.MustRegister(newCollector(s))
-	return r
-}
-
-func newRuntimeRegistry() *prometheus.Registry {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return r
-}
-
-func newCollector(s Sources) *Collector {
+func newCollector(s Sources) *collector {
 	if s.Limits == (Limits{}) {
 		s.Limits = DefaultLimits
 	}
-	return &Collector{s, newFamilies()}
+	return &collector{s, newFamilies()}
 }
 
-// Describe is prometheus.Collector's.
-func (c *Collector) Describe(to chan<- *prometheus.Desc) {
-	for _, f := range c.families.all {
-		to <- f.desc
-	}
-}
-
-// Collect is prometheus.Collector's. When the daemon has ended there is nothing.
-func (c *Collector) Collect(to chan<- prometheus.Metric) { c.samples().send(to) }
-
-// samples reads the daemon.
-func (c *Collector) samples() *samples {
+// samples reads the daemon. When it has ended there is nothing.
+func (c *collector) samples() *samples {
 	s := newSamples(c.families)
 	snap, ok := c.take()
 	if !ok {

@@ -1,10 +1,6 @@
 package metrics
 
-import (
-	"slices"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "slices"
 
 // family is one metric with all its series.
 type family struct {
@@ -14,7 +10,6 @@ type family struct {
 	// histogram: it has distributions.
 	histogram bool
 	labels    []string
-	desc      *prometheus.Desc
 	index     int // in families.all
 }
 
@@ -107,7 +102,6 @@ func (f *families) counter(name, help string, labels ...string) *family {
 }
 
 func (f *families) declare(d *family) *family {
-	d.desc = prometheus.NewDesc(d.name, d.help, d.labels, nil)
 	d.index = len(f.all)
 	f.all = append(f.all, d)
 	return d

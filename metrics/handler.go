@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
 )
@@ -24,11 +25,18 @@ func Handler(s Sources) http.Handler {
 	})
 }
 
-// gatherer gathers what a registry with the collector would, without its checks
-// and its sorting of every sample: tests hold that both give the same.
+func newRuntimeRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// gatherer gathers what a registry would that has the daemon's samples, too,
+// without its checks and its sorting of each of them: tests hold that both give
+// the same (registry_test.go).
 type gatherer struct {
 	runtime *prometheus.Registry
-	daemon  *Collector
+	daemon  *collector
 }
 
 // Gather is prometheus.Gatherer's.

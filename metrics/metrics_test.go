@@ -117,7 +117,7 @@ func TestScrapeTellsWhatWentThroughAUser(t *testing.T) {
 		t.Errorf("%d distributions after a flush", got)
 	}
 	user := fmt.Sprintf(`user="%d"`, roots[0].ID())
-	got := values(t, NewRegistry(s))
+	got := values(t, newRegistry(s))
 	expect(t, got, map[string]float64{
 		`blockd_build_info{version="v"}`:                                                        1,
 		`blockd_node_info{driver="mem",node="n0",read_only="false"}`:                            1,
@@ -146,11 +146,11 @@ func TestScrapeTellsWhatWentThroughAUser(t *testing.T) {
 
 func TestDrainsAreCounted(t *testing.T) {
 	w, s, roots := sources(t, 1)
-	before := values(t, NewRegistry(s))["blockd_graph_drains_total"]
+	before := values(t, newRegistry(s))["blockd_graph_drains_total"]
 	if err := w.Try(func(tx *blockgraph.Tx) error { return tx.Drain(roots[0].Node()) }); err != nil {
 		t.Fatal(err)
 	}
-	if got := values(t, NewRegistry(s))["blockd_graph_drains_total"]; got != before+1 {
+	if got := values(t, newRegistry(s))["blockd_graph_drains_total"]; got != before+1 {
 		t.Errorf("%v drains after %v", got, before)
 	}
 }
@@ -158,7 +158,7 @@ func TestDrainsAreCounted(t *testing.T) {
 func TestOldestAreShownWhenThereAreTooMany(t *testing.T) {
 	_, s, roots := sources(t, 7)
 	s.Limits = Limits{Nodes: 3, Users: 1, Jobs: 1, Exports: 1}
-	got := values(t, NewRegistry(s))
+	got := values(t, newRegistry(s))
 	expect(t, got, map[string]float64{
 		`blockd_graph_nodes`:              7,
 		`blockd_left_out{what="nodes"}`:   4,
@@ -186,7 +186,7 @@ func TestOldestAreShownWhenThereAreTooMany(t *testing.T) {
 
 func TestScrapeAfterTheEndIsEmpty(t *testing.T) {
 	w, s, _ := sources(t, 1)
-	r := NewRegistry(s)
+	r := newRegistry(s)
 	w.Graph.Loop().Stop()
 	for k := range values(t, r) {
 		if strings.HasPrefix(k, "blockd_") {
@@ -214,7 +214,7 @@ func TestValuesOfLabelsAreBounded(t *testing.T) {
 // one sends a sample of every family.
 type one struct{ *families }
 
-func (o one) Describe(to chan<- *prometheus.Desc) { (&Collector{families: o.families}).Describe(to) }
+func (o one) Describe(to chan<- *prometheus.Desc) { o.describe(to) }
 
 func (o one) Collect(to chan<- prometheus.Metric) {
 	s := newSamples(o.families)
@@ -245,7 +245,7 @@ func TestFamiliesAreNamedAsPrometheusWantsThem(t *testing.T) {
 
 func TestScrapeIsLinted(t *testing.T) {
 	_, s, _ := sources(t, 4)
-	problems, err := testutil.GatherAndLint(NewRegistry(s))
+	problems, err := testutil.GatherAndLint(newRegistry(s))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestHandlerGivesWhatARegistryWould(t *testing.T) {
 		slices.Sort(lines)
 		return lines
 	}
-	want := text(promhttp.HandlerFor(NewRegistry(s), promhttp.HandlerOpts{}))
+	want := text(promhttp.HandlerFor(newRegistry(s), promhttp.HandlerOpts{}))
 	got := text(Handler(s))
 	if len(want) < 100 || !slices.Equal(got, want) {
 		t.Errorf("%d lines, want %d", len(got), len(want))

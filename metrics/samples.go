@@ -7,7 +7,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"blockd/blockgraph"
@@ -117,34 +116,6 @@ func (s *samples) gathered() []*dto.MetricFamily {
 	}
 	slices.SortFunc(list, func(a, b *dto.MetricFamily) int { return strings.Compare(*a.Name, *b.Name) })
 	return list
-}
-
-// metric is a sample as prometheus.Metric, for a registry.
-type metric struct {
-	f *family
-	m *dto.Metric
-}
-
-// Desc is prometheus.Metric's.
-func (m metric) Desc() *prometheus.Desc { return m.f.desc }
-
-// Write is prometheus.Metric's.
-func (m metric) Write(to *dto.Metric) error {
-	to.Label, to.Counter, to.Gauge, to.Histogram = m.m.Label, m.m.Counter, m.m.Gauge, m.m.Histogram
-	return nil
-}
-
-// send sends the samples to a registry.
-func (s *samples) send(to chan<- prometheus.Metric) {
-	byName := make(map[string]*family, len(s.all))
-	for _, f := range s.all {
-		byName[f.name] = f
-	}
-	for _, family := range s.gathered() {
-		for _, m := range family.Metric {
-			to <- metric{byName[*family.Name], m}
-		}
-	}
 }
 
 // pairs makes labels, sorted by name. The values are bounded.

@@ -45,7 +45,7 @@ type export struct {
 }
 
 // take takes a snapshot; false when the loop has stopped.
-func (c *Collector) take() (*snapshot, bool) {
+func (c *collector) take() (*snapshot, bool) {
 	s := &snapshot{}
 	asked := c.Clock.Now()
 	ok := c.Graph.Loop().Do(func() {
@@ -58,7 +58,7 @@ func (c *Collector) take() (*snapshot, bool) {
 // look fills a snapshot.
 //
 //blockd:global loop
-func (c *Collector) look(s *snapshot) {
+func (c *collector) look(s *snapshot) {
 	s.steps, s.orphans = c.Graph.History().Last(), c.Graph.Orphans()
 	nodes := c.Graph.Nodes()
 	slices.Reverse(nodes)
