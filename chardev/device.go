@@ -29,9 +29,6 @@ type Device struct {
 	end   context.CancelFunc
 }
 
-// ID is the device's id.
-func (d *Device) ID() string { return d.id }
-
 // Accept waits for the next connection. At most one is open at a time: Accept
 // waits until the last one is closed. io.EOF means that there will be no more
 // (standard input and output, a client that does not reconnect, null), and

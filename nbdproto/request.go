@@ -23,8 +23,6 @@ const (
 	CompactRequestSize = 28
 	// ExtendedRequestSize is the length of an extended request header.
 	ExtendedRequestSize = 32
-	// MaxRequestSize is the length of the longest request header.
-	MaxRequestSize = ExtendedRequestSize
 )
 
 // RequestSize returns the length of a request header.

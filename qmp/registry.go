@@ -141,9 +141,6 @@ func schemaType[T any]() reflect.Type {
 	return rt
 }
 
-// Schema is the schema of what is registered; it grows with every Register.
-func (r *Registry) Schema() *qapi.Schema { return r.schema }
-
 // Commands is the result of query-commands: newest first, as the field has it.
 func (r *Registry) Commands() []qapi.CommandInfo {
 	list := make([]qapi.CommandInfo, 0, len(r.commands))

@@ -96,9 +96,6 @@ func newExport(s *Server, o *ExportConfig) *Export {
 	return e
 }
 
-// Name returns the name that clients ask for.
-func (e *Export) Name() string { return e.name }
-
 // Clients returns how many connections use the export.
 func (e *Export) Clients() int {
 	e.mu.Lock()
