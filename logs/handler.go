@@ -28,12 +28,13 @@ func (h *handler) Enabled(_ context.Context, level slog.Level) bool {
 func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	subsystem := subsystemOf(r.PC)
 	now := h.log.levels.Load()
-	line := Line{At: r.Time, Level: r.Level, Subsystem: subsystem, Message: scrub(r.Message, maxText)}
+	line := Line{At: r.Time, Level: r.Level, Subsystem: subsystem}
 	line.memory = now.of[memory].takes(subsystem, r.Level, r.Message)
 	line.output = now.of[output].takes(subsystem, r.Level, r.Message)
 	if !line.memory && !line.output {
 		return nil
 	}
+	line.Message = scrub(r.Message, maxText)
 	line.Attrs = slices.Clone(h.attrs)
 	r.Attrs(func(a slog.Attr) bool {
 		line.Attrs = flatten(line.Attrs, h.prefix, a)

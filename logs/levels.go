@@ -3,7 +3,6 @@ package logs
 import (
 	"log/slog"
 	"maps"
-	"slices"
 
 	"blockd/qapi"
 )
@@ -144,7 +143,7 @@ type both struct {
 	least slog.Level
 }
 
-// Levels tells what the sinks take.
+// Levels tells what the sinks take, of events by name.
 func (l *Log) Levels() (subsystems []qapi.LogSubsystemLevels, events []qapi.LogEvent) {
 	now := l.levels.Load()
 	for _, s := range qapi.LogSubsystem("").QAPIEnum() {
@@ -157,11 +156,5 @@ func (l *Log) Levels() (subsystems []qapi.LogSubsystemLevels, events []qapi.LogE
 			Memory: now.of[memory].takes(e.Subsystem, slog.LevelDebug, e.Name),
 			Output: now.of[output].takes(e.Subsystem, slog.LevelDebug, e.Name)})
 	}
-	slices.SortFunc(events, func(a, b qapi.LogEvent) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
 	return subsystems, events
 }

@@ -124,9 +124,10 @@ func TestPatternsLetEventsThrough(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, names, []string{"job_state"})
-	if _, _, err := l.Trace("node_?losed", nil); err != nil {
-		t.Fatal(err)
-	}
+	names, exact, err := l.Trace("node_?losed", nil)
+	expect(t, []any{names, exact, err}, "[[node_closed] false <nil>]")
+	names, exact, err = l.Trace("-nothing", nil)
+	expect(t, []any{names, exact, err}, "[[] true <nil>]")
 	for _, e := range []string{"job_state", "node_opened", "node_closed", "Job state", "job_none"} {
 		log.Debug(e)
 	}
@@ -307,6 +308,20 @@ func TestFollowerIsToldOfEachLineOnceAndInOrder(t *testing.T) {
 	log.Info("after")
 	expect(t, f.Between(func() { t.Error("it runs after the end") }), 0)
 	expect(t, len(got), 0)
+}
+
+func TestFollowerIsNotToldOfLinesForTheOutputAlone(t *testing.T) {
+	l := New(10)
+	log := slog.New(l.Handler())
+	output := qapi.LogSinkOutput
+	l.SetLevel(qapi.LogLevelDebug, nil, &output)
+	got := make(chan string, 2)
+	f := l.Follow(func(line *Line) { got <- line.Message })
+	defer f.Stop()
+	log.Debug("for the output")
+	log.Info("for both")
+	expect(t, <-got, "for both")
+	expect(t, f.Between(func() {}), 2)
 }
 
 func TestLongLinesAreCut(t *testing.T) {
