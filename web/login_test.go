@@ -330,6 +330,30 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	}
 }
 
+func TestATokenFileInPlaceOfAnotherOfItsLengthIsReadAgain(t *testing.T) {
+	path := tokenFile(t, "control "+controlToken)
+	tokens, err := loadTokens(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tokens.refresh(false) {
+		t.Error("it is read again though it is the same")
+	}
+	const other = "another-token-0123456789"
+	writeTokens(t, path+".new", "control "+other)
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	if len(other) != len(controlToken) || !tokens.refresh(false) {
+		t.Error("it is not read again")
+	}
+	_, old := tokens.find(sha256.Sum256([]byte(controlToken)))
+	_, now := tokens.find(sha256.Sum256([]byte(other)))
+	if old || !now {
+		t.Errorf("the old token is good: %v, the new one: %v", old, now)
+	}
+}
+
 func TestARelativeFileIsFoundAgain(t *testing.T) {
 	t.Chdir(filepath.Dir(tokenFile(t, usual()...)))
 	tok, err := loadTokens("tokens")
