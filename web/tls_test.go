@@ -22,11 +22,16 @@ func authority(t *testing.T) *tlstest.Authority { return tlstest.NewAuthority(t,
 // clientConfig is that of a client with the credentials of dir, for localhost.
 func clientConfig(t *testing.T, dir string) *tls.Config {
 	t.Helper()
+	return clientConfigFor(t, dir, "localhost")
+}
+
+func clientConfigFor(t *testing.T, dir, host string) *tls.Config {
+	t.Helper()
 	c, err := tlscreds.Load(tlscreds.Options{Dir: dir, VerifyPeer: true, Now: clock.Real().Now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := c.ClientConfig("localhost")
+	cfg, err := c.ClientConfig(host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +54,11 @@ func withoutCertificate(t *testing.T, dir string) string {
 
 // get asks for a path over TLS; 0: there was no answer.
 func get(s *Server, cfg *tls.Config, path, token string) int {
+	return getFrom(s, "localhost", cfg, path, token)
+}
+
+// getFrom is get of a server that the request calls by that name.
+func getFrom(s *Server, host string, cfg *tls.Config, path, token string) int {
 	transport := &http.Transport{TLSClientConfig: cfg}
 	defer transport.CloseIdleConnections()
 	_, port, _ := strings.Cut(s.Addr().String(), ":")
@@ -56,6 +66,7 @@ func get(s *Server, cfg *tls.Config, path, token string) int {
 	if err != nil {
 		return 0
 	}
+	r.Host = host + ":" + port
 	if token != "" {
 		r.Header.Set("Authorization", "Bearer "+token)
 	}
@@ -118,6 +129,17 @@ func TestOptionsThatDoNotGoTogether(t *testing.T) {
 		}
 		if err == nil || err.Error() != want {
 			t.Errorf("%s: %v, want %s", arg, err, want)
+		}
+	}
+}
+
+func TestRequestsCallTheServerByANameOfItsCertificate(t *testing.T) {
+	dir := authority(t).Dir("storage.example", nil)
+	s := startWith(t, Options{Addr: "127.0.0.1:0", TLSDir: &dir}, Config{})
+	cfg := clientConfigFor(t, dir, "storage.example")
+	for host, want := range map[string]int{"storage.example": 200, "127.0.0.1": 200, "localhost": 200, "evil.example": 421} {
+		if code := getFrom(s, host, cfg, "/metrics", ""); code != want {
+			t.Errorf("%s: %d", host, code)
 		}
 	}
 }
