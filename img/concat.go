@@ -51,20 +51,6 @@ func (s *session) concatenate(images []*blockgraph.Node) (*blockgraph.Node, erro
 	return s.openPrivate(typ, &readOnly)
 }
 
-// openPrivate opens a node of a type that no options name.
-func (s *session) openPrivate(typ *blockgraph.DriverType, readOnly *bool) (*blockgraph.Node, error) {
-	name := s.newName()
-	var n *blockgraph.Node
-	err := s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
-		var err error
-		if n, err = tx.OpenType(typ, &qapi.BlockdevOptions{Driver: qapi.BlockdevDriver(typ.Name), NodeName: &name, ReadOnly: readOnly}); err == nil {
-			tx.SetMonitorOwned(n, true)
-		}
-		return err
-	})
-	return n, err
-}
-
 //blockd:io
 func childName(i int) string { return fmt.Sprintf("source.%d", i) }
 

@@ -42,7 +42,7 @@ func convertCommand(t *tool) *cobra.Command {
 	var c conversion
 	var from source
 	cmd := t.command("convert FILE... TARGET", "Copy an image, or several one after the other, into another one of any format", nil, func(s *session, args []string) error {
-		if len(args) == 0 {
+		if len(args) < 2 {
 			return errors.New("Must specify image file name")
 		}
 		c.to.name = args[len(args)-1]
@@ -126,9 +126,6 @@ func (c *conversion) check(given func(option string) bool) (err error) {
 }
 
 func (c *conversion) run(s *session) error {
-	if len(c.sources) == 0 {
-		return errors.New("Must specify image file name")
-	}
 	sources, err := c.openSources(s)
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/filters/pass"
-	"blockd/qapi"
 )
 
 // salvage is the driver of a filter over a conversion's source that shows zeroes
@@ -23,16 +22,8 @@ const salvaged = 512
 
 // salvaging puts the filter over a source.
 func (s *session) salvaging(from *blockgraph.Node) (*blockgraph.Node, error) {
-	name, readOnly := from.Name(), true
-	return s.openPrivate(&blockgraph.DriverType{
-		Name: "salvage", Filter: true, NamedByChild: true,
-		Children: func(*qapi.BlockdevOptions) []blockgraph.ChildSpec {
-			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: qapi.BlockdevRef{Reference: &name}}}
-		},
-		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			return &salvage{pass.Through{Node: r.Node}, s}, nil
-		},
-	}, &readOnly)
+	readOnly := true
+	return s.openFilter("salvage", from, &readOnly, func(p pass.Through) blockgraph.Driver { return &salvage{p, s} })
 }
 
 // ReadV reads what can be read. What fails is tried again sector by sector.

@@ -6,7 +6,6 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/filters/pass"
-	"blockd/qapi"
 )
 
 // sparse is the driver of a filter over a conversion's target that decides what
@@ -27,20 +26,13 @@ type sparse struct {
 
 // sparsely puts the filter over a target.
 func (s *session) sparsely(target *blockgraph.Node, least int64, blank bool) (*blockgraph.Node, error) {
-	name := target.Name()
-	return s.openPrivate(&blockgraph.DriverType{
-		Name: "sparse", Filter: true, NamedByChild: true,
-		Children: func(*qapi.BlockdevOptions) []blockgraph.ChildSpec {
-			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: qapi.BlockdevRef{Reference: &name}}}
-		},
-		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
-			f := &sparse{Through: pass.Through{Node: r.Node}, least: least, blank: blank}
-			if least > 0 {
-				f.step = 1 << (bits.Len64(uint64(least)) - 1)
-			}
-			return f, nil
-		},
-	}, nil)
+	return s.openFilter("sparse", target, nil, func(p pass.Through) blockgraph.Driver {
+		f := &sparse{Through: p, least: least, blank: blank}
+		if least > 0 {
+			f.step = 1 << (bits.Len64(uint64(least)) - 1)
+		}
+		return f
+	})
 }
 
 // WriteV writes what is no zeroes. Compressed clusters are written as a whole.
