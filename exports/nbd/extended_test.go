@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"sync/atomic"
 	"testing"
 
 	"blockd/blockgraph"
@@ -94,27 +95,34 @@ func TestEveryReplyIsExtended(t *testing.T) {
 	}
 }
 
-// endless is a backend of any size that only tells of the ranges it got.
-type endless struct{ ranges chan [2]int64 }
+// endless is a backend of any size that only tells of the ranges it got, how many
+// with FUA, and how often it was flushed.
+type endless struct {
+	ranges       chan [2]int64
+	fua, flushes atomic.Int64
+}
 
 func (*endless) ReadV(context.Context, int64, *blockgraph.IOVec, blockgraph.Flags) error  { return nil }
 func (*endless) WriteV(context.Context, int64, *blockgraph.IOVec, blockgraph.Flags) error { return nil }
-func (e *endless) WriteZeroes(_ context.Context, off, n int64, _ blockgraph.Flags) error {
+func (e *endless) WriteZeroes(_ context.Context, off, n int64, flags blockgraph.Flags) error {
+	if flags&blockgraph.FUA != 0 {
+		e.fua.Add(1)
+	}
 	e.ranges <- [2]int64{off, n}
 	return nil
 }
 func (e *endless) Discard(ctx context.Context, off, n int64) error {
 	return e.WriteZeroes(ctx, off, n, 0)
 }
-func (*endless) Flush(context.Context) error { return nil }
-func (*endless) Inactive() bool              { return false }
+func (e *endless) Flush(context.Context) error { e.flushes.Add(1); return nil }
+func (*endless) Inactive() bool                { return false }
 func (*endless) BlockStatus(_ context.Context, _, n int64, _ blockgraph.StatusMode) (blockgraph.Status, int, error) {
 	return blockgraph.Status{Flags: blockgraph.StatusZero, N: n}, 0, nil
 }
 
 func TestLengthsBeyond32Bits(t *testing.T) {
 	s, path := server(t, Config{})
-	e := &endless{make(chan [2]int64, 1<<14)}
+	e := &endless{ranges: make(chan [2]int64, 1<<14)}
 	if _, err := s.AddExport(&ExportConfig{Name: "n", Backend: e, Size: 1 << 50, Writable: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -133,10 +141,31 @@ func TestLengthsBeyond32Bits(t *testing.T) {
 			if r[0] != at || r[1] > longest {
 				t.Fatalf("%s: %d after %d", cmd, r, at)
 			}
-			at += r[1]
+			if at += r[1]; at%longest != 0 && at != off+n {
+				t.Fatalf("%s: a piece ends at %d", cmd, at)
+			}
 		}
 		if at != off+n {
 			t.Errorf("%s: ends at %d", cmd, at)
+		}
+	}
+	// One flush stands for the FUA of many pieces, none is needed for that of one.
+	for _, n := range []uint64{longest + 1, longest} {
+		fua, flushes := e.fua.Load(), e.flushes.Load()
+		if got := c.do(nbdproto.Request{Type: nbdproto.CmdWriteZeroes, Length: n, Flags: nbdproto.FlagFUA}); got != nbdproto.OK {
+			t.Fatal(got)
+		}
+		var want [2]int64 // pieces with FUA, flushes
+		if n > longest {
+			want[1] = 1
+		} else {
+			want[0] = 1
+		}
+		if got := [2]int64{e.fua.Load() - fua, e.flushes.Load() - flushes}; got != want {
+			t.Errorf("%d bytes with FUA: %d, want %d", n, got, want)
+		}
+		for len(e.ranges) > 0 {
+			<-e.ranges
 		}
 	}
 	// What a compact header can ask for is one piece, wherever it lies.
