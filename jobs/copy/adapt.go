@@ -11,10 +11,10 @@ const (
 	firstZero = 16 << 20
 	growZero  = 1 << 30
 
-	// epochBytes and epochTime are what a measurement of the rate takes at
-	// least.
-	epochBytes = 32 << 20
-	epochTime  = 10 * time.Millisecond
+	// epochTime is how long a measurement of the rate takes. Whatever copies a
+	// gigabyte in that time gains nothing from larger pieces: their buffers are
+	// memory anew, for the server of a network disk as well.
+	epochTime = time.Second
 	// gain is by how much a larger size must be faster to be kept.
 	gain = 1.05
 
@@ -74,7 +74,7 @@ func (a *adaptation) stepped(p Piece, took time.Duration, now time.Time) {
 	}
 	a.bytes += p.N
 	elapsed := now.Sub(a.since)
-	if elapsed < epochTime || a.bytes < epochBytes && elapsed < 4*slowStep {
+	if elapsed < epochTime {
 		return
 	}
 	a.rate = float64(a.bytes) / elapsed.Seconds()

@@ -43,7 +43,7 @@ func TestPiecesGrowWhileThatGains(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := newDevice(c.request, 1<<30)
-				w := &fakeWork{unit: 65536, length: 512<<20 + 1, do: d.do}
+				w := &fakeWork{unit: 65536, length: 768<<20 + 1, do: d.do}
 				if err := NewJob(w, options()).Run(t.Context()); err != nil {
 					t.Fatal(err)
 				}
