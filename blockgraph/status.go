@@ -74,15 +74,16 @@ func (n *Node) recurseStatus(ctx context.Context, off int64, st Status, mode Sta
 
 // mayHaveHoles tells whether it is worth while to look for holes below what a
 // format has allocated: only where its file has clearly less space than length
-// (metadata preallocation), since the look-up is not free.
+// (metadata preallocation), since the look-up is not free. A file that does not
+// tell its space, on a network say, is not asked, as in the field.
 func mayHaveHoles(ctx context.Context, file *Node) bool {
 	a, ok := file.drv.(AllocatedSizer)
 	if !ok {
-		return true
+		return false
 	}
 	size := file.Size()
 	allocated, err := a.AllocatedSize(ctx)
-	return err != nil || size-allocated > size/10
+	return err == nil && size-allocated > size/10
 }
 
 // lowerZeroes looks for holes in the file below allocated data.
