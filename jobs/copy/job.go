@@ -116,7 +116,13 @@ type step struct {
 	turn  turn
 	piece Piece
 	bytes int64 // counted in Job.bytes
+	// ctx is Run's, and tells sched when the step waits.
+	ctx   context.Context
+	sched *Scheduler
 }
+
+// Waits implements ioengine.Waiter.
+func (s *step) Waits() { s.sched.leave(&s.turn) }
 
 type stepFault struct {
 	piece Piece
@@ -361,7 +367,8 @@ func (j *Job) admit(ctx context.Context) (*step, error) {
 		s = j.spare[k-1]
 		j.spare = j.spare[:k-1]
 	} else {
-		s = &step{turn: turn{of: &j.member, ready: make(chan struct{}, 1)}}
+		s = &step{sched: j.sched, turn: turn{of: &j.member, ready: make(chan struct{}, 1)}}
+		s.ctx = ioengine.WithWaiter(ctx, s)
 	}
 	granted := j.sched.request(&s.turn, want, j.w.Unit())
 	for !granted {
@@ -497,7 +504,7 @@ func (j *Job) start(ctx context.Context, s *step, p Piece) {
 func (j *Job) work(ctx context.Context, s *step) {
 	for s != nil {
 		began := j.o.Clock.Now()
-		err := j.do(ctx, s.piece)
+		err := j.do(s.ctx, s.piece)
 		now := j.o.Clock.Now()
 		j.sched.release(&s.turn)
 		if j.finish(ctx, s, err, now.Sub(began), now) {

@@ -48,8 +48,9 @@ func KeepProcessorFree() { runtime.GOMAXPROCS(cores + 1) }
 // Scheduler gives turns to the steps of all jobs. At most a fixed number of
 // steps is runnable at once. Jobs that want a turn wait in one queue, each
 // with one request at a time, so turns go round over the jobs. A step that
-// waits for I/O no longer counts as runnable: after lendAfter its turn goes to
-// the next in the queue. So a job over a source with long latency has as many
+// waits for I/O no longer counts as runnable: its turn goes to the next in the
+// queue, at once when a driver says that it waits (ioengine.Waits), and after
+// lendAfter in any case. So a job over a source with long latency has as many
 // steps in flight as its window holds, and a stuck target stops nobody else.
 // While the process keeps its cores full a step takes long because it wants a
 // core itself, and more steps would only make all of them wait; then turns are
@@ -194,6 +195,34 @@ func (s *Scheduler) full(now time.Time) bool {
 	return s.spent()-s.spentBy >= wall/4*3
 }
 
+// leave gives a turn to the next in the queue at once, as lend does after a time:
+// its step says that it waits. What is left of the step runs without one. A
+// request that its filter left behind may say so when the turn is no longer its.
+func (s *Scheduler) leave(t *turn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.drop(t) {
+		return
+	}
+	t.lent = true
+	if len(s.queue) > 0 {
+		s.serve(s.clock.Now())
+	}
+}
+
+// drop takes a turn out of those that run, if it is one of them. mu is held.
+func (s *Scheduler) drop(t *turn) bool {
+	i := slices.Index(s.running, t)
+	if i < 0 {
+		return false
+	}
+	last := len(s.running) - 1
+	s.running[i] = s.running[last]
+	s.running[last] = nil
+	s.running = s.running[:last]
+	return true
+}
+
 // cut gives back all but n of a turn's bytes.
 func (s *Scheduler) cut(t *turn, n int64) {
 	if n >= t.bytes {
@@ -227,13 +256,7 @@ func (s *Scheduler) release(t *turn) {
 	s.bytes -= t.bytes
 	t.of.held--
 	t.bytes = 0
-	if !t.lent {
-		i := slices.Index(s.running, t)
-		last := len(s.running) - 1
-		s.running[i] = s.running[last]
-		s.running[last] = nil
-		s.running = s.running[:last]
-	}
+	s.drop(t)
 	if len(s.queue) > 0 {
 		s.serve(s.clock.Now())
 	}

@@ -20,6 +20,62 @@ func TestTurnsAreBounded(t *testing.T) {
 	})
 }
 
+func TestStepThatWaitsGivesItsTurnAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		o := options()
+		o.Scheduler = NewScheduler(clock.Real(), 1, DefaultShare)
+		o.Window = 8 << 20
+		all := make(chan struct{})
+		var mu sync.Mutex
+		var now int
+		w := &fakeWork{unit: 65536, length: 8 << 20, do: func(ctx context.Context, _ Piece, _ []byte) error {
+			ioengine.Waits(ctx)
+			ioengine.Waits(ctx) // the second of its requests
+			mu.Lock()
+			if now++; now == 8 {
+				close(all)
+			}
+			mu.Unlock()
+			<-all
+			return nil
+		}}
+		if err := NewJob(w, o).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("the last of 8 steps began after %v", took)
+		}
+		if n := len(o.Scheduler.running); n != 0 {
+			t.Errorf("%d turns left", n)
+		}
+	})
+}
+
+// A filter may answer before all of its requests have: what these say concerns
+// a turn that another step has, or waits for.
+func TestRequestLeftBehindTakesNoTurn(t *testing.T) {
+	s := NewScheduler(clock.Real(), 1, DefaultShare)
+	var m, other member
+	first := &turn{of: &m, ready: make(chan struct{}, 1)}
+	second := &turn{of: &other, ready: make(chan struct{}, 1)}
+	if !s.request(first, 65536, 65536) || s.request(second, 65536, 65536) {
+		t.Fatal("a turn too few or too many")
+	}
+	s.leave(second) // which waits for its turn
+	s.release(first)
+	<-second.ready
+	s.leave(first)
+	s.release(second)
+	if len(s.running) != 0 || s.bytes != 0 {
+		t.Errorf("%d turns, %d bytes left", len(s.running), s.bytes)
+	}
+	if !s.request(first, 65536, 65536) {
+		t.Error("no turn is free")
+	}
+	s.release(first)
+}
+
 // stepsAtOnce runs jobs whose steps take took each, on a scheduler of 3 turns
 // in a process that uses busy cores all the time, and returns how many steps
 // were in flight at once.

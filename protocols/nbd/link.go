@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"blockd/blockgraph"
+	"blockd/ioengine"
 	"blockd/nbdproto"
 	"blockd/sockets"
 )
@@ -85,6 +86,7 @@ func (l *link) do(ctx context.Context, r nbdproto.Request, payload, data *blockg
 	select {
 	case i = <-l.free:
 	default:
+		ioengine.Waits(ctx)
 		select {
 		case i = <-l.free:
 		case <-l.done:
@@ -111,6 +113,7 @@ func (l *link) do(ctx context.Context, r nbdproto.Request, payload, data *blockg
 		// The receiver answers every slot when it ends.
 		l.shut()
 	}
+	ioengine.Waits(ctx)
 	var err error
 	select {
 	case err = <-s.answer:

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"blockd/blockgraph"
+	"blockd/ioengine"
 	"blockd/nbdproto"
 )
 
@@ -129,6 +130,24 @@ func TestServerErrorsBecomeErrnos(t *testing.T) {
 		t.Error(err)
 	} else {
 		checkPattern(t, b, 512)
+	}
+}
+
+type waits chan struct{}
+
+func (w waits) Waits() { close(w) }
+
+func TestRequestTellsThatItWaits(t *testing.T) {
+	d, c := openFake(t)
+	w := make(waits)
+	go func() {
+		r, _ := c.request()
+		<-w // before there is an answer
+		c.answer(r)
+		c.serve()
+	}()
+	if _, err := read(ioengine.WithWaiter(t.Context(), w), d, 0, 4096); err != nil {
+		t.Fatal(err)
 	}
 }
 
