@@ -158,6 +158,7 @@ def run(
             left, right, store, folder / "runs", rounds=rounds, quick=not (flags.rounds or flags.record), say=print
         )
         entries: dict[str, Any] = {}
+        growth: dict[str, Any] = {}
 
         def shown(outcome: Outcome) -> None:
             entry = outcome.figures()
@@ -165,14 +166,16 @@ def run(
             print(report.line(outcome.row.name, entry), flush=True)
             if flags.perf and entry["status"] == MEASURED:
                 session.profiles(outcome.row, OUT)
+            # At once, so that a run that is broken off has not been for nothing.
+            save(flags.record, entries, growth, where)
 
         measure(session, chosen, shown)
-        growth: dict[str, Any] = {}
         for kind in series:
             growth[kind.name] = entry = measured(kind, session, min(REPEATS, rounds))
             print("\n".join(growth_report.lines(kind.name, entry)), flush=True)
+            save(flags.record, entries, growth, where)
     print(report.summary(entries))
-    save(flags.record, entries, growth, where)
+    print(f"results: {os.path.relpath(DOCUMENT if flags.record else OUT / 'results.md')}")
     return 1 if any(entry["status"] == FAILED for entry in (*entries.values(), *growth.values())) else 0
 
 
@@ -197,4 +200,3 @@ def save(record: bool, entries: dict[str, Any], growth: dict[str, Any], where: d
         growing.write_text(growth_plot.curves(results["growth"]))
         text += "\n\n" + growth_report.markdown(results["growth"], [kind.name for kind in Series.registry], growing.name)
     report.into_document(document, text)
-    print(f"results: {os.path.relpath(document)} and {recording.name}")

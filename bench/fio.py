@@ -49,6 +49,8 @@ class Load:
         if self.direction == "write":
             # Each block holds its own place, so that the result can be compared with a model.
             arguments += ["--verify=pattern", "--verify_pattern=%o", "--do_verify=0", "--end_fsync=1"]
+            # Without a file of its state in the folder that the benchmark was called from.
+            arguments += ["--verify_state_save=0"]
         if self.seconds:
             arguments.append(f"--runtime={self.seconds}")
         return arguments

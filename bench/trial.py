@@ -80,6 +80,8 @@ class Trial:
         self._servers: list[subprocess.Popen[bytes]] = []
         self._beside: list[Trial] = []
         self.peak_resident = 0
+        # Seconds that one job may take.
+        self.patience = JOB_SECONDS
         self._nbd_started = False
 
     # The daemon.
@@ -201,7 +203,7 @@ class Trial:
 
     def finish_job(self) -> None:
         """Wait until the job has succeeded and is gone."""
-        event = self.qmp.wait_event(("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"), {"device": "job"}, seconds=JOB_SECONDS)
+        event = self.qmp.wait_event(("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"), {"device": "job"}, seconds=self.patience)
         self.window.success_at = time.time()
         if event["event"] != "BLOCK_JOB_COMPLETED" or "error" in event["data"]:
             raise AssertionError(f"the job did not succeed: {event}")

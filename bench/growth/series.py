@@ -10,6 +10,7 @@ import dataclasses
 import math
 import shutil
 import statistics
+import time
 from typing import Any, ClassVar, Mapping, Sequence
 
 from iotests.harness.deadline import DeadlineExceeded
@@ -34,6 +35,11 @@ SPAN = 8
 
 # Runs of one point; the median of each cost counts.
 REPEATS = 3
+
+# A run that takes as long as this, in seconds, is not repeated: it is far above the noise.
+LONG_RUN = 10.0
+# Seconds that one job of the other side may take before that side gives up.
+PATIENCE = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +111,20 @@ def measured(kind: type[Series], session: Session, repeats: int) -> dict[str, An
         series.prepare()
         for number in kind.points:
             runs: dict[str, list[Mapping[str, float]]] = {side.position: [] for side in session.sides}
+            done: set[str] = set()
             for _ in range(repeats):
                 for side in session.sides:
-                    if side.position not in gave_up:
-                        try:
-                            runs[side.position].append(_run(series, session, side, number))
-                        except DeadlineExceeded:
-                            if side.position == LEFT:
-                                raise
-                            gave_up.add(side.position)
+                    if side.position in gave_up | done:
+                        continue
+                    started = time.monotonic()
+                    try:
+                        runs[side.position].append(_run(series, session, side, number))
+                    except (DeadlineExceeded, TimeoutError):
+                        if side.position == LEFT:
+                            raise
+                        gave_up.add(side.position)
+                    if time.monotonic() - started > LONG_RUN:
+                        done.add(side.position)
             for position, samples in runs.items():
                 for curve in kind.curves:
                     known = [sample[curve.name] for sample in samples]
@@ -130,6 +141,8 @@ def measured(kind: type[Series], session: Session, repeats: int) -> dict[str, An
 
 def _run(series: Series, session: Session, side: Side, number: int) -> Mapping[str, float]:
     trial = Trial(side, session.runs)
+    if side.position != LEFT:
+        trial.patience = PATIENCE
     try:
         values = series.measure(trial, number)
         trial.finish()

@@ -14,8 +14,9 @@ from ..wire import Wire, request
 
 FEW = 2
 MANY = 1000
-# How long a side may take to start them; the rival is reported with those that it got.
+# How long the judged side may take to start them, and the other, which is reported with those that it got.
 START_SECONDS = 20.0
+OTHER_START_SECONDS = 5.0
 PROBES = 1500
 # With fewer probes it ends after this time, or as soon as one is answered then.
 PROBE_SECONDS = 10.0
@@ -36,7 +37,7 @@ class QueryBesideJobs(Row):
     unit = TIMES
     limit = 5.0
     needs = (command("blockdev-backup"), driver("null-co"))
-    # The rival takes minutes to start as many.
+    # The rival uses all of its time.
     quick_rounds = 2
 
     def prepare(self) -> None:
@@ -66,7 +67,8 @@ class QueryBesideJobs(Row):
     def _start(self, trial: Trial, wanted: int) -> int:
         """Start the jobs, and tell how many there was time and room for."""
         trial.adopt(trial.side.launch(trial.directory, monitors=2, wrapper=trial.wrapper))
-        until = time.monotonic() + START_SECONDS
+        left = trial.side.position == LEFT
+        until = time.monotonic() + (START_SECONDS if left else OTHER_START_SECONDS)
         for number in range(wanted):
             if time.monotonic() > until:
                 return number
