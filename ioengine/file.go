@@ -36,6 +36,9 @@ func (c *Calls) NewFile(fd int) *File {
 	f := &File{calls: c, stats: &c.stats[uint(fd)%statStripes]}
 	f.fd.Store(int32(fd))
 	f.mode.Store(modeOf(fd))
+	if f.Direct() {
+		countDirect(1)
+	}
 	return f
 }
 
@@ -70,7 +73,14 @@ func (f *File) Replace(fd int) error {
 			return err
 		}
 	}
+	was := f.Direct()
 	f.mode.Store(mode)
+	switch now := f.Direct(); {
+	case now && !was:
+		countDirect(1)
+	case was && !now:
+		countDirect(-1)
+	}
 	unix.Close(fd)
 	return nil
 }
@@ -80,6 +90,9 @@ func (f *File) Close() error {
 	fd := f.fd.Swap(-1)
 	if fd < 0 {
 		return syscall.EBADF
+	}
+	if f.Direct() {
+		countDirect(-1)
 	}
 	return unix.Close(int(fd))
 }
