@@ -21,6 +21,8 @@ const waitingProcessors = 8
 var direct struct {
 	mu    sync.Mutex
 	files int // +checklocks:mu
+	// few is how many processors there were before the first came.
+	few int // +checklocks:mu
 }
 
 // countDirect counts open files that bypass the page cache. The world stops for
@@ -32,8 +34,8 @@ func countDirect(change int) {
 	direct.files += change
 	switch {
 	case before == 0 && direct.files > 0:
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + waitingProcessors)
+		direct.few = runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + waitingProcessors)
 	case before > 0 && direct.files == 0:
-		runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)-waitingProcessors))
+		runtime.GOMAXPROCS(direct.few)
 	}
 }
