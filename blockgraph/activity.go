@@ -189,9 +189,9 @@ func (tx *Tx) openDriverAgain(n *Node) error {
 	tx.exchangeDriver(n, drv)
 	tx.OnAbort(func() {
 		tx.exchangeDriver(n, was)
-		logClose(n, drv.Close(context.WithoutCancel(tx.ctx)))
+		logClose(tx.ctx, n, drv.Close(context.WithoutCancel(tx.ctx)))
 	})
-	tx.After(func() { logClose(n, was.Close(context.WithoutCancel(tx.ctx))) })
+	tx.After(func() { logClose(tx.ctx, n, was.Close(context.WithoutCancel(tx.ctx))) })
 	if err := tx.loadBitmaps(n); err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func startBurial(ctx context.Context, nodes []*Node) *burial {
 			for _, p := range parents {
 				<-p
 			}
-			logClose(n, n.close(ctx))
+			logClose(ctx, n, n.close(ctx))
 		})
 	}
 	go func() {
@@ -167,7 +167,7 @@ func (g *Graph) Flush(ctx context.Context) {
 		go func() {
 			n.Inspect(func(d Driver) {
 				if err := d.Flush(ctx); err != nil {
-					slog.Error("flushing a node at the end failed", "node", n.name, "error", err)
+					slog.ErrorContext(ctx, "flushing a node at the end failed", "node", n.name, "error", err)
 				}
 			})
 			done <- struct{}{}

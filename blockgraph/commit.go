@@ -272,7 +272,7 @@ func (tx *Tx) loosen(nodes []*Node) {
 	}
 	tx.ctx = context.WithoutCancel(tx.ctx)
 	if err := tx.refresh(nodes); err != nil {
-		logClose(nodes[0], err)
+		logClose(tx.ctx, nodes[0], err)
 	}
 	tx.g.loop.Do(func() {
 		step := tx.differences(nil)
@@ -296,7 +296,7 @@ func (tx *Tx) rollback() {
 	// Parents were opened after their children, except for backing files.
 	closeAll(tx.parentsFirst(nodes), func(n *Node) {
 		if n.drv != nil {
-			logClose(n, n.close(tx.ctx))
+			logClose(tx.ctx, n, n.close(tx.ctx))
 		}
 	})
 	tx.forget()

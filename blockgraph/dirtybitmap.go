@@ -277,7 +277,7 @@ func (tx *Tx) storeBitmaps() error {
 			list := s.Bitmaps
 			tx.After(func() {
 				if err := d.StoreBitmaps(tx.ctx, list); err != nil {
-					slog.Error("the dirty bitmaps of a node cannot be stored", "node", n.name, "error", err)
+					slog.ErrorContext(tx.ctx, "the dirty bitmaps of a node cannot be stored", "node", n.name, "error", err)
 				}
 			})
 			continue
@@ -286,7 +286,7 @@ func (tx *Tx) storeBitmaps() error {
 		if err := d.StoreBitmaps(tx.ctx, s.Bitmaps); err != nil {
 			for _, d := range done {
 				if e := d.s.StoreBitmaps(context.WithoutCancel(tx.ctx), d.n.State().Bitmaps); e != nil {
-					slog.Error("the dirty bitmaps of a node may be other ones after a crash", "node", d.n.name, "error", e)
+					slog.ErrorContext(tx.ctx, "the dirty bitmaps of a node may be other ones after a crash", "node", d.n.name, "error", e)
 				}
 			}
 			return err

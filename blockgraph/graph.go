@@ -232,8 +232,8 @@ func (tx *Tx) newName() string {
 	}
 }
 
-func logClose(n *Node, err error) {
+func logClose(ctx context.Context, n *Node, err error) {
 	if err != nil {
-		slog.Error("closing a node failed", "node", n.name, "error", err)
+		slog.ErrorContext(ctx, "closing a node failed", "node", n.name, "error", err)
 	}
 }

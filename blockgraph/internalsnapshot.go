@@ -113,7 +113,7 @@ func (tx *Tx) CreateSnapshot(n *Node, name string, at time.Time) error {
 	}
 	tx.OnAbort(func() {
 		if err := s.DeleteSnapshot(context.WithoutCancel(tx.ctx), &id, nil); err != nil {
-			slog.Error("the snapshot of a change that failed stays", "node", n.name, "id", id, "error", err)
+			slog.ErrorContext(tx.ctx, "the snapshot of a change that failed stays", "node", n.name, "id", id, "error", err)
 		}
 	})
 	return nil
@@ -151,7 +151,7 @@ func (tx *Tx) RevertSnapshot(n *Node, id, name *string) error {
 	was := tx.State(n).Bitmaps
 	tx.OnAbort(func() {
 		if err := r.Undo(ctx, was, nil); err != nil {
-			slog.Error("a return to a snapshot was not undone in order", "node", n.name, "error", err)
+			slog.ErrorContext(ctx, "a return to a snapshot was not undone in order", "node", n.name, "error", err)
 		}
 	})
 	if r.Size() != n.Size() {
@@ -177,7 +177,7 @@ func (tx *Tx) RevertSnapshot(n *Node, id, name *string) error {
 	}
 	tx.After(func() {
 		if err := r.Finish(ctx); err != nil {
-			slog.Error("what a disk held before it went back to a snapshot still takes space", "node", n.name, "error", err)
+			slog.ErrorContext(ctx, "what a disk held before it went back to a snapshot still takes space", "node", n.name, "error", err)
 		}
 	})
 	return tx.CloseRoot(root)

@@ -273,7 +273,7 @@ func (tx *Tx) startReopened(q reopenQueue) error {
 			continue
 		}
 		if r.replaced {
-			tx.After(func() { logClose(r.node, r.prepared.Start(tx.ctx)) })
+			tx.After(func() { logClose(tx.ctx, r.node, r.prepared.Start(tx.ctx)) })
 			continue
 		}
 		if err := r.prepared.Start(tx.ctx); err != nil {

@@ -112,7 +112,7 @@ func (tx *Tx) settleReopening(n *Node, p *Reopening) {
 func (tx *Tx) followSize(n *Node) {
 	tx.After(func() {
 		if err := n.refreshSize(context.WithoutCancel(tx.ctx)); err != nil {
-			logClose(n, err)
+			logClose(tx.ctx, n, err)
 			return
 		}
 		tx.g.loop.Do(func() { tx.resizeAbove(n) })

@@ -126,20 +126,20 @@ func (r *Registry) StopNBD(ctx context.Context) error {
 	select {
 	case <-stopped:
 	case <-hung.C():
-		logHung(ending)
+		logHung(ctx, ending)
 	case <-ctx.Done():
-		logHung(ending)
+		logHung(ctx, ending)
 	}
 	return nil
 }
 
 // logHung names the exports that wait for requests.
-func logHung(exports []*export) {
+func logHung(ctx context.Context, exports []*export) {
 	for _, e := range exports {
 		select {
 		case <-e.gone:
 		default:
-			slog.Warn("an export ends with requests that do not return", "user", e.root.String(), "requests", e.root.InFlight())
+			slog.WarnContext(ctx, "an export ends with requests that do not return", "user", e.root.String(), "requests", e.root.InFlight())
 		}
 	}
 }

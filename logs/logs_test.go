@@ -239,6 +239,55 @@ func TestCloseGivesUpOnAnOutputThatIsStuck(t *testing.T) {
 	<-l.out.ended
 }
 
+// file keeps what is written, and is closed once.
+type file struct {
+	bytes.Buffer
+	closed int
+}
+
+func (f *file) Close() error {
+	f.closed++
+	return nil
+}
+
+func TestALogThatIsRedirectedLosesNothing(t *testing.T) {
+	l := New(64)
+	var first, second file
+	l.Output(&first, qapi.LogFormatJSON)
+	log := slog.New(l.Handler())
+	log.Info("before")
+	if !l.Redirect(context.Background(), &second) {
+		t.Fatal("it was not redirected")
+	}
+	log.Info("after")
+	l.Close(context.Background())
+	if n := strings.Count(first.String(), "\n"); n != 1 || !strings.Contains(first.String(), "before") || first.closed != 1 {
+		t.Errorf("the first output, closed %d times: %s", first.closed, first.String())
+	}
+	if n := strings.Count(second.String(), "\n"); n != 1 || !strings.Contains(second.String(), "after") || second.closed != 0 {
+		t.Errorf("the second output, closed %d times: %s", second.closed, second.String())
+	}
+}
+
+func TestALogThatIsStuckIsNotRedirected(t *testing.T) {
+	l := New(4)
+	to := &stuck{begun: make(chan struct{}), free: make(chan struct{})}
+	l.Output(to, qapi.LogFormatText)
+	slog.New(l.Handler()).Info("x")
+	<-to.begun
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	var other file
+	if l.Redirect(ctx, &other) {
+		t.Error("it was redirected")
+	}
+	close(to.free)
+	l.Close(context.Background())
+	if other.Len() != 0 || other.closed != 0 {
+		t.Errorf("%q, closed %d times", other.String(), other.closed)
+	}
+}
+
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, errors.New("no space") }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"os"
 	"sync/atomic"
 
 	"blockd/qapi"
@@ -26,6 +27,7 @@ type writer struct {
 	stop  chan struct{}
 	ended chan struct{}
 	wrote chan chan struct{} // is answered when everything before has been written
+	other chan redirection   // where lines go from now on
 
 	seen   atomic.Uint64 // number of the last line that was dealt with
 	lost   atomic.Uint64 // lines that the ring forgot before they were written
@@ -35,7 +37,7 @@ type writer struct {
 // Output begins to write lines to w, which is the only thing that uses it. Once,
 // before anybody logs.
 func (l *Log) Output(w io.Writer, format qapi.LogFormat) {
-	o := &writer{log: l, to: w, stop: make(chan struct{}), ended: make(chan struct{}), wrote: make(chan chan struct{})}
+	o := &writer{log: l, to: w, stop: make(chan struct{}), ended: make(chan struct{}), wrote: make(chan chan struct{}), other: make(chan redirection)}
 	opts := &slog.HandlerOptions{Level: slog.Level(-1 << 30)}
 	if format == qapi.LogFormatJSON {
 		o.format = slog.NewJSONHandler(&o.buf, opts)
@@ -56,6 +58,16 @@ func (o *writer) run() {
 			lines, _ = o.log.wait(o.seen.Load())
 			o.write(lines)
 			close(done)
+		case r := <-o.other:
+			lines, _ = o.log.wait(o.seen.Load())
+			o.write(lines)
+			if old, ok := o.to.(io.Closer); ok && o.to != io.Writer(os.Stderr) {
+				if err := old.Close(); err != nil {
+					slog.Error("the log's file so far could not be closed", "error", err)
+				}
+			}
+			o.to = r.to
+			close(r.done)
 		case <-o.stop:
 			lines, _ = o.log.wait(o.seen.Load())
 			o.write(lines)
@@ -115,6 +127,35 @@ func (l *Log) Lost() (slow, failed uint64) {
 		return 0, 0
 	}
 	return l.out.lost.Load(), l.out.failed.Load()
+}
+
+// redirection is another output; done is closed when lines go there.
+type redirection struct {
+	to   io.WriteCloser
+	done chan struct{}
+}
+
+// Redirect has lines go to w, which the log owns from then on, behind those that
+// were logged before. The output so far, unless it is stderr, is closed when it
+// has those. False when ctx ends before, because that output is stuck: then
+// nothing has changed, and w is the caller's.
+func (l *Log) Redirect(ctx context.Context, w io.WriteCloser) bool {
+	if l.out == nil {
+		return false
+	}
+	r := redirection{w, make(chan struct{})}
+	select {
+	case l.out.other <- r:
+		select {
+		case <-r.done:
+		case <-ctx.Done(): // it is stuck now; w is used when it goes on
+		}
+		return true
+	case <-l.out.ended:
+		return false
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Flush waits until what was logged before has been written, or ctx ends.

@@ -5,7 +5,7 @@
 //
 // What is different from the drop-in command line: unix sockets are this user's
 // alone unless options say otherwise, a socket at which somebody listens is not
-// taken away, and SIGHUP reads tokens and credentials again.
+// taken away, and SIGHUP reads tokens and credentials again and opens the log's file anew.
 //
 // No locks. It reads the configuration file. Imports cli, daemon, qapi and
 // sockets.

@@ -74,7 +74,7 @@ const long = `
 Runs the daemon with a few options and a configuration file. Unix sockets are
 this user's alone (mode 0600) unless --socket-group or --allow-uid says
 otherwise; one at which somebody listens is not taken away. SIGHUP reads tokens
-and TLS credentials again, SIGTERM ends the daemon.
+and TLS credentials again and opens the log's file anew, SIGTERM ends the daemon.
 
 --dir is where it works: relative names of images, of sockets and of whatever
 else are of files there, those in the configuration file and in commands, too.

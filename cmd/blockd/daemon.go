@@ -30,8 +30,8 @@ type process struct {
 	// enter goes to the directory that the daemon works in; nil: there is none,
 	// and with --daemonize it is /.
 	enter func() error
-	// reload: SIGHUP reads tokens and credentials again, instead of ending the
-	// daemon.
+	// reload: SIGHUP reads tokens and credentials again and opens the log's file
+	// anew, instead of ending the daemon.
 	reload bool
 	// warnings are for who starts the daemon, a line each.
 	warnings []string
@@ -185,6 +185,7 @@ func runDaemon(ctx context.Context, opts []daemon.Option, how process) int {
 	for running := true; running; {
 		select {
 		case <-hangups:
+			log.reopen()
 			d.Reload()
 		case <-life.Done():
 			running = false

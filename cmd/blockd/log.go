@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -54,13 +55,45 @@ func openLog(opts []daemon.Option) (*daemonLog, error) {
 	to := os.Stderr
 	if l.file != "" {
 		var err error
-		if to, err = os.OpenFile(l.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err != nil {
-			return nil, qapi.Errorf("Could not open '%s': %s", l.file, blockgraph.Strerror(err))
+		if to, err = openLogFile(l.file); err != nil {
+			return nil, err
+		}
+		if abs, err := filepath.Abs(l.file); err == nil {
+			l.file = abs // the daemon may change its directory meanwhile
 		}
 	}
 	l.Output(to, l.format)
 	slog.SetDefault(slog.New(l.Handler()))
 	return l, nil
+}
+
+func openLogFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, qapi.Errorf("Could not open '%s': %s", path, blockgraph.Strerror(err))
+	}
+	return f, nil
+}
+
+// reopen opens the log's file anew, which somebody has moved away. When that
+// fails, or what was logged cannot be written, the log keeps the one that it has.
+func (l *daemonLog) reopen() {
+	if l.file == "" {
+		return
+	}
+	f, err := openLogFile(l.file)
+	if err != nil {
+		slog.Error("the log keeps its file", "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), logTime)
+	defer cancel()
+	if !l.Redirect(ctx, f) {
+		f.Close()
+		slog.Error("the log keeps its file, which takes no more", "path", l.file)
+		return
+	}
+	slog.Info("the log's file was opened anew", "path", l.file)
 }
 
 // flush and close have written what was logged, if that is possible in short.

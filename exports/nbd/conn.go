@@ -22,6 +22,7 @@ const (
 // conn is one client, from accept to the end of its last request.
 type conn struct {
 	server *Server
+	number uint64   // of the server's clients, from 1
 	socket net.Conn // below TLS, if that is used
 	t      *sockets.Stream
 	ctx    context.Context // ends with the connection
@@ -62,7 +63,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{server: s, socket: nc, t: sockets.NewStream(nc)}
+	c := &conn{server: s, number: s.clients.Add(1), socket: nc, t: sockets.NewStream(nc)}
 	c.idle.L = &c.mu
 	c.cost[kindOther].ns.Store(costUnknown)
 	c.ctx, c.cancel = context.WithCancel(s.ctx)

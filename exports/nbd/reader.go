@@ -94,6 +94,7 @@ func (c *conn) end(err error) {
 		c.server.logEnd(c, err)
 		c.close()
 	}
+	c.traceGone(err)
 	c.drain()
 	c.close()
 	c.t.ReleaseBuffer()

@@ -84,6 +84,7 @@ func (r *request) succeed() {
 // fail sets an error reply; msg goes to clients that can take it.
 func (r *request) fail(err error, msg string) {
 	code := nbdproto.ToWire(blockgraph.Errno(err))
+	r.traceFailed(err, msg)
 	if r.c.structured {
 		r.reply(r.form().AppendError(r.begin(), code, msg), nil)
 		return

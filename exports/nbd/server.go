@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"blockd/clock"
@@ -58,6 +59,7 @@ type Server struct {
 	listeners []net.Listener
 	slots     chan struct{} // one token per client; nil: no limit
 	wg        sync.WaitGroup
+	clients   atomic.Uint64 // that there have been
 	workers   *workers
 	watchdog  *watchdog
 	memory    *memory
@@ -257,6 +259,7 @@ func (s *Server) connection(c *conn) {
 	if s.handshakeMax > 0 {
 		timer = s.clock.AfterFunc(s.handshakeMax, c.close)
 	}
+	c.traceClient()
 	err := c.handshake()
 	if timer != nil {
 		timer.Stop()
@@ -265,11 +268,13 @@ func (s *Server) connection(c *conn) {
 		if !errors.Is(err, errAbort) {
 			s.logEnd(c, err)
 		}
+		c.traceGone(err)
 		c.close()
 		c.t.ReleaseBuffer()
 		s.leave(c)
 		return
 	}
+	c.traceNegotiated()
 	c.serve()
 }
 

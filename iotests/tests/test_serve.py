@@ -13,11 +13,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from iotests.harness.case import QMPTestCase
 from iotests.harness.daemon import environment, program
+from iotests.harness.deadline import Deadline
 from iotests.harness.images import MiB
 from iotests.harness.markers import blockd_only
 from iotests.harness.qmp import QMPClient, QMPError
@@ -245,6 +247,22 @@ exports:
             return connection.getresponse().status
         finally:
             connection.close()
+
+    def test_hangup_opens_the_log_anew(self) -> None:
+        self.started("--qmp", "q", "--log", "level=info", "--log", "file=log", "--trace", "qmp_command")
+        client = self.client()
+        client.cmd("query-version")
+        log = Path(self.at("log"))
+        moved = log.rename(self.at("log.1"))
+        client.cmd("query-chardev")
+        signal.pidfd_send_signal(self.handle, signal.SIGHUP)
+        deadline = Deadline(SECONDS, doing="the log's new file")
+        while not log.exists() or "opened anew" not in log.read_text():
+            time.sleep(min(0.02, deadline.remaining()))
+        client.cmd("query-fdsets")
+        self.stop()  # all is written then
+        self.assertEqual([name in moved.read_text() for name in ("query-version", "query-chardev", "query-fdsets")], [True, True, False])
+        self.assertEqual([name in log.read_text() for name in ("query-version", "query-chardev", "query-fdsets")], [False, False, True])
 
     def test_hangup_reads_tokens_again(self) -> None:
         tokens = Path(self.at("tokens"))

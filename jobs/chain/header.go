@@ -63,7 +63,7 @@ func WriteHeader(tx *blockgraph.Tx, n *blockgraph.Node, name, format string) err
 			return
 		}
 		if err := img.ChangeBackingFile(ctx, oldName, oldFormat); err != nil {
-			slog.Error("restoring a header failed", "node", n.Name(), "error", err)
+			slog.ErrorContext(ctx, "restoring a header failed", "node", n.Name(), "error", err)
 		}
 	})
 	if err := img.ChangeBackingFile(ctx, name, format); err != nil {

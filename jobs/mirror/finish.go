@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"syscall"
@@ -122,7 +123,7 @@ func (m *mirror) leave(tx *blockgraph.Tx, success bool) error {
 	if m.pivoted {
 		// What the source's users need may be what the target's do not share.
 		if err := tx.RefreshPerms(m.target); err != nil {
-			return m.unreplaced(err.Error())
+			return m.unreplaced(tx.Context(), err.Error())
 		}
 	}
 	return nil
@@ -152,8 +153,8 @@ func (m *mirror) giveBacking(tx *blockgraph.Tx) error {
 
 // unreplaced is the job's error when the target cannot take the place that it was
 // to take; why is told to the operator alone, as in the field.
-func (m *mirror) unreplaced(why string) error {
-	slog.Error(why)
+func (m *mirror) unreplaced(ctx context.Context, why string) error {
+	slog.ErrorContext(ctx, why)
 	return transfer.Error(syscall.EPERM)
 }
 
@@ -166,13 +167,13 @@ func (m *mirror) pivot(tx *blockgraph.Tx) error {
 	}
 	switch {
 	case from == nil || tx.Find(from.Name()) != from:
-		return m.unreplaced("the node to be replaced is gone")
+		return m.unreplaced(tx.Context(), "the node to be replaced is gone")
 	case !canReplace(tx, m.source, from):
-		return m.unreplaced(fmt.Sprintf("Can no longer replace '%s' by '%s', because it can no longer be guaranteed that doing so would not lead to an abrupt change of visible data", from.Name(), m.target.Name()))
+		return m.unreplaced(tx.Context(), fmt.Sprintf("Can no longer replace '%s' by '%s', because it can no longer be guaranteed that doing so would not lead to an abrupt change of visible data", from.Name(), m.target.Name()))
 	}
 	readOnly := tx.State(from).ReadOnly
 	if err := tx.ReplaceNode(from, m.target); err != nil {
-		return m.unreplaced(err.Error())
+		return m.unreplaced(tx.Context(), err.Error())
 	}
 	m.pivoted = true
 	if readOnly && !tx.State(m.target).ReadOnly {

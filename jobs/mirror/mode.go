@@ -47,7 +47,7 @@ func (m *mirror) setMode(ctx context.Context, note func()) error {
 func (m *mirror) setFinal(ctx context.Context) error {
 	err := m.setMode(ctx, func() { m.final = true })
 	if err != nil && ctx.Err() == nil && m.final {
-		slog.Info("a mirror ends while others write to its source", "job", m.job.ID(), "error", err)
+		slog.InfoContext(ctx, "a mirror ends while others write to its source", "job", m.job.ID(), "error", err)
 		return nil
 	}
 	return err
@@ -91,7 +91,7 @@ func (m *mirror) converge(ctx context.Context) error {
 	}
 	err := m.setMode(ctx, nil)
 	if err != nil && ctx.Err() == nil {
-		slog.Warn("a mirror cannot change to write-blocking", "job", m.job.ID(), "error", err)
+		slog.WarnContext(ctx, "a mirror cannot change to write-blocking", "job", m.job.ID(), "error", err)
 		m.blocking.Store(false)
 		m.blockAfter = 0
 		return nil
