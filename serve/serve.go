@@ -141,10 +141,14 @@ func Command(env *cli.Environment, run func(context.Context, Plan) int) *cobra.C
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		given := s // what the command line says replaces what the file does
+		var warnings []string
 		if config != "" {
 			s = settings{}
 			if err := readConfig(config, &s); err != nil {
 				return err
+			}
+			if f.Changed("dir") && s.dir != "" && s.dir != given.dir {
+				warnings = append(warnings, fmt.Sprintf("warning: --dir %s replaces the key dir of %s, %s", given.dir, config, s.dir))
 			}
 			s.replace(&given, f.Changed)
 		}
@@ -161,6 +165,7 @@ func Command(env *cli.Environment, run func(context.Context, Plan) int) *cobra.C
 		if err != nil {
 			return err
 		}
+		plan.Warnings = append(warnings, plan.Warnings...)
 		var passed []daemon.Option
 		for _, p := range Passed {
 			name, _, takes := strings.Cut(p[0], "=")

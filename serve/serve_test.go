@@ -147,6 +147,7 @@ users [1000 1001]
 dir /other
 group 6
 users [7]
+warning: --dir /other replaces the key dir of %C, /srv/images
 `},
 		{"JSON", json, []string{"--config", "%C"}, `
 --blockdev {"node-name": "n\u00E9", "driver": "null-co", "size": 18446744073709551615}
@@ -157,11 +158,11 @@ users [7]
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, _, err := planOf(t, c.config, c.args...)
+			p, path, err := planOf(t, c.config, c.args...)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := "\n" + p.describe(); got != c.want {
+			if got := "\n" + strings.ReplaceAll(p.describe(), path, "%C"); got != c.want {
 				t.Errorf("%s\nwant %s", got, c.want)
 			}
 			if !p.Access.Private || !p.Access.Exclusive {
