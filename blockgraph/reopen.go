@@ -25,6 +25,8 @@ type reopening struct {
 	readOnly *bool
 	// keep: options that are not given stay as they are.
 	keep bool
+	// flat: strings do for scalars in what is given.
+	flat bool
 	// backingMissing: the options do not say what the backing file is, though
 	// all are to be given.
 	backingMissing bool
@@ -58,6 +60,21 @@ func (tx *Tx) Reopen(list []*qapi.BlockdevOptions) error {
 		if err := q.add(tx, &reopening{node: n, given: qapi.ToObject(o)}); err != nil {
 			return err
 		}
+	}
+	return tx.reopen(q, false)
+}
+
+// ReopenKeeping gives a node, and the nodes that were defined within it, some new
+// options, and keeps the others. They are as in a `json:` file name: flat, with
+// strings for scalars. Children that they name stay where they are.
+func (tx *Tx) ReopenKeeping(n *Node, options *qapi.Object) error {
+	given, err := qapi.Nest(options)
+	if err != nil {
+		return err
+	}
+	var q reopenQueue
+	if err := q.add(tx, &reopening{node: n, given: given, keep: true, flat: true}); err != nil {
+		return err
 	}
 	return tx.reopen(q, false)
 }
@@ -133,7 +150,7 @@ func explicitOptions(n *Node, s *NodeState) *qapi.Object {
 // child returns the entry of a child that inherits from the node, or nil when
 // another node is to take its place. What was given for it moves there.
 func (r *reopening) child(e *Edge) *reopening {
-	c := &reopening{node: e.child, parent: r, role: e.role, keep: r.keep}
+	c := &reopening{node: e.child, parent: r, role: e.role, keep: r.keep, flat: r.flat}
 	value, said := r.given.Get(e.name)
 	switch v := value.(type) {
 	case string:
@@ -178,9 +195,16 @@ func (r *reopening) options(tx *Tx) error {
 			return cannotChange("driver")
 		}
 		r.explicit = &qapi.BlockdevOptions{}
-		if r.incomplete = qapi.Decode(full, r.explicit); r.incomplete != nil {
+		if r.flat {
+			r.incomplete = qapi.DecodeFlat(full, r.explicit)
+		} else {
+			r.incomplete = qapi.Decode(full, r.explicit)
+		}
+		if r.incomplete != nil {
 			explicit := *s.Explicit
 			r.explicit = &explicit
+		} else if r.flat {
+			r.fresh = n.ownOptions(r.explicit, s)
 		}
 	}
 	if r.readOnly != nil {

@@ -242,6 +242,46 @@ func TestReopenLeavesAloneWhatDoesNotChange(t *testing.T) {
 	}
 }
 
+// TestReopenKeepingLeavesWhatIsNotNamed: what is not said stays, and children
+// follow their parent where they have nothing of their own.
+func TestReopenKeepingLeavesWhatIsNotNamed(t *testing.T) {
+	w := newReopenWorld(t)
+	w.add(img("top", `, "discard": "unmap"`))
+	keep := func(options ...any) error {
+		return w.g.Update(t.Context(), Cause{}, func(tx *Tx) error {
+			return tx.ReopenKeeping(w.g.names["top"], qapi.NewObject(options...))
+		})
+	}
+	expect := func(top, file string) {
+		t.Helper()
+		for name, want := range map[string]string{"top": top, "top-file": file} {
+			o := w.g.names[name].State().Options
+			if got := fmt.Sprintf("%v %v %s %s", *o.Cache.Direct, *o.Cache.NoFlush, *o.Discard, *o.DetectZeroes); got != want {
+				t.Errorf("%s: %s, want %s", name, got, want)
+			}
+		}
+	}
+	expect("false false unmap off", "false false unmap off")
+	if err := keep("file.detect-zeroes", "on", "file.cache.no-flush", "on"); err != nil {
+		t.Fatal(err)
+	}
+	expect("false false unmap off", "false true unmap on")
+	if err := keep("cache.direct", "on", "cache.no-flush", "off"); err != nil {
+		t.Fatal(err)
+	}
+	expect("true false unmap off", "true true unmap on")
+	before := w.picture()
+	if err := keep("cache.direct", "maybe"); err == nil || err.Error() != "Parameter 'cache.direct' expects 'on' or 'off'" {
+		t.Error(err)
+	}
+	if err := keep("driver", "raw"); err == nil || err.Error() != "Cannot change the option 'driver'" {
+		t.Error(err)
+	}
+	if w.picture() != before {
+		t.Errorf("before:\n%safter:\n%s", before, w.picture())
+	}
+}
+
 // TestReopenPausesOnlyWhoCanSeeIt: the users of a shared backing file that
 // stays as it is go on.
 func TestReopenPausesOnlyWhoCanSeeIt(t *testing.T) {

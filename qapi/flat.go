@@ -7,15 +7,32 @@ import "fmt"
 // with dots, list elements as keys with numbers, and a string does for any
 // scalar.
 func DecodeFlat(o *Object, into any) error {
-	root := &Object{}
-	if err := putFlat(root, "", o); err != nil {
-		return err
-	}
-	v, err := listify(root, "")
+	v, err := nest(o)
 	if err != nil {
 		return err
 	}
 	return decodeInto(&decoder{flat: true}, v, into)
+}
+
+// Nest returns a flat list as the objects that it stands for, for DecodeFlat.
+func Nest(o *Object) (*Object, error) {
+	v, err := nest(o)
+	if err != nil {
+		return nil, err
+	}
+	nested, ok := v.(*Object)
+	if !ok {
+		return nil, Errorf("Parameters must not be a list")
+	}
+	return nested, nil
+}
+
+func nest(o *Object) (any, error) {
+	root := &Object{}
+	if err := putFlat(root, "", o); err != nil {
+		return nil, err
+	}
+	return listify(root, "")
 }
 
 // putFlat stores the leaves of v, whose path is key, in root.

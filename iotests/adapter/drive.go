@@ -22,10 +22,20 @@ var renamed = map[string]string{
 	"iops_size": "throttling.iops-size", "group": "throttling.group", "readonly": "read-only",
 }
 
-// cacheModes are what `cache=` stands for.
-var cacheModes = map[string]struct{ writeback, direct, noFlush bool }{
+// cacheMode is what `cache=` stands for.
+type cacheMode struct{ writeback, direct, noFlush bool }
+
+var cacheModes = map[string]cacheMode{
 	"none": {true, true, false}, "off": {true, true, false}, "writeback": {true, false, false},
 	"writethrough": {false, false, false}, "directsync": {false, true, false}, "unsafe": {true, false, true},
+}
+
+func parseCacheMode(name string) (cacheMode, error) {
+	mode, ok := cacheModes[name]
+	if !ok {
+		return mode, qapi.Errorf("invalid cache option")
+	}
+	return mode, nil
 }
 
 // drive is a parsed -drive.
@@ -107,9 +117,9 @@ func (b *backends) parseDrive(pairs []pair) (*drive, error) {
 		}
 	}
 	if cache != "" {
-		mode, ok := cacheModes[cache]
-		if !ok {
-			return nil, qapi.Errorf("invalid cache option")
+		mode, err := parseCacheMode(cache)
+		if err != nil {
+			return nil, err
 		}
 		if !hasCache["cache.writeback"] {
 			d.backend.writeThrough = !mode.writeback

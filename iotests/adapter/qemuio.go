@@ -74,6 +74,7 @@ func init() {
 		"map":          {"", 0, 1, 0, (*ioSession).allocation},
 		"break":        {"", 2, 2, 0, (*ioSession).setBreak},
 		"remove_break": {"", 1, 1, 0, (*ioSession).removeBreak},
+		"reopen":       {"c:o:", 0, 0, 0, (*ioSession).reopen},
 		"resume":       {"", 1, 1, 0, (*ioSession).resume},
 		"wait_break":   {"", 1, 1, 0, (*ioSession).awaitBreak},
 	}
