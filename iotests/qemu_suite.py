@@ -1,7 +1,8 @@
 """QEMU's own test-suite, run unchanged against blockd by way of the adapter.
 
 The record (qemu_suite.txt) has a line for each test: format, name, what blockd does, what the real binaries do,
-and why blockd does not pass. A run compares with it, and prints the scoreboard; --record writes what was seen.
+and why blockd does not pass; and the tests that do not suit a block daemon, by reason. A run compares with it, and
+prints the scoreboard; --record writes what was seen. A test of the suite that the record does not have is an error.
 
 With --required only those run that are part of `make test`, in the form that tools/test.sh reads. A required test
 that fails runs again, alone, when its verdict hangs on who comes first by the way it is written; the output says so.
@@ -38,7 +39,9 @@ REQUIRED = {
         qsd-jobs""",
     "raw": "055 132 152 208 236",
 }
-# Of these the ones that give blockd, or the machine, a few seconds of real time for something, and no more.
+# Of these the ones that give blockd, or the machine, a few seconds of real time for something, and no more. 055 cancels
+# jobs whose storage answers only afterwards: blockd waits half a second for that, then the job is left behind (Grace in
+# jobs/copy). 219 prints progress between two verbs, which must follow each other within a period of the speed limit.
 HURRIED = frozenset("030 040 055 056 218 219 248 264 304".split())
 # And those that ask about a job while it ends: QEMU answers when it has ended, blockd at once.
 OVERTAKEN = frozenset(["257"])
@@ -50,7 +53,7 @@ TOOLS = {"QEMU_IMG_PROG": "qemu-img", "QEMU_IO_PROG": "qemu-io", "QEMU_NBD_PROG"
 class Line:
     """One test of the suite in one format."""
 
-    image_format: str
+    image_format: str  # or "nbd": raw images by way of qemu-nbd
     name: str
     result: str  # pass, fail, not-run
     reference: str  # what the real binaries do
@@ -60,10 +63,29 @@ class Line:
         return f"{self.image_format} {self.name} {self.result} {self.reference} {self.reason}".rstrip()
 
 
+OUTSIDE = "outside "  # begins a line of tests that do not suit, and why
+
+
 def read_record() -> list[Line]:
     """The record's lines, in its order."""
-    lines = (text for text in RECORD.read_text().splitlines() if text and not text.startswith("#"))
+    lines = (text for text in RECORD.read_text().splitlines() if text and not text.startswith(("#", OUTSIDE)))
     return [Line(*text.split(" ", 4)) for text in lines]
+
+
+def read_outside() -> dict[str, list[str]]:
+    """The tests that do not suit a block daemon, by what they are about."""
+    lines = (text for text in RECORD.read_text().splitlines() if text.startswith(OUTSIDE))
+    parts = (text.removeprefix(OUTSIDE).split(": ", 1) for text in lines)
+    return {reason: names.split() for names, reason in parts}
+
+
+def unknown(source: Path) -> list[str]:
+    """The tests of the suite that the record does not have."""
+    folder = source / "tests" / "qemu-iotests"
+    numbered = {path.name for path in folder.iterdir() if re.fullmatch("[0-9]{3}", path.name)}
+    named = {path.name for path in (folder / "tests").iterdir() if not path.suffix}
+    known = {line.name for line in read_record()}.union(*read_outside().values())
+    return sorted((numbered | named) - known)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -178,7 +200,10 @@ def scoreboard(lines: list[Line]) -> str:
         if line.result != "pass"
     ]
     passed = " ".join(f"{line.name} ({line.image_format})" for line in lines if line.result == "pass")
-    return "\n".join([*rows, "", f"These pass: {passed}.", ""])
+    rows += ["", f"These pass: {passed}.", "", "The suite's other tests do not suit a block daemon. They are about:", ""]
+    rows += ["| Subject | Tests |", "|---|---|"]
+    rows += [f"| {reason} | {' '.join(names)} |" for reason, names in read_outside().items()]
+    return "\n".join([*rows, ""])
 
 
 def write_table(lines: list[Line]) -> None:
@@ -211,7 +236,10 @@ def main() -> int:
     if options.required:
         return run_required(source, options.jobs)
     chosen = [line for line in record if not options.tests or line.name in options.tests]
-    worse = 0
+    missing = unknown(source)
+    if missing:
+        print(f"The record does not have {' '.join(missing)}")
+    worse = len(missing)
     seen: dict[tuple[str, str], str] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for line, (result, text) in zip(chosen, pool.map(lambda one: run(source, one), chosen), strict=True):
@@ -224,9 +252,11 @@ def main() -> int:
     for result in ("pass", "fail", "not-run"):
         print(f"{sum(value == result for value in seen.values())} {result}")
     if options.record:
-        head = [text for text in RECORD.read_text().splitlines() if text.startswith("#")]
+        old = RECORD.read_text().splitlines()
+        head = [text for text in old if text.startswith("#")]
+        tail = [text for text in old if text.startswith(OUTSIDE)]
         new = [replace(line, result=seen.get((line.image_format, line.name), line.result)) for line in record]
-        RECORD.write_text("\n".join([*head, *map(str, new)]) + "\n")
+        RECORD.write_text("\n".join([*head, *map(str, new), *tail]) + "\n")
     return 1 if worse else 0
 
 
