@@ -1,9 +1,11 @@
 package qcow2
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"syscall"
 
 	"blockd/blockgraph"
 	"blockd/ioengine"
@@ -27,17 +29,17 @@ type checker struct {
 	h        *header
 	ext      *extensions
 	res      checkResult
-	counts   map[int64]*countPage
+	counts   references
 	tables   map[int64]uint32 // how many L1 entries name an L2 table
 	limit    int64            // first cluster that is out of bounds
 	table    []uint64
 	l1       []uint64
-	stored   map[int64][]byte // refcount blocks as on disk, by index
+	stored   map[int64][]byte // refcount blocks as on disk, by index, if they count anything
 	brokenRC bool             // the refcount structures themselves are unsound
-}
 
-// countPage holds the references to a run of clusters.
-type countPage [4096]uint32
+	blockMemory int64 // bytes in stored
+	most        int64 // bytes that it may take
+}
 
 // check reads the image in f and checks it.
 func check(ctx context.Context, f storage) (*checker, error) {
@@ -61,8 +63,8 @@ func newChecker(ctx context.Context, f storage) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{ctx: ctx, f: f, h: h, ext: ext, counts: map[int64]*countPage{}, tables: map[int64]uint32{}, stored: map[int64][]byte{}}
-	c.limit = h.clusters(f.Size()) + 1
+	c := &checker{ctx: ctx, f: f, h: h, ext: ext, counts: newReferences(), tables: map[int64]uint32{}, stored: map[int64][]byte{}}
+	c.limit, c.most = h.clusters(f.Size())+1, maxCheckMemory
 	return c, nil
 }
 
@@ -100,6 +102,9 @@ func (c *checker) countReferences() error {
 			return err
 		}
 		c.walkL1(words)
+		if err := c.room(); err != nil {
+			return err
+		}
 	}
 	for off, times := range c.tables {
 		if err := c.walkL2(off, times); err != nil {
@@ -137,20 +142,21 @@ func (c *checker) refs(off, n int64, times uint32, what string) {
 			c.corruption("%s at %#x lies past the end of the file", what, off)
 			return
 		}
-		page := c.counts[cl/4096]
-		if page == nil {
-			page = new(countPage)
-			c.counts[cl/4096] = page
+		if c.room() != nil {
+			return // who walks tells
 		}
-		page[cl%4096] += times
+		c.counts.add(cl, uint64(times))
 	}
 }
 
-func (c *checker) count(cluster int64) uint64 {
-	if page := c.counts[cluster/4096]; page != nil {
-		return uint64(page[cluster%4096])
+func (c *checker) count(cluster int64) uint64 { return c.counts.count(cluster) }
+
+// room holds that the checker has not taken more memory than it may.
+func (c *checker) room() error {
+	if c.counts.memory+c.blockMemory > c.most {
+		return syscall.ENOMEM
 	}
-	return 0
+	return nil
 }
 
 // words reads n big-endian words, as far as they lie within the file.
@@ -192,7 +198,7 @@ func (c *checker) walkL2(off int64, times uint32) error {
 		off, n := c.h.judgeL2Entry(e, c.corruption)
 		c.refs(off, n, times, "data cluster")
 	}
-	return nil
+	return c.room()
 }
 
 // entries reads an L2 table.
@@ -248,6 +254,9 @@ func (c *checker) walkBitmaps() error {
 				c.ref(off, c.h.clusterSize, "bitmap data")
 			}
 		}
+		if err := c.room(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -276,6 +285,7 @@ func (c *checker) walkRefcounts() error {
 		c.brokenRC, words = true, nil
 	}
 	c.table = words
+	b := make([]byte, h.clusterSize)
 	for i, e := range words {
 		off, sound := h.judgeRefTableEntry(int64(i), e, c.f.Size(), c.corruption)
 		if !sound {
@@ -292,7 +302,6 @@ func (c *checker) walkRefcounts() error {
 				continue // each block is read once, however often a hostile table names it
 			}
 		}
-		b := make([]byte, h.clusterSize)
 		if err := readAt(c.ctx, c.f, off, b); err != nil {
 			if c.ctx.Err() != nil {
 				return err
@@ -301,9 +310,17 @@ func (c *checker) walkRefcounts() error {
 			c.brokenRC = true
 			continue
 		}
+		if len(bytes.TrimLeft(b, "\x00")) == 0 {
+			continue
+		}
 		c.stored[int64(i)] = b
+		c.blockMemory += h.clusterSize
+		if err := c.room(); err != nil {
+			return err
+		}
+		b = make([]byte, h.clusterSize)
 	}
-	return nil
+	return c.room()
 }
 
 // storedCount returns the refcount on disk.
@@ -337,13 +354,11 @@ func (c *checker) mismatches(f func(cluster int64, stored, counted uint64)) {
 			}
 		}
 	}
-	for p, page := range c.counts {
-		for k, n := range page {
-			if cl := p*4096 + int64(k); n != 0 && c.stored[cl>>bits] == nil {
-				f(cl, 0, uint64(n))
-			}
+	c.counts.each(func(cl int64, n uint64) {
+		if c.stored[cl>>bits] == nil {
+			f(cl, 0, n)
 		}
-	}
+	})
 }
 
 // checkCopied compares the copied flags of the active tables with the

@@ -29,11 +29,12 @@ type newRefcounts struct {
 	at       int64           // the table's first cluster
 	clusters int64           // of the table
 	blocks   map[int64]int64 // cluster of the block of each index that is needed
-	own      map[int64]struct{}
+	own      []int64         // all clusters that they take, sorted
 }
 
 // rebuildRefcounts replaces the refcount structures on disk and in memory. The
-// image is at rest. On an error the old ones are still in force.
+// image is at rest. On an error the old ones are still in force, or, where it is
+// not known which ones are, nothing is written any more.
 func (d *Driver) rebuildRefcounts(ctx context.Context) error {
 	d.mu.Lock()
 	busy := d.frees.count > 0 || len(d.claims) > 0 || d.writing != nil
@@ -68,14 +69,10 @@ func (d *Driver) placeRefcounts(c *checker) (*newRefcounts, error) {
 	h := d.h
 	needed := map[int64]struct{}{0: {}}
 	end := h.clusters(d.file().Size())
-	for p, page := range c.counts {
-		for k, times := range page {
-			if cl := p*int64(len(page)) + int64(k); times > 0 {
-				needed[cl>>h.refBlockBits] = struct{}{}
-				end = max(end, cl+1)
-			}
-		}
-	}
+	c.counts.each(func(cl int64, _ uint64) {
+		needed[cl>>h.refBlockBits] = struct{}{}
+		end = max(end, cl+1)
+	})
 	old := d.oldRefcounts()
 	free := func(cl int64) bool {
 		_, is := old[cl]
@@ -86,7 +83,7 @@ func (d *Driver) placeRefcounts(c *checker) (*newRefcounts, error) {
 		first, limit = 0, d.file().Size()>>h.clusterBits
 	}
 	for {
-		n := &newRefcounts{blocks: map[int64]int64{}, own: map[int64]struct{}{}}
+		n := &newRefcounts{blocks: map[int64]int64{}}
 		last := slices.Max(slices.Collect(maps.Keys(needed)))
 		n.clusters = h.clusters((last + 1) * 8)
 		if n.clusters<<h.clusterBits > maxRefTableSize {
@@ -104,23 +101,23 @@ func (d *Driver) placeRefcounts(c *checker) (*newRefcounts, error) {
 			}
 		}
 		for cl := n.at; cl < n.at+n.clusters; cl++ {
-			n.own[cl] = struct{}{}
+			n.own = append(n.own, cl)
 		}
 		cl := first
 		for _, index := range slices.Sorted(maps.Keys(needed)) {
-			for ; cl < limit; cl++ {
-				if _, taken := n.own[cl]; !taken && free(cl) {
-					break
-				}
+			for cl < limit && (cl >= n.at && cl < n.at+n.clusters || !free(cl)) {
+				cl++
 			}
 			if cl >= limit {
 				return nil, syscall.ENOSPC
 			}
 			n.blocks[index] = cl
-			n.own[cl] = struct{}{}
+			n.own = append(n.own, cl)
+			cl++
 		}
+		slices.Sort(n.own)
 		was := len(needed)
-		for cl := range n.own {
+		for _, cl := range n.own {
 			needed[cl>>h.refBlockBits] = struct{}{}
 		}
 		if len(needed) == was {
@@ -180,39 +177,33 @@ func (d *Driver) writeRefcounts(ctx context.Context, c *checker, n *newRefcounts
 		binary.BigEndian.PutUint64(s[fieldRefTableOffset:], uint64(n.at<<h.clusterBits))
 		binary.BigEndian.PutUint32(s[fieldRefTableSize:], uint32(n.clusters))
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = f.Flush(ctx)
 	}
-	return f.Flush(ctx)
+	if err != nil {
+		// Nobody knows which structures the disk has: no more writes.
+		d.broken.Store(true)
+	}
+	return err
 }
 
 // fill makes the content of a block.
-func (n *newRefcounts) fill(b []byte, c *checker, index int64) error {
+func (n *newRefcounts) fill(b []byte, c *checker, index int64) (err error) {
 	h := c.h
 	clear(b)
 	from, to := index<<h.refBlockBits, (index+1)<<h.refBlockBits
-	perPage := int64(len(countPage{}))
-	for p := from / perPage; p*perPage < to; p++ {
-		page := c.counts[p]
-		if page == nil {
-			continue
+	c.counts.between(from, to, func(cl int64, times uint64) {
+		if times > maxRef(h.refcountOrder) {
+			err = blockgraph.Errorf(syscall.EIO, "Cluster at %#x has %d references, more than its refcount can tell", cl<<h.clusterBits, times)
+			return
 		}
-		for cl := max(from, p*perPage); cl < min(to, (p+1)*perPage); cl++ {
-			times := uint64(page[cl-p*perPage])
-			if times > maxRef(h.refcountOrder) {
-				return blockgraph.Errorf(syscall.EIO, "Cluster at %#x has %d references, more than its refcount can tell", cl<<h.clusterBits, times)
-			}
-			if times > 0 {
-				setRefAt(b, h.refcountOrder, cl-from, times)
-			}
-		}
+		setRefAt(b, h.refcountOrder, cl-from, times)
+	})
+	i, _ := slices.BinarySearch(n.own, from)
+	for ; i < len(n.own) && n.own[i] < to; i++ {
+		setRefAt(b, h.refcountOrder, n.own[i]-from, 1)
 	}
-	for cl := range n.own {
-		if cl >= from && cl < to {
-			setRefAt(b, h.refcountOrder, cl-from, 1)
-		}
-	}
-	return nil
+	return err
 }
 
 // adoptRefcounts has the driver use the structures that are in force on disk now.

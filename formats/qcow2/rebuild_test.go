@@ -347,7 +347,7 @@ func TestCrashDuringRebuild(t *testing.T) {
 						}
 					}
 					if !bytes.Equal(f.b[fieldRefTableOffset:fieldRefTableSize+4], base[fieldRefTableOffset:fieldRefTableSize+4]) {
-						if c, err := check(ctxb, f); err != nil || c.brokenRC {
+						if c, err := check(ctxb, f); err != nil || c.brokenRC || c.res.corruptions > 0 {
 							t.Fatalf("%v: the new structures are unsound: %v %q", s, err, c.res.messages)
 						}
 						if qemuImg != "" && rnd.IntN(100) == 0 {

@@ -99,6 +99,12 @@ func (d *Driver) repairFound(ctx context.Context, c *checker) error {
 		if err := d.repairCount(ctx, c, cluster, n); err != nil {
 			return err
 		}
+		d.mu.Lock()
+		held := int64(len(d.refs.dirty)) << d.h.clusterBits
+		d.mu.Unlock()
+		if held > maxCheckMemory {
+			return syscall.ENOMEM
+		}
 	}
 	count := func(cluster int64) uint64 {
 		if n, ok := final[cluster]; ok {
