@@ -3,9 +3,11 @@ package blockgraph_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"blockd/blockgraph"
 	"blockd/blockgraph/graphtest"
+	"blockd/clock"
 )
 
 // latencyRoots are two roots: one made before KeepLatencies, one after.
@@ -67,5 +69,32 @@ func TestRequestsCostNothingForMetrics(t *testing.T) {
 	}
 	if a, b := cost(off), cost(on); a != b {
 		t.Errorf("a read allocates %v times, with latencies %v times", a, b)
+	}
+}
+
+// TestLatencyClassesIncludeTheirUpperEnds: a request that took as long as a bound
+// says is in the class that ends there, a longer one in the next.
+func TestLatencyClassesIncludeTheirUpperEnds(t *testing.T) {
+	clk := clock.NewVirtual()
+	w := graphtest.NewAt(t, clk)
+	n, mem := w.Mem("a", 1<<20)
+	r := w.Root(n, graphtest.ReadWrite, blockgraph.PermAll)
+	w.Graph.Loop().Do(w.Graph.KeepLatencies)
+	var want blockgraph.Latencies
+	for i, bound := range blockgraph.LatencyBounds {
+		for _, took := range []time.Duration{bound, bound + 1} {
+			mem.SetHook(func(graphtest.Request) error {
+				clk.Step(took)
+				return nil
+			})
+			if err := r.ReadV(t.Context(), 0, blockgraph.MakeIOVec(make([]byte, 512)), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want[i]++
+		want[i+1]++
+	}
+	if read, _, _, _ := r.Latencies(); read != want {
+		t.Errorf("%v, not %v", read, want)
 	}
 }
