@@ -14,6 +14,27 @@ from iotests.harness.images import KiB, MiB, QCOW2, RAW
 from iotests.harness.markers import daemon_differs
 
 
+class CopyOnRead(QMPTestCase):
+    """Reads through copy-on-read leave what they read in the node below."""
+
+    def test_zeroes_take_no_space(self) -> None:
+        base, top = self.create_image("base", MiB, QCOW2), self.path("top")
+        images.qemu_io(base, "write -P 0 0 64k", "write -P 7 64k 64k", driver="qcow2")
+        self.assertTrue(images.allocation(base, "qcow2")[0]["data"])
+        self.create_image("top", MiB, QCOW2, backing=base)
+        self.launch()
+        self.add_node("top", top)
+        self.qmp.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="top")
+        self.export("cor")
+        guest = self.guest("cor")
+        self.assertEqual(guest.read(0, 64 * KiB) + guest.read(64 * KiB, 64 * KiB), bytes(64 * KiB) + b"\7" * 64 * KiB)
+        guest.close()
+        self.daemon.quit()
+        zeroes, data = images.allocation(top, "qcow2")[:2]
+        self.assertEqual((zeroes["depth"], zeroes["data"], zeroes["zero"]), (0, False, True))
+        self.assertEqual((data["depth"], data["data"], data["zero"]), (0, True, False))
+
+
 class Compress(QMPTestCase):
     """Writes through compress are stored compressed."""
 
