@@ -495,7 +495,8 @@ func conflict(n *Node, bad Perm, a, b *Edge) error {
 }
 
 // below returns the nodes reachable from the given ones, parents before
-// children.
+// children, and a node's children in their order: of several conflicts the first
+// one's is told.
 func (tx *Tx) below(from []*Node) []*Node {
 	var post []*Node
 	seen := map[*Node]struct{}{}
@@ -505,7 +506,7 @@ func (tx *Tx) below(from []*Node) []*Node {
 			return
 		}
 		seen[n] = struct{}{}
-		for _, e := range tx.State(n).Edges {
+		for _, e := range slices.Backward(tx.State(n).Edges) {
 			walk(e.child)
 		}
 		post = append(post, n)

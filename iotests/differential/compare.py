@@ -12,6 +12,7 @@ from iotests.harness.deadline import SCALE
 
 from . import known
 from .execute import Record
+from .queries import LOOKED_AT_ELSEWHERE
 from .step import Command, Message, Step
 
 # Names that the daemons make up.
@@ -38,7 +39,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         if number >= len(ours.steps):
             return f"step {number}: {step}\n  blockd ended: {ours.ending}"
         try:
-            found = _step(known.Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1]))
+            found = _step(known.Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1], _state))
         except _PartedError:
             return ""
         if found:
@@ -101,21 +102,6 @@ _UNORDERED = {
     "qom-list-properties": "name",
 }
 
-# What these answer is looked at after every step, or is each daemon's own: what it has.
-_OTHERWISE = frozenset(
-    {
-        "qom-list-types",
-        "query-block-jobs",
-        "query-chardev-backends",
-        "query-commands",
-        "query-jobs",
-        "query-named-block-nodes",
-        "query-qmp-schema",
-        "query-version",
-        "x-debug-query-block-graph",
-    }
-)
-
 
 def _replies(step: Step, ours: Message, theirs: Message) -> tuple[Any, Any]:
     """Both replies, as far as they have to be the same."""
@@ -123,7 +109,7 @@ def _replies(step: Step, ours: Message, theirs: Message) -> tuple[Any, Any]:
     if not isinstance(step.action, Command) or "return" not in left or "return" not in right:
         return left, right
     name = step.action.name
-    if name in _OTHERWISE:
+    if name in LOOKED_AT_ELSEWHERE or name == "qom-list-types":
         return "success", "success"
     if key := _UNORDERED.get(name):
         return tuple(sorted(reply["return"], key=lambda member: str(member[key])) for reply in (left, right))  # type: ignore[return-value]

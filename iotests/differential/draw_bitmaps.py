@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .draw_jobs import JobPen
 from .draw_nodes import NodePen
-from .pen import Actions
+from .pen import APT, Actions
 from .step import Message
 from .world import Job
 
@@ -32,18 +32,23 @@ class BitmapPen(JobPen, NodePen):
         elif command.endswith("-remove") and arguments["name"] in node.bitmaps and self.chance(0.8):
             node.bitmaps.remove(arguments["name"])
 
-    def bitmap_command(self) -> tuple[str, Message]:
-        """Its name and arguments."""
+    def bitmap_command(self, *, within: bool = False) -> tuple[str, Message]:
+        """Its name and arguments; the rival does not survive one `within` a transaction that enables what is not there."""
         verb = self.rng.choice(["add", "add", "add", "add", "remove", "clear", "enable", "disable", "merge", "merge"])
+        there = any(node.bitmaps for node in self.world.nodes.values())
+        if not there and (within or self.chance(APT)):
+            verb = "add"
         if verb == "add":
             name = self.pick(self.world.writable_tops())
         else:
             name = self.pick([node.name for node in self.world.nodes.values() if node.bitmaps])
         node = self.world.nodes.get(name)
         known = self.rng.choice(node.bitmaps) if node and node.bitmaps else "nobitmap"
+        if within and verb == "enable" and known == "nobitmap":
+            verb = "disable"
         arguments: Message = {"node": name, "name": known}
         if verb == "add":
-            arguments["name"] = self.rng.choice([self.world.new_name("bitmap")] * 5 + [known, ""])
+            arguments["name"] = self.rng.choice([self.world.new_name("bitmap")] * 4 + [known, ""])
             if self.chance(0.3):
                 arguments["granularity"] = self.rng.choice([512, 65536, 65536, 4096, 100, 1 << 31])
             if self.chance(0.4):
@@ -89,7 +94,7 @@ class BitmapPen(JobPen, NodePen):
             elif kind == "internal":
                 actions.append({"type": "blockdev-snapshot-internal-sync", "data": self.internal_snapshot_arguments()})
             elif kind == "bitmap":
-                command, data = self.bitmap_command()
+                command, data = self.bitmap_command(within=True)
                 actions.append({"type": command, "data": data})
             else:
                 actions.append({"type": "abort", "data": {}})

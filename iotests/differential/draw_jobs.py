@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .pen import Actions, Pen
+from .pen import APT, Actions, Pen
 from .step import Command, Message
 from .world import SIZE, Job, MiB
 
@@ -28,7 +28,8 @@ class JobPen(Pen):
         arguments["job-id"] = job.id
         if slow:
             arguments["speed"] = 1
-        if self.chance(0.2):
+        # The rival's stream that is kept often does not survive.
+        if self.chance(0.05 if kind == "stream" else 0.25):
             arguments["auto-dismiss"] = False
             job.kept = True
         if self.chance(0.2):
@@ -44,6 +45,7 @@ class JobPen(Pen):
             self.chance(0.4)
             and node is not None
             and node.full
+            and node.size == SIZE
             and arguments.get("sync", "full") == "full"
             and "bitmap" not in arguments
             and kind in ("backup", "mirror")
@@ -51,8 +53,8 @@ class JobPen(Pen):
         job = self.job_arguments(kind, arguments, slow=slow)
         if kind != "mirror":
             # The name of a filter is no secret, but a job may have none.
-            if self.chance(0.03):
-                arguments["job-id"] = self.rng.choice(["1 bad", "", *self.world.jobs])
+            if self.chance(0.08):
+                arguments["job-id"] = self.rng.choice(["1 bad", "", *self.world.jobs, *self.world.jobs])
         job.endless = kind == "backup" and arguments["sync"] == "none"
         active = kind == "commit" and "top-node" not in arguments and "top" not in arguments
         job.ready = kind == "mirror" or active
@@ -85,20 +87,23 @@ class JobPen(Pen):
 
     def backup_arguments(self) -> Message:
         """Without a job's id."""
-        source = self.pick(self.world.tops())
+        marked = [node.name for node in self.world.nodes.values() if node.bitmaps]
+        source = self.pick(marked if marked and self.chance(0.4) else self.world.tops())
         node = self.world.nodes.get(source)
         arguments: Message = {"device": source, "sync": self.rng.choice(["full", "full", "top", "none", "incremental", "bitmap"])}
         if arguments["sync"] in ("incremental", "bitmap"):
             if node is None or not node.bitmaps:
                 if self.chance(0.7):
                     arguments["sync"] = "full"
-        if arguments["sync"] in ("incremental", "bitmap") or self.chance(0.07):
+        if arguments["sync"] in ("incremental", "bitmap") or self.chance(0.3 if node and node.bitmaps else 0.05):
             arguments["bitmap"] = self.rng.choice(node.bitmaps) if node and node.bitmaps else "nobitmap"
             if self.chance(0.8):
                 fit = arguments["sync"] == "incremental" and self.chance(0.8)
                 arguments["bitmap-mode"] = "on-success" if fit else self.rng.choice(["on-success", "never", "always"])
         elif self.chance(0.03):
             arguments["bitmap-mode"] = "never"
+        if arguments["sync"] in ("incremental", "bitmap") and self.chance(0.1):
+            del arguments["bitmap"]
         if self.chance(0.1):
             arguments["compress"] = True
         if self.chance(0.2):
@@ -176,6 +181,8 @@ class JobPen(Pen):
             arguments["bottom"] = self.pick(chain)
         if self.chance(0.1):
             arguments["backing-file"] = "base.qcow2"
+        if self.chance(0.05):
+            arguments.update({"base": "base.qcow2", "base-node": self.world.any_node()})
         if self.chance(0.1):
             arguments["filter-node-name"] = self.world.new_name("streamfilter")
         self.start("block-stream", "stream", arguments)
@@ -211,8 +218,10 @@ class JobPen(Pen):
 
     def job_verb(self) -> None:
         """A verb for a job, mostly one that brings it on."""
-        identity = self.world.any_job()
-        self.verb(identity)
+        if not self.world.jobs and self.chance(APT):
+            # One that stays, for the verbs that come after.
+            self.rng.choice([self.backup, self.mirror, self.commit])()
+        self.verb(self.world.any_job())
 
     def _apt_verb(self, job: Job | None) -> str:
         """What the job should be waiting for."""
@@ -220,7 +229,7 @@ class JobPen(Pen):
         if job is None or self.chance(0.4):
             return self.rng.choice(every)
         if job.paused:
-            return "resume"
+            return self.rng.choice(["resume", "resume", "pause"])
         if job.slow or job.endless:
             return self.rng.choice(["pause", "cancel", "set-speed"])
         if job.ready:

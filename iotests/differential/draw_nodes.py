@@ -113,6 +113,7 @@ class NodePen(Pen):
         options[child] = below
         under = [below]
         if kind == "throttle":
+            self.throttle_group()
             options["throttle-group"] = self.rng.choice([*self.world.groups, "nogroup"])
         if kind == "copy-before-write":
             # A target that is part of the source ends the rival soon.
@@ -139,8 +140,10 @@ class NodePen(Pen):
         name = self.rng.choice([self.world.new_name("wrong"), self.world.any_node(), "1bad", "a" * 32, "n#", "dots.and-dashes_"])
         file: Message = {"driver": "file", "filename": self.rng.choice(["nothere.qcow2", "plain.raw", "base.qcow2", "."])}
         options: Message = {"driver": self.rng.choice(["qcow2", "raw", "nosuch", "luks", "quorum", "nbd"]), "node-name": name, "file": file}
-        kind = self.rng.randrange(5)
-        if kind == 0:
+        kind = self.rng.randrange(6)
+        if kind == 5:
+            options.update({"driver": "qcow2", "file": {"driver": "file", "filename": "plain.raw"}})
+        elif kind == 0:
             options.update(file)
             del options["file"]
         elif kind == 1:
@@ -159,12 +162,14 @@ class NodePen(Pen):
         free = [node for node in self.world.unused_nodes() if self.world.nodes[node].size == SIZE]
         children = self.rng.sample(free, min(len(free), self.rng.randrange(1, 4)))
         name = self.world.new_name("quorum")
-        options = {"driver": "quorum", "node-name": name, "children": children, "vote-threshold": self.rng.choice([1, 1, 2, 0, 5])}
+        options = {"driver": "quorum", "node-name": name, "children": children, "vote-threshold": self.rng.choice([1, 1, 1, 1, 2, 0, 5])}
         if self.send("blockdev-add", options):
             self.world.nodes[name] = Node(name, "quorum", SIZE, children)
 
     def change_quorum(self) -> None:
         """x-blockdev-change, mostly of a quorum."""
+        if not any(node.driver == "quorum" for node in self.world.nodes.values()):
+            self.add_quorum()
         quorums = [node for node in self.world.nodes.values() if node.driver == "quorum"]
         parent = self.rng.choice(quorums).name if quorums and self.chance(0.9) else self.world.any_node()
         arguments: Message = {"parent": parent}
@@ -307,7 +312,7 @@ class NodePen(Pen):
         """A node, and a name for its snapshot."""
         name = self.pick([name for name in self.world.tops() if self.world.nodes[name].driver == "qcow2"])
         old = self.world.nodes[name].snapshots if name in self.world.nodes else []
-        return {"device": name, "name": self.rng.choice([self.world.new_name("internal")] * 6 + [*old, ""])}
+        return {"device": name, "name": self.rng.choice([self.world.new_name("internal")] * 3 + [*old, *old, ""])}
 
     def change_backing(self) -> None:
         """change-backing-file."""

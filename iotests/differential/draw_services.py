@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .pen import Actions, Pen
+from .queries import COMPARED, LOOKED_AT_ELSEWHERE
 from .step import GuestClear, GuestRead, GuestWrite, Message, Wire
 from .world import SIZE, KiB, Node
 
@@ -65,9 +66,9 @@ class ServicePen(Pen):
         identity = self.rng.choice([self.world.new_name("export")] * 8 + [*self.world.exports, "1 bad"])
         writable = self.chance(0.8 if known and not known.read_only else 0.2)
         arguments: Message = {"type": "nbd", "id": identity, "node-name": node, "name": identity, "writable": writable}
-        if self.chance(0.05):
-            arguments["name"] = self.rng.choice([*self.world.exports, "a" * 4097])
-        if self.chance(0.2):
+        if self.chance(0.1):
+            arguments["name"] = self.rng.choice(["a" * 4097, *self.world.exports, *self.world.exports])
+        if self.chance(0.5 if known and known.bitmaps else 0.1):
             arguments["bitmaps"] = self.rng.choice([known.bitmaps[:1], known.bitmaps[:2]]) if known and known.bitmaps else ["nobitmap"]
         if self.chance(0.1):
             arguments["iothread"] = self.rng.choice([*self.world.threads, "nothread"])
@@ -119,26 +120,27 @@ class ServicePen(Pen):
     def objects(self) -> None:
         """Throttle groups, secrets, threads."""
         choice = self.rng.randrange(7)
-        known = [*self.world.groups, *self.world.threads]
         if choice < 2:
-            name = self.world.new_name("group")
-            if self.send("object-add", {"qom-type": "throttle-group", "id": name, "limits": {"iops-total": self.rng.choice([0, 1000000])}}):
-                self.world.groups.append(name)
+            self.add_throttle_group()
         elif choice < 4:
             name = self.world.new_name("thread")
             if self.send("object-add", {"qom-type": "iothread", "id": name}):
                 self.world.threads.append(name)
         elif choice == 4:
+            self.throttle_group()
             # A thread that nodes belong to must stay, or the rival crashes later.
             self.send("object-del", {"id": self.rng.choice([*self.world.groups, "nogroup"])})
         elif choice == 5:
-            self.send("object-add", {"qom-type": "secret", "id": self.rng.choice([self.world.new_name("secret"), *known]), "data": "x"})
+            self.throttle_group()
+            identity = self.rng.choice([self.world.new_name("secret"), *self.world.groups, *self.world.threads])
+            self.send("object-add", {"qom-type": "secret", "id": identity, "data": "x"})
         else:
             self.send("object-add", {"qom-type": self.rng.choice(["zz", "secret"]), "id": self.rng.choice(["1 bad", "s", ""])})
 
     def qom(self) -> None:
         """qom-get, qom-set, and lists of the objects there are."""
         # The rival has no list of objects until there is one.
+        self.throttle_group()
         known = [*self.world.groups, *self.world.threads]
         path = "/objects/" + self.rng.choice([*self.world.groups, *self.world.groups, "nogroup"])
         choice = self.rng.randrange(5)
@@ -184,24 +186,7 @@ class ServicePen(Pen):
             name = self.rng.choice(node.bitmaps) if node.bitmaps else "nobitmap"
             self.send("x-debug-block-dirty-bitmap-sha256", {"node": node.name, "name": name})
             return
-        name = self.rng.choice(
-            [
-                "query-block",
-                "query-block-exports",
-                "query-block-jobs",
-                "query-blockstats",
-                "query-chardev",
-                "query-chardev-backends",
-                "query-commands",
-                "query-jobs",
-                "query-named-block-nodes",
-                "query-qmp-schema",
-                "query-version",
-                "qmp_capabilities",
-                "x-debug-query-block-graph",
-                "nonexistent-command",
-            ]
-        )
+        name = self.rng.choice([*COMPARED, *LOOKED_AT_ELSEWHERE, "qmp_capabilities", "nonexistent-command"])
         self.send(name, {"query-nodes": True} if name == "query-blockstats" and self.chance(0.5) else {})
 
     def wire(self) -> None:

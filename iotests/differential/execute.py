@@ -21,6 +21,9 @@ from .step import Command, GuestClear, GuestRead, GuestWrite, Message, Step, Wir
 # How long one step may take, until nothing moves any more.
 STEP_SECONDS = 20.0
 
+# How often a job is seen in the same pause until it is believed, though it is not known who has paused it.
+PATIENCE = 100
+
 
 @dataclasses.dataclass
 class Seen:
@@ -49,6 +52,7 @@ class Run:
 
     def __init__(self, program: str, folder: Path) -> None:
         self.folder = folder
+        self.paused: set[str] = set()  # the jobs that the user has paused
         ours, theirs = socket.socketpair()
         with theirs, open(folder / "stderr", "wb") as stderr:
             self.process = subprocess.Popen(
@@ -131,7 +135,9 @@ class Run:
         """Waits until no job moves by itself; the jobs then."""
         deadline = Deadline(STEP_SECONDS, doing=f"jobs to settle after {step}")
         leaving, left = _told_to_end(step, reply)
+        self.note_pause(step, reply)
         before: list[Message] = []
+        unchanged = 0
         while True:
             # In this order: what is no longer dirty is in the lengths that are looked at next, until it is copied.
             dirty = self.dirty()
@@ -141,11 +147,23 @@ class Run:
             # Of one that stays behind nothing is known but that.
             behind = any(job["type"] in ("mirror", "commit") and job["status"] in ("running", "paused", "standby") for job in jobs)
             copied = behind or not dirty or "ready" not in states.values()
-            rest = all(_rests(job, step, states, details, leaving, left) for job in jobs)
+            unchanged = unchanged + 1 if jobs == before else 0
+            held = frozenset(states if unchanged > PATIENCE else self.paused)
+            rest = all(_rests(job, step, states, details, leaving, left, held) for job in jobs)
             if rest and copied and (not step.slow | step.endless or jobs == before):
                 return list(jobs)
             before = jobs
             select.select([self.qmp.fileno()], [], [], min(0.01, deadline.remaining()))
+
+    def note_pause(self, step: Step, reply: Message) -> None:
+        """Keeps track of the jobs that the user has paused; what a drain has paused comes back by itself."""
+        if not isinstance(step.action, Command) or "return" not in reply:
+            return
+        identity = str(step.action.arguments.get("device", step.action.arguments.get("id")))
+        if step.action.name in ("block-job-pause", "job-pause"):
+            self.paused.add(identity)
+        elif step.action.name in ("block-job-resume", "job-resume", "block-job-cancel", "job-cancel"):
+            self.paused.discard(identity)
 
     def dirty(self) -> bool:
         """Whether the bitmap of a mirror, which has no name, says that there is something to copy."""
@@ -200,11 +218,18 @@ def _told_to_end(step: Step, reply: Message) -> tuple[str, frozenset[str]]:
 
 
 def _rests(
-    job: Message, step: Step, states: Mapping[str, str], details: Mapping[str, Message], leaving: str, left: frozenset[str]
+    job: Message,
+    step: Step,
+    states: Mapping[str, str],
+    details: Mapping[str, Message],
+    leaving: str,
+    left: frozenset[str],
+    held: frozenset[str],
 ) -> bool:
     """
     Whether a job is where it stays. The states are those of all jobs, the details come from query-block-jobs a
-    moment later. One that is `leaving` does not stay ready, those that have `left` not pending.
+    moment later. One that is `leaving` does not stay ready, those that have `left` not pending; paused stays what
+    is `held` so, or an error has stopped.
     """
     identity, status = job["id"], job["status"]
     if job["type"] in ("create", "amend"):
@@ -224,4 +249,4 @@ def _rests(
         return not detail["auto-dismiss"]
     if status == "ready":
         return identity != leaving and (identity in step.slow or detail["offset"] == detail["len"])
-    return status in ("paused", "standby")
+    return status in ("paused", "standby") and (identity in held or detail["io-status"] != "ok")

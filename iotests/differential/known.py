@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from .execute import Seen
 from .step import Command, Message, Step
@@ -24,6 +24,7 @@ class Moment:
     steps: Sequence[Step]
     ours: Sequence[Seen]
     theirs: Sequence[Seen]
+    state: Callable[[Message], Any]  # makes of a state what is compared
 
     def actions(self) -> Iterator[tuple[str, Message]]:
         """The commands so far, and those within transactions, that one of the daemons did not refuse."""
@@ -38,7 +39,7 @@ class Moment:
 
     def now(self) -> list[tuple[str, Message]]:
         """The commands of the step at hand."""
-        return list(Moment(self.steps[-1:], self.ours[-1:], self.theirs[-1:]).actions())
+        return list(Moment(self.steps[-1:], self.ours[-1:], self.theirs[-1:], self.state).actions())
 
     def started_with(self, identity: str, name: str) -> Any:
         """What a job was given as that argument."""
@@ -76,6 +77,8 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
                 _tables_within_a_disk,
                 _zeroes_over_a_target,
                 _flushes_inherited,
+                _format_of_a_changed_name,
+                _target_of_a_slow_job,
             )
         )
     return _failed(ours) == _failed(theirs) and any(rule(moment, _text(ours), _text(theirs)) for rule in _RULES)
@@ -88,13 +91,12 @@ def parts(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     if what == "jobs":
         return _compressed_again(moment)
     if what == "events":
-        return _copied_up(moment, ours, theirs) or _status_of_a_mirror(moment, ours, theirs) or _compressed_again(moment)
+        return _copied_up(moment, ours, theirs) or _status_of_a_source(moment, ours, theirs) or _compressed_again(moment)
     return (
         _cancelled_commit(moment, ours, theirs)
-        or _user_of_a_failed_job(moment, ours, theirs)
+        or _traces_of_a_refused_command(moment, ours, theirs)
         or _bitmap_below_a_snapshot(moment, ours, theirs)
         or _bitmaps_of_a_sharer(moment, ours, theirs)
-        or _half_deleted_snapshot(moment, ours, theirs)
     )
 
 
@@ -117,11 +119,12 @@ def _resize_in_use(moment: Moment, ours: str, theirs: str) -> bool:
     return theirs == "Device '(null)' is in use" and re.fullmatch(r"Node '.*' is busy: .*", ours) is not None
 
 
-def _concluded_stream_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
-    """The rival's stream keeps its nodes until it is dismissed; blockd's gives them up when it ends."""
-    if not moment.jobs("stream", "concluded"):
+def _concluded_job_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
+    """The rival's stream or commit keeps its nodes until it is dismissed; blockd's gives them up when it ends."""
+    if not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded"):
         return False
-    return theirs == "Need a root block node" or (ours == "" and re.fullmatch(_BUSY + "stream", theirs) is not None)
+    busy = re.fullmatch(_BUSY + "(stream|commit)", theirs) is not None or theirs == "Device '(null)' is in use"
+    return theirs == "Need a root block node" or ours == "" and busy
 
 
 def _copy_before_write_unused(moment: Moment, ours: str, theirs: str) -> bool:
@@ -150,7 +153,9 @@ def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
     """Of several users that conflict each names the one it comes to first."""
     conflict = re.compile("Permission conflict on node '[^']*'")
     left, right = conflict.search(ours), conflict.search(theirs)
-    return left is not None and right is not None and left[0] == right[0]
+    if left is None or right is None:
+        return False
+    return left[0] == right[0] and ours[: left.start()] == theirs[: right.start()]
 
 
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
@@ -159,7 +164,7 @@ def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
     actions = action.arguments.get("actions") if isinstance(action, Command) else None
     begins = isinstance(actions, list) and any(str(other.get("type")).endswith("-backup") for other in actions)
     return ours == "The overlay is already in use" and (begins or bool(moment.jobs("backup"))) and (
-        theirs == "" or theirs.startswith(("The overlay ", "Making "))
+        theirs == "" or theirs.startswith(("The overlay ", "Making ", "Permission conflict on node "))
     )
 
 
@@ -176,10 +181,10 @@ def _second_writer(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of two mistakes blockd names the child's first, the rival the threshold's or the name's."""
+    """Of two mistakes blockd names the child's first that is not there, the rival the threshold's or another child's."""
     action = moment.steps[-1].action
     quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
-    return quorum and ("threshold" in theirs or theirs.startswith("Invalid node-name")) and ours.startswith("Cannot find device=")
+    return quorum and ("threshold" in theirs or theirs.startswith("Permission conflict")) and ours.startswith("Cannot find device=")
 
 
 def _force_share_as_before(moment: Moment, ours: str, theirs: str) -> bool:
@@ -241,6 +246,18 @@ def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
     return occasions and ours == "" and re.fullmatch(text, theirs) is not None and _unstored(moment.theirs[-2:-1])
 
 
+def _bitmap_left_read_only(moment: Moment, ours: str, theirs: str) -> bool:
+    """A reopen to read-only that is refused leaves all as it was; in the rival a persistent bitmap cannot be changed any more."""
+    refused = any(
+        isinstance(step.action, Command)
+        and step.action.name == "blockdev-reopen"
+        and "error" in seen.reply
+        and any(options.get("read-only") is True for options in step.action.arguments.get("options") or () if isinstance(options, dict))
+        for step, seen in zip(moment.steps, moment.theirs)
+    )
+    return refused and ours == "" and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
+
+
 def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
     """A node that only the rival still has, for a job that is over, or one whose image that holds."""
     if len(moment.steps) < 2 or not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded") | moment.jobs("amend", "concluded"):
@@ -257,6 +274,7 @@ _RULES = (
     _several_reopened,
     _bitmap_without_access,
     _bitmap_merely_stored,
+    _bitmap_left_read_only,
     _of_a_held_node,
     _empty_cache,
     _another_unexpected,
@@ -267,7 +285,7 @@ _RULES = (
     _quorum_of_strangers,
     _force_share_as_before,
     _resize_in_use,
-    _concluded_stream_holds_nodes,
+    _concluded_job_holds_nodes,
     _copy_before_write_unused,
     _busy_for_another_reason,
     _long_backing_format,
@@ -328,16 +346,6 @@ def _cancelled_commit(moment: Moment, ours: Any, theirs: Any) -> bool:
     return any(node["ro"] and not theirs["nodes"].get(name, node)["ro"] for name, node in ours["nodes"].items())
 
 
-def _user_of_a_failed_job(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """What a stream has used stays in use in the rival when the command has failed."""
-    refused = isinstance(moment.steps[-1].action, Command) and moment.steps[-1].action.name == "block-stream"
-    if not refused or "error" not in moment.theirs[-1].reply or "graph" not in ours or "graph" not in theirs:
-        return False
-    left, right = (collections.Counter(map(_without_permissions, answer["graph"].elements())) for answer in (ours, theirs))
-    more = right - left
-    return bool(more) and not left - right and all(edge.startswith("(block-backend ) -root-> ") for edge in more)
-
-
 def _without_permissions(edge: str) -> str:
     return edge.partition(" uses ")[0].partition(" shares ")[0]
 
@@ -350,9 +358,7 @@ def _nodes_of_a_concluded_job(moment: Moment, ours: Any, theirs: Any) -> bool:
     over = {f"(block-job {job})" for job in moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded")}
     edges = collections.Counter(map(_without_permissions, theirs["graph"].elements()))
     held = {moment.started_with(job, "node-name") for job in moment.jobs("amend", "concluded")}
-    held |= {_ends(edge)[1] for edge in edges if _ends(edge)[0] in over}
-    while more := {_ends(edge)[1] for edge in edges if _ends(edge)[0] in held} - held:
-        held |= more
+    held = _reached(held | {_ends(edge)[1] for edge in edges if _ends(edge)[0] in over}, edges)
     extra = {name: node for name, node in theirs["nodes"].items() if name not in ours["nodes"]}
     if not extra or any(re.sub(r" \(\d+\)$", "", name) not in held for name in extra):
         return False
@@ -379,10 +385,18 @@ def _nodes(seen: Seen) -> list[Message]:
     return list(answer) if isinstance(answer, list) else []
 
 
-def _unstored(records: Sequence[Seen]) -> bool:
-    """Whether a node that is read-only has a persistent bitmap."""
+def _reached(names: set[str], edges: collections.Counter[str]) -> set[str]:
+    """These nodes and all below them."""
+    found = set(names)
+    while more := {_ends(edge)[1] for edge in edges if _ends(edge)[0] in found} - found:
+        found |= more
+    return found
+
+
+def _unstored(records: Sequence[Seen], among: set[str] | None = None) -> bool:
+    """Whether a node that is read-only has a persistent bitmap; any node, or one of these."""
     return any(
-        node["ro"] and any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))
+        node["ro"] and (among is None or node["node-name"] in among) and any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))
         for seen in records
         for node in _nodes(seen)
     )
@@ -445,39 +459,39 @@ def _idle_copy_before_write(moment: Moment, ours: Any, theirs: Any) -> bool:
     return bool(above & filters) and sorted(map(_without_writers, left.elements())) == sorted(right.elements())
 
 
-def _status_of_a_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """What cannot be told of a mirror's source is an error of reading, told like all others; the rival's just fails, its target full of zeroes."""
-    mirrors = moment.jobs("mirror") | {
-        event["data"]["device"] for event in moment.theirs[-1].events if event["event"] == "BLOCK_JOB_COMPLETED" and event["data"]["type"] == "mirror"
-    }
+def _status_of_a_source(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    What cannot be told of the source of a mirror, or of a backup of its top, is an error of reading, told like all
+    others; the rival's job just fails, a mirror's target full of zeroes.
+    """
+    tops = {arguments.get("job-id") for name, arguments in moment.actions() if name.endswith("-backup") and arguments.get("sync") == "top"}
     failed = {
         event["data"]["device"]
         for event in moment.theirs[-1].events
-        if event["event"] == "BLOCK_JOB_COMPLETED" and event["data"].get("error") == "Operation not supported"
+        if event["event"] == "BLOCK_JOB_COMPLETED"
+        and event["data"].get("error") == "Operation not supported"
+        and (event["data"]["type"] == "mirror" or event["data"]["device"] in tops)
     }
     told = {
-        about: [event for event in list_ if event[0] != "BLOCK_JOB_ERROR"] if about in mirrors & failed else list_ for about, list_ in ours.items()
+        about: [event for event in list_ if event[0] != "BLOCK_JOB_ERROR" or ("operation", "read") not in event[1]] if about in failed else list_
+        for about, list_ in ours.items()
     }
-    return bool(told == theirs)
+    return bool(failed) and bool(told == theirs)
 
 
 def _bitmaps_of_a_sharer(moment: Moment, ours: Any, theirs: Any) -> bool:
     """Bitmaps are in their image at once; in the rival another node of that image does not find them before they are stored."""
+    opened = {arguments["node-name"]: _file_name(arguments) for name, arguments in moment.actions() if name == "blockdev-add" and "node-name" in arguments}
     sharers = {arguments["node-name"] for _, arguments in moment.actions() if arguments.get("force-share") and "node-name" in arguments}
-    return bool(sharers) and "nodes" in ours and "nodes" in theirs and _differ_in_bitmaps_of(sharers, ours, theirs)
+    marked = {node["node-name"] for node in _nodes(moment.ours[-1]) if any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))}
+    late = {name for name in sharers if any(opened.get(other) == opened.get(name) for other in marked - {name})}
+    return bool(late) and "nodes" in ours and "nodes" in theirs and _differ_in_bitmaps_of(late, ours, theirs)
 
 
-def _half_deleted_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """When a snapshot cannot be deleted, the rival has forgotten it, though its image has not."""
-    action = moment.steps[-1].action
-    refused = isinstance(action, Command) and action.name == "blockdev-snapshot-delete-internal-sync" and "error" in moment.ours[-1].reply
-    if not refused or "nodes" not in ours or "nodes" not in theirs:
-        return False
-    name = action.arguments.get("device")  # type: ignore[union-attr]
-    if name not in ours["nodes"] or name not in theirs["nodes"]:
-        return False
-    fewer = {**ours["nodes"][name], "snapshots": ours["nodes"][name]["snapshots"] - 1}
-    return bool({**ours, "nodes": {**ours["nodes"], name: fewer}} == theirs)
+def _file_name(options: Message) -> Any:
+    """The file that options for a node name, if they say it themselves."""
+    file = options.get("file")
+    return file.get("filename") if isinstance(file, dict) else None
 
 
 def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
@@ -490,9 +504,41 @@ def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
     if "nodes" not in ours or "nodes" not in theirs:
         return False
     left, right = ({name: {**node, "ro": True} for name, node in state["nodes"].items()} for state in (ours, theirs))
-    stricter = any(node["ro"] and not theirs["nodes"].get(name, node)["ro"] for name, node in ours["nodes"].items())
     edges = [collections.Counter(map(_without_permissions, state["graph"].elements())) for state in (ours, theirs)]
-    return _unstored(moment.theirs[-1:]) and stricter and left == right and edges[0] == edges[1]
+    lenient = {name for name, node in theirs["nodes"].items() if not node["ro"] and ours["nodes"].get(name, node)["ro"]}
+    below = _reached(lenient, edges[1])
+    return _unstored(moment.theirs[-1:], below) and bool(lenient) and left == right and edges[0] == edges[1]
+
+
+def _format_of_a_changed_name(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """change-backing-file keeps the format of the backing file in the header; the rival writes that of the image itself."""
+    changed = {arguments["image-node-name"] for name, arguments in moment.actions() if name == "change-backing-file"} & ours["nodes"].keys()
+    key = "image.backing-filename-format"
+    told = {name: ours["nodes"][name] for name in changed if key in ours["nodes"][name]}
+    followed = {name: {**node, key: theirs["nodes"].get(name, {}).get(key)} for name, node in told.items()}
+    return bool(told) and bool({**ours, "nodes": {**ours["nodes"], **followed}} == theirs)
+
+
+def _target_of_a_slow_job(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """How far a slow job comes before it waits is a matter of the pieces it copies, which the bitmaps of its target tell."""
+    done = {
+        event["data"]["device"]
+        for seen in moment.theirs
+        for event in seen.events
+        if event["event"] == "BLOCK_JOB_COMPLETED" and "error" not in event["data"] and event["data"]["len"] == event["data"]["offset"]
+    }
+    slow = {arguments.get("target") for _, arguments in moment.actions() if arguments.get("speed") and arguments.get("job-id") not in done}
+    edges = collections.Counter(map(_without_permissions, theirs["graph"].elements()))
+    return _differ_in_bitmaps_of(_reached({str(name) for name in slow}, edges), ours, theirs)
+
+
+def _traces_of_a_refused_command(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    A command that is refused leaves all as it was; the rival's does not always: a stream's users stay, a transaction
+    has put one image over another, an internal snapshot is forgotten, a bitmap counts what was never copied.
+    """
+    refused = "error" in moment.ours[-1].reply and "error" in moment.theirs[-1].reply
+    return refused and ours in [moment.state(seen.state) for seen in moment.ours[-2:-1]]
 
 
 def _compressed_again(moment: Moment) -> bool:

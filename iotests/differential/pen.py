@@ -48,6 +48,17 @@ class Pen:
         self.steps.append(self.world.step(Command(name, arguments)))
         return not wrong
 
+    def add_throttle_group(self) -> None:
+        """object-add of a throttle group."""
+        name = self.world.new_name("group")
+        if self.send("object-add", {"qom-type": "throttle-group", "id": name, "limits": {"iops-total": self.rng.choice([0, 1000000])}}):
+            self.world.groups.append(name)
+
+    def throttle_group(self) -> None:
+        """One, mostly, if there is none."""
+        if not self.world.groups and self.chance(APT):
+            self.add_throttle_group()
+
     def settle_again(self) -> None:
         """The last step has changed which jobs are slow or paused."""
         self.steps[-1] = self.world.step(self.steps[-1].action)

@@ -53,6 +53,7 @@ _ROWS = {
         "'*' is not in this backing file chain",
         "Top image file * not found",
         "cannot commit an image into itself",
+        "'base-node' and 'base' are mutually exclusive",
         "'base' and 'base-node' cannot be specified at the same time",
     ),
     "37": ("Can't mirror node into itself", "Sync mode 'incremental' not supported", "*Source and target image have different sizes"),
