@@ -385,10 +385,13 @@ func (tx *Tx) imageOptions(file qapi.BlockdevRef, driver string, w opening) (*qa
 		w.probed = true
 	}
 	typ := tx.g.types[driver]
-	if typ == nil || typ.WithFile == nil {
-		return nil, w, qapi.Errorf("Unknown driver '%s'", driver)
+	switch {
+	case typ != nil && typ.WithFile != nil:
+		return typ.WithFile(file), w, nil
+	case typ != nil && typ.Protocol && file.Definition != nil && string(file.Definition.Driver) == driver:
+		return file.Definition, w, nil // no format over it: a snapshot of such a node says so in its header
 	}
-	return typ.WithFile(file), w, nil
+	return nil, w, qapi.Errorf("Unknown driver '%s'", driver)
 }
 
 // probeSize is how much of a file probing looks at, in bytes.

@@ -89,6 +89,15 @@ class AddAndDelete(QMPTestCase):
             options=[{"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": ""}],
         )
 
+    def test_backing_file_without_a_format(self) -> None:
+        for driver in ("null-co", "null-aio"):
+            with self.subTest(driver=driver):
+                path = self.path(f"{driver}.qcow2")
+                backing = "json:" + json.dumps({"driver": driver, "size": MiB})
+                subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", driver, path, str(MiB)], check=True)
+                self.qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": driver, "file": {"driver": "file", "filename": path}})
+                self.assertIn(driver, [node["drv"] for node in self.nodes().values()])
+
     def test_missing_file(self) -> None:
         self.assert_qmp_error(
             "Could not open 'nosuch': No such file or directory",
