@@ -167,7 +167,7 @@ def _state(state: Message) -> Any:
     nodes = state["query-named-block-nodes"]
     labels = {node["node-name"]: _label(node) for node in nodes}
     return {
-        "bitmaps": state["bitmaps"],
+        "bitmaps": plain(state["bitmaps"]),
         "nodes": _numbered((labels[node["node-name"]], _node(node)) for node in nodes),
         "graph": _graph(state["x-debug-query-block-graph"], labels, {labels[node["node-name"]] for node in nodes if node["drv"] in _FILTERS}),
         "exports": collections.Counter(str(sorted(plain(e).items())) for e in state["query-block-exports"]),

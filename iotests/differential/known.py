@@ -129,7 +129,7 @@ def _concluded_job_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _copy_before_write_unused(moment: Moment, ours: str, theirs: str) -> bool:
     """A source that is its own target is refused when the filter is used, by the rival already under a parent."""
-    return theirs.startswith("Permission conflict on node") and "as 'target' child) and unshared by" in theirs
+    return "Permission conflict on node" in theirs and "as 'target' child) and unshared by" in theirs
 
 
 def _create_size(ours: str, theirs: str) -> bool:
@@ -181,10 +181,11 @@ def _second_writer(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of two mistakes blockd names the child's first that is not there, the rival the threshold's or another child's."""
+    """Of two mistakes blockd names the child's first that is not there or cannot be read, the rival the threshold's or another child's."""
     action = moment.steps[-1].action
     quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
-    return quorum and ("threshold" in theirs or theirs.startswith("Permission conflict")) and ours.startswith("Cannot find device=")
+    left = ours.startswith(("Cannot find device=", "Could not refresh total sector count"))
+    return quorum and left and ("threshold" in theirs or theirs.startswith("Permission conflict"))
 
 
 def _force_share_as_before(moment: Moment, ours: str, theirs: str) -> bool:
@@ -233,7 +234,7 @@ def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
     """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
-    return theirs == "No write access" and ours == "" and _unstored(moment.theirs[-2:-1])
+    return theirs == "No write access" and ours in ("", "Block node is read-only") and _unstored(moment.theirs[-2:-1])
 
 
 def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
