@@ -14,7 +14,7 @@ func bitmapCommand(t *tool) *cobra.Command {
 	var o, from source
 	var granularity string
 	var todo []bitmapAction
-	cmd := t.command("bitmap FILE BITMAP", "Change a dirty bitmap that an image stores", cobra.ExactArgs(2), func(s *session, args []string) error {
+	cmd := t.command("bitmap FILE BITMAP", "Change a dirty bitmap that an image stores", imageAndBitmap, func(s *session, args []string) error {
 		if len(todo) == 0 {
 			return errors.New("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
 		}

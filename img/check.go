@@ -25,7 +25,7 @@ func checkCommand(t *tool) *cobra.Command {
 	var o source
 	var out output
 	var repair string
-	cmd := t.command("check FILE", "Look for damage in an image, and repair it", cobra.ExactArgs(1), func(s *session, args []string) error {
+	cmd := t.command("check FILE", "Look for damage in an image, and repair it", oneImage, func(s *session, args []string) error {
 		json, err := out.json()
 		if err != nil {
 			return err
@@ -68,7 +68,7 @@ func checkCommand(t *tool) *cobra.Command {
 	o.registerShare(cmd)
 	out.register(cmd)
 	cmd.Flags().StringVarP(&repair, "repair", "r", "", "what to repair: leaks, all")
-	cmd.Flags().StringVarP(&o.cache, "cache", "T", "", "cache mode")
+	cmd.Flags().StringVarP(&o.readCache, "cache", "T", "", "cache mode")
 	return cmd
 }
 

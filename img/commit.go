@@ -16,7 +16,7 @@ func commitCommand(t *tool) *cobra.Command {
 	var base string
 	var keep, show bool
 	var rate string
-	cmd := t.command("commit FILE", "Write what an image has into its backing file", cobra.ExactArgs(1), func(s *session, args []string) error {
+	cmd := t.command("commit FILE", "Write what an image has into its backing file", oneImage, func(s *session, args []string) error {
 		speed := int64(0)
 		if rate != "" {
 			var err error

@@ -22,9 +22,9 @@ const (
 func compareCommand(t *tool) *cobra.Command {
 	var a, b source
 	var strict, show bool
-	cmd := t.command("compare FILE1 FILE2", "Tell whether two images hold the same", cobra.ExactArgs(2), func(s *session, args []string) error {
+	cmd := t.command("compare FILE1 FILE2", "Tell whether two images hold the same", twoImages, func(s *session, args []string) error {
 		a.name, b.name = args[0], args[1]
-		b.imageOpts, b.share, b.cache = a.imageOpts, a.share, a.cache
+		b.imageOpts, b.share, b.readCache = a.imageOpts, a.share, a.readCache
 		left, err := s.openRead(a)
 		if err != nil {
 			return &cli.Exit{Code: exitOpen, Err: err}
@@ -54,7 +54,7 @@ func compareCommand(t *tool) *cobra.Command {
 	a.register(cmd)
 	a.registerShare(cmd)
 	b.registerFormat(cmd.Flags(), "second-format", "F")
-	cmd.Flags().StringVarP(&a.cache, "cache", "T", "", "cache mode")
+	cmd.Flags().StringVarP(&a.readCache, "cache", "T", "", "cache mode")
 	cmd.Flags().BoolVarP(&strict, "strict", "s", false, "sizes and allocation have to be the same, too")
 	cmd.Flags().BoolVarP(&show, "progress", "p", false, "show progress")
 	return cmd

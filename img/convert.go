@@ -42,7 +42,10 @@ func convertCommand(t *tool) *cobra.Command {
 	var c conversion
 	var from source
 	cmd := t.command("convert FILE... TARGET", "Copy an image, or several one after the other, into another one of any format", nil, func(s *session, args []string) error {
-		if len(args) < 2 {
+		switch {
+		case wantsHelp(c.options):
+			return s.explain(c.to.format, strings.Join(args[max(0, len(args)-1):], ""))
+		case len(args) < 2:
 			return errors.New("Must specify image file name")
 		}
 		c.to.name = args[len(args)-1]
@@ -70,7 +73,7 @@ func convertCommand(t *tool) *cobra.Command {
 	f.BoolVar(&c.skipBroken, "skip-broken-bitmaps", false, "but not the inconsistent ones")
 	f.BoolVar(&c.salvage, "salvage", false, "go on where the source cannot be read, with zeroes")
 	f.StringVarP(&c.to.cache, "target-cache", "t", "", "cache mode of the target")
-	f.StringVarP(&from.cache, "source-cache", "T", "", "cache mode of the source")
+	f.StringVarP(&from.readCache, "source-cache", "T", "", "cache mode of the source")
 	f.BoolVarP(&c.show, "progress", "p", false, "show progress")
 	f.StringVarP(&c.sparse, "sparse", "S", "4k", "bytes of zeroes in a row that are not written as data, 0 to write everything")
 	f.StringVarP(&c.rate, "rate", "r", "", "bytes per second, 0 for no limit")
@@ -121,7 +124,9 @@ func (c *conversion) check(given func(option string) bool) (err error) {
 	if !given("output-format") && !c.to.imageOpts {
 		c.to.format = "raw"
 	}
-	c.parsed, err = parseOptions(c.options)
+	if !wantsHelp(c.options) {
+		c.parsed, err = parseOptions(c.options)
+	}
 	return err
 }
 

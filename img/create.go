@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,28 +17,28 @@ func createCommand(t *tool) *cobra.Command {
 	var format, backing, backingFormat string
 	var options []string
 	var unsafe bool
-	cmd := t.command("create FILE [SIZE]", "Make an image", cobra.RangeArgs(1, 2), func(s *session, args []string) error {
+	var cmd *cobra.Command
+	cmd = t.command("create FILE [SIZE]", "Make an image", nil, func(s *session, args []string) error {
+		switch {
+		case wantsHelp(options):
+			return s.explain(format, strings.Join(args[:min(len(args), 1)], ""))
+		case len(args) == 0:
+			return errors.New("Expecting image file name")
+		case len(args) > 2:
+			return fmt.Errorf("Unexpected argument: %s", args[2])
+		}
 		o, err := parseOptions(options)
 		if err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 		n := newImage{file: args[0], format: format, options: o, unchecked: unsafe, announced: true}
-		if backing != "" {
-			o.Set("backing_file", backing)
-		}
-		if backingFormat != "" {
-			o.Set("backing_fmt", backingFormat)
-		}
 		if len(args) > 1 {
-			if o.Has("size") {
-				return fmt.Errorf("%s: Image size was given twice", args[0])
+			if _, err := parseSize("image size", args[1]); err != nil {
+				return err
 			}
-			size, err := qapi.ParseSize(args[1])
-			if err != nil || size > 1<<63-1 {
-				return errSize
-			}
-			o.Set("size", args[1])
+			n.sized = args[1]
 		}
+		n.backing, n.backingFormat = given(cmd, "backing", backing), given(cmd, "backing-format", backingFormat)
 		if err := s.create(&n); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
@@ -48,29 +47,32 @@ func createCommand(t *tool) *cobra.Command {
 	cmd.Flags().StringVarP(&format, "format", "f", "raw", "the image's format")
 	cmd.Flags().StringVarP(&backing, "backing", "b", "", "the backing file")
 	cmd.Flags().StringVarP(&backingFormat, "backing-format", "F", "", "the backing file's format")
-	cmd.Flags().StringArrayVarP(&options, "options", "o", nil, "options of the format: NAME=VALUE,...")
+	cmd.Flags().StringArrayVarP(&options, "options", "o", nil, "options of the format: NAME=VALUE,...; help lists them")
 	cmd.Flags().BoolVarP(&unsafe, "unsafe", "u", false, "do not look at the backing file")
+	allowEmpty(cmd.Flags(), "backing")
 	return cmd
 }
-
-var errSize = errors.New("Invalid image size specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
 
 // newImage is an image that is to be made.
 type newImage struct {
 	file, format string
 	// options are in the words of qemu-img: with underscores.
-	options   *qapi.Object
-	unchecked bool // the backing file is not looked at
-	announced bool
-	size      int64
+	options *qapi.Object
+	// sized is the length that was given beside them, "" for none; so are the other
+	// two, nil for none.
+	sized                  string
+	backing, backingFormat *string
+	unchecked              bool // the backing file is not looked at
+	announced              bool
+	size                   int64
 }
-
-// ofFile are the options that belong to the file below the format.
-var ofFile = []string{"nocow", "extent_size_hint"}
 
 // create makes an image. What it had begun is removed when it fails.
 func (s *session) create(n *newImage) error {
 	if err := s.checkFormat(n.format); err != nil {
+		return err
+	}
+	if err := n.takeOptions(); err != nil {
 		return err
 	}
 	if err := s.checkBacking(n); err != nil {
@@ -81,13 +83,8 @@ func (s *session) create(n *newImage) error {
 	if !ok {
 		return errors.New("Image creation needs a size parameter")
 	}
-	size, err := qapi.ParseSize(word.(string))
-	if err != nil || size > 1<<63-1 {
-		return errSize
-	}
-	n.size = int64(size)
-
-	if err := s.checkOptions(n, flat); err != nil {
+	var err error
+	if n.size, err = parseSize("image size", word.(string)); err != nil {
 		return err
 	}
 	if n.announced {
@@ -95,12 +92,46 @@ func (s *session) create(n *newImage) error {
 			return err
 		}
 	}
+	return n.make(s, flat)
+}
+
+// takeOptions has what was given beside the options among them, and refuses what
+// the format does not know before anything is made.
+func (n *newImage) takeOptions() error {
+	known := ofImage(n.format)
+	if err := known.check(n.options.Flatten()); err != nil {
+		return err
+	}
+	if n.sized != "" {
+		if n.options.Has("size") {
+			return errors.New("The image size must be specified only once")
+		}
+		n.options.Set("size", n.sized)
+	}
+	if n.backing != nil {
+		if !known.have("backing_file") {
+			return fmt.Errorf("Backing file not supported for file format '%s'", n.format)
+		}
+		n.options.Set("backing_file", *n.backing)
+	}
+	if n.backingFormat != nil {
+		if !known.have("backing_fmt") {
+			return fmt.Errorf("Backing file format not supported for file format '%s'", n.format)
+		}
+		n.options.Set("backing_fmt", *n.backingFormat)
+	}
+	return nil
+}
+
+// make makes the image and, before it, the files that it is in. Those that it made
+// are gone again when it fails.
+func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 	file := qapi.NewObject("driver", "file", "filename", n.file)
 	format := qapi.NewObject("driver", n.format, "size", n.size)
 	for key, v := range flat.All() {
 		switch {
 		case key == "size":
-		case slices.Contains(ofFile, key), n.format == "raw":
+		case ofFile.have(key) && !created[n.format].have(key):
 			file.Set(strings.ReplaceAll(key, "_", "-"), v)
 		default:
 			key, v = formatOption(key, v)
@@ -108,27 +139,44 @@ func (s *session) create(n *newImage) error {
 		}
 	}
 	if n.format == "raw" {
-		file.Set("size", n.size)
+		file.Set("size", roundUp(n.size, 512))
 		return s.createTyped(file)
 	}
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, name := range made {
+				os.Remove(name)
+			}
+		}
+	}()
+	empty := func(o *qapi.Object, name string) error {
+		_, missing := os.Lstat(name)
+		o.Set("size", int64(0))
+		err := s.createTyped(o)
+		if err == nil && missing != nil {
+			made = append(made, name)
+		}
+		return err
+	}
 	if name, ok := format.Get("data-file"); ok {
-		data := qapi.NewObject("driver", "file", "filename", name, "size", int64(0))
-		if err := s.createTyped(data); err != nil {
+		if err := empty(qapi.NewObject("driver", "file", "filename", name), name.(string)); err != nil {
 			return err
 		}
 		format.Set("data-file", qapi.NewObject("driver", "file", "filename", name))
 	}
-	_, existed := os.Lstat(n.file)
-	file.Set("size", int64(0))
-	if err := s.createTyped(file); err != nil {
+	if err := empty(file, n.file); err != nil {
 		return err
 	}
-	format.Set("file", qapi.NewObject("driver", "file", "filename", n.file))
-	err = s.createTyped(format)
-	if err != nil && existed != nil {
-		os.Remove(n.file)
+	below := "file"
+	if detached, ok := format.Get("detached-header"); ok {
+		format.Delete("detached-header")
+		if detached == "on" {
+			below = "header"
+		}
 	}
-	return err
+	format.Set(below, qapi.NewObject("driver", "file", "filename", n.file))
+	return s.createTyped(format)
 }
 
 // createTyped runs blockdev-create with options whose values may be words.
@@ -142,23 +190,6 @@ func (s *session) createTyped(o *qapi.Object) error {
 		return err
 	}
 	return s.job("blockdev-create", qapi.NewObject("options", qapi.ToObject(&typed)), false)
-}
-
-// checkOptions refuses options that nobody knows, before anything is made.
-func (s *session) checkOptions(n *newImage, flat *qapi.Object) error {
-	for key := range flat.All() {
-		known := slices.ContainsFunc(shown, func(o option) bool { return o.key == key })
-		switch n.format {
-		case "raw":
-			known = slices.Contains(ofFile, key) || key == "size" || key == "preallocation"
-		case "luks":
-			known = slices.Contains(ofLUKS, key) || slices.Contains(ofFile, key)
-		}
-		if !known {
-			return &unknownOption{key}
-		}
-	}
-	return nil
 }
 
 // unknownOption: a format has no option of that name.
@@ -182,18 +213,25 @@ func (s *session) checkFormat(format string) error {
 // checkBacking looks at the backing file, and takes the size from it when none
 // is given.
 func (s *session) checkBacking(n *newImage) error {
-	name, _ := n.options.Get("backing_file")
-	backing, _ := name.(string)
-	if backing == "" {
+	name, ok := n.options.Get("backing_file")
+	if !ok {
 		return nil
 	}
+	backing, _ := name.(string)
 	format, _ := n.options.Get("backing_fmt")
 	known, _ := format.(string)
-	if n.unchecked && (known != "" || n.options.Has("size")) {
+	switch {
+	case backing == n.file:
+		return errors.New("Error: Trying to create an image with the same filename as the backing file")
+	case backing == "":
+		return errors.New("Expected backing file name, got empty string")
+	case n.unchecked && known == "":
+		return errors.New("Backing file specified without backing format")
+	case n.unchecked:
 		return nil
 	}
-	o := source{name: resolve(n.file, backing), format: known}
-	node, err := s.openNode(o, mode{})
+	// Its content is not read: somebody else may write it, and it needs no key.
+	node, err := s.openNode(source{name: resolve(n.file, backing), format: known, share: true}, mode{headerOnly: true})
 	if err != nil {
 		return blockgraph.WithHint(err, "Could not open backing image.")
 	}
@@ -215,19 +253,6 @@ func resolve(image, name string) string {
 	return filepath.Join(filepath.Dir(image), name)
 }
 
-// option is one that can be announced, with its default if that is, too.
-type option struct{ key, value string }
-
-// shown are the options in the order in which they are announced, with the
-// defaults of those that always are.
-var shown = []option{
-	{"encrypt.format", ""}, {"encrypt.key-secret", ""}, {"encrypt.cipher-alg", ""}, {"encrypt.cipher-mode", ""},
-	{"encrypt.ivgen-alg", ""}, {"encrypt.ivgen-hash-alg", ""}, {"encrypt.hash-alg", ""}, {"encrypt.iter-time", ""},
-	{"cluster_size", "65536"}, {"extended_l2", "off"}, {"preallocation", ""}, {"compression_type", "zlib"}, {"size", ""},
-	{"compat", ""}, {"backing_file", ""}, {"backing_fmt", ""}, {"data_file", ""}, {"data_file_raw", ""},
-	{"lazy_refcounts", "off"}, {"refcount_bits", "16"}, {"nocow", ""}, {"extent_size_hint", ""},
-}
-
 // Announce returns the line that the field prints about an image with default
 // options.
 func Announce(file, format string, size int64, backing, backingFormat string) string {
@@ -238,33 +263,19 @@ func Announce(file, format string, size int64, backing, backingFormat string) st
 	return n.announcement()
 }
 
-// ofLUKS are the options of luks, in the order in which they are announced.
-var ofLUKS = []string{"size", "key-secret", "cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time", "preallocation"}
-
 // announcement is the line that says what was made.
 func (n *newImage) announcement() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Formatting '%s', fmt=%s", n.file, n.format)
 	flat := n.options.Flatten()
-	options := shown
-	if n.format == "luks" {
-		options = nil
-		for _, key := range append(ofLUKS[:len(ofLUKS):len(ofLUKS)], ofFile...) {
-			options = append(options, option{key: key})
-		}
-	}
-	for _, o := range options {
+	for _, o := range ofImage(n.format) {
 		v, given := flat.Get(o.key)
 		switch {
 		case o.key == "size":
 			fmt.Fprintf(&b, " size=%d", n.size)
 		case given:
-			text := fmt.Sprint(v)
-			if size, err := qapi.ParseSize(text); o.key == "cluster_size" && err == nil {
-				text = fmt.Sprint(size)
-			}
-			b.WriteString(" " + o.key + "=" + text)
-		case o.value != "" && n.format == "qcow2":
+			b.WriteString(" " + o.key + "=" + o.shown(fmt.Sprint(v)))
+		case o.value != "":
 			b.WriteString(" " + o.key + "=" + o.value)
 		}
 	}

@@ -1,6 +1,7 @@
 package img
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -43,4 +44,29 @@ func checkGiven(cmd *cobra.Command, args []string) (err error) {
 		}
 	})
 	return err
+}
+
+// given is an option's value, nil if it is not there.
+func given(cmd *cobra.Command, name, value string) *string {
+	if !cmd.Flags().Changed(name) {
+		return nil
+	}
+	return &value
+}
+
+// Arguments beside options.
+var (
+	oneImage       = arguments(1, "Expecting one image file name")
+	twoImages      = arguments(2, "Expecting two image file names")
+	imageAndBitmap = arguments(2, "Expecting filename and bitmap name")
+)
+
+// arguments demands so many arguments, in the field's words.
+func arguments(n int, text string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != n {
+			return errors.New(text)
+		}
+		return nil
+	}
 }

@@ -44,7 +44,7 @@ func Command(env *cli.Environment, start NewDaemon) *cobra.Command {
 		Long: "Works on images that no daemon has open, with the options and the output of qemu-img.",
 	}
 	cmd.AddCommand(
-		createCommand(t), infoCommand(t), checkCommand(t), mapCommand(t), compareCommand(t), convertCommand(t), resizeCommand(t),
+		createCommand(t), amendCommand(t), infoCommand(t), checkCommand(t), mapCommand(t), compareCommand(t), convertCommand(t), resizeCommand(t),
 		snapshotCommand(t), commitCommand(t), rebaseCommand(t), bitmapCommand(t), measureCommand(t), ddCommand(t),
 	)
 	return cmd

@@ -16,7 +16,7 @@ func infoCommand(t *tool) *cobra.Command {
 	var o source
 	var out output
 	var chain bool
-	cmd := t.command("info FILE", "Tell what an image is", cobra.ExactArgs(1), func(s *session, args []string) error {
+	cmd := t.command("info FILE", "Tell what an image is", oneImage, func(s *session, args []string) error {
 		json, err := out.json()
 		if err != nil {
 			return err
@@ -68,7 +68,7 @@ func (s *session) infos(o source, chain bool) ([]any, error) {
 		if !chain || below == "" {
 			return list, nil
 		}
-		o = source{name: below, format: qmpclient.String(info, "backing-filename-format"), share: o.share, cache: o.cache}
+		o = source{name: below, format: qmpclient.String(info, "backing-filename-format"), share: o.share}
 	}
 }
 
@@ -83,7 +83,8 @@ func (s *session) infoOf(n *blockgraph.Node) (*qapi.Object, error) {
 		images[qmpclient.String(o, "node-name")] = o
 	}
 	info := describe(images, n.Name())
-	if file := n.File(); file != nil && n.Backing() == nil {
+	_, layered := n.Driver().(blockgraph.BackingImage)
+	if file := n.File(); layered && file != nil && n.Backing() == nil {
 		// It was opened without its backing file, which is not a part of its name.
 		info.Set("filename", file.Child().Filename())
 	}

@@ -61,7 +61,7 @@ func (s *session) job(command string, arguments *qapi.Object, show bool) (err er
 func (s *session) jobResult(command string, arguments *qapi.Object, show bool) (*qapi.Object, error) {
 	const id = "img"
 	arguments.Set("job-id", id)
-	if command != "blockdev-create" {
+	if command != "blockdev-create" && command != "x-blockdev-amend" { // theirs stay anyhow
 		arguments.Set("auto-dismiss", false)
 	}
 	if _, err := s.execute(command, arguments); err != nil {

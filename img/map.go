@@ -1,7 +1,9 @@
 package img
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,7 +16,7 @@ func mapCommand(t *tool) *cobra.Command {
 	var o source
 	var out output
 	var start, most string
-	cmd := t.command("map FILE", "Tell where an image has its data", cobra.ExactArgs(1), func(s *session, args []string) error {
+	cmd := t.command("map FILE", "Tell where an image has its data", oneImage, func(s *session, args []string) error {
 		json, err := out.json()
 		if err != nil {
 			return err
@@ -52,7 +54,10 @@ func mapCommand(t *tool) *cobra.Command {
 // parseSize reads a count of bytes with a suffix.
 func parseSize(what, word string) (int64, error) {
 	n, err := qapi.ParseSize(word)
-	if err != nil || n > 1<<63-1 {
+	if errors.Is(err, qapi.ErrSizeRange) || err == nil && n > math.MaxInt64 {
+		return 0, fmt.Errorf("Invalid %s specified. Must be between 0 and %d.", what, math.MaxInt64)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("Invalid %s specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.", what)
 	}
 	return int64(n), nil
@@ -110,8 +115,10 @@ func (s *session) printMap(n *blockgraph.Node, from, end int64, json bool) error
 		return err
 	}
 	if json {
-		if first {
-			fmt.Fprint(s.env.Out, "[")
+		if first { // the field has one line even where there is nothing
+			if err := s.printRun(&run{start: from}, json, first); err != nil {
+				return err
+			}
 		}
 		_, err = fmt.Fprintln(s.env.Out, "]")
 	}

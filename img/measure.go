@@ -3,7 +3,6 @@ package img
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,12 +19,17 @@ func measureCommand(t *tool) *cobra.Command {
 	var out output
 	var format, size, snapshot string
 	var options []string
-	cmd := t.command("measure [FILE]", "Tell how long the file of a copy would be", cobra.MaximumNArgs(1), func(s *session, args []string) error {
+	cmd := t.command("measure [FILE]", "Tell how long the file of a copy would be", nil, func(s *session, args []string) error {
 		json, err := out.json()
 		if err != nil {
 			return err
 		}
-		if (size != "") == (len(args) == 1) {
+		switch {
+		case len(args) > 1:
+			return errors.New("At most one filename argument is allowed.")
+		case size != "" && len(args) == 1:
+			return errors.New("--size N cannot be used together with a filename.")
+		case size == "" && len(args) == 0:
 			return errors.New("Either --size N or one filename must be specified.")
 		}
 		if err := s.checkFormat(format); err != nil {
@@ -166,12 +170,12 @@ func (m *measurement) header(o *qapi.QCryptoBlockCreateOptionsLUKS, prefix strin
 // options are those of the new image, typed.
 func (m *measurement) options() (*qapi.BlockdevCreateOptions, error) {
 	flat := m.o.options.Flatten()
-	if err := m.s.checkOptions(&m.o, flat); err != nil {
-		return nil, err
+	if err := ofImage(m.o.format).check(flat); err != nil {
+		return nil, blockgraph.WithHint(err, fmt.Sprintf("Invalid options for file format '%s'", m.o.format))
 	}
 	words := qapi.NewObject("driver", m.o.format, "size", m.o.size, "file", "unused")
 	for key, v := range flat.All() {
-		if key != "size" && !slices.Contains(ofFile, key) {
+		if key != "size" && (created[m.o.format].have(key) || !ofFile.have(key)) {
 			key, v = formatOption(key, v)
 			words.Set(key, v)
 		}

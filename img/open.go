@@ -1,8 +1,10 @@
 package img
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +21,8 @@ type source struct {
 	format    string // "": what it looks like
 	imageOpts bool   // name is options
 	share     bool   // -U
-	cache     string // -t or -T
+	cache     string // -t
+	readCache string // -T
 	// secrets are options that name secrets, for an image that was just made.
 	secrets *qapi.Object
 }
@@ -51,6 +54,9 @@ type mode struct {
 
 // openImage opens an image, and returns its node. Its error says which image.
 func (s *session) openImage(o source, m mode) (*blockgraph.Node, error) {
+	if err := o.checkCache(); err != nil {
+		return nil, err
+	}
 	n, err := s.openNode(o, m)
 	if err != nil {
 		return nil, fmt.Errorf("Could not open '%s': %w", o.name, err)
@@ -70,7 +76,7 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 		if err != nil {
 			return nil, err
 		}
-		options, filename = parsed, ""
+		options, filename = sizesRead(parsed), ""
 	}
 	if o.format != "" {
 		options.Set("driver", o.format)
@@ -80,9 +86,7 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 			options.Set(key, v)
 		}
 	}
-	if err := setCache(options, o.cache); err != nil {
-		return nil, err
-	}
+	setCache(options, cmp.Or(o.cache, o.readCache))
 	name := s.newName()
 	options.Set("node-name", name)
 	options.Set("read-only", !m.writable)
@@ -101,6 +105,25 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 		options.Delete("backing")
 	}
 	return s.openEncrypted(filename, options, m)
+}
+
+// sized are options that take a suffix among image options, as they do not in QMP.
+var sized = []string{"offset", "size", "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size"}
+
+// sizesRead are options with counts of bytes as numbers.
+func sizesRead(o *qapi.Object) *qapi.Object {
+	flat := o.Flatten()
+	read := qapi.NewObject()
+	for key, v := range flat.All() {
+		word, ok := v.(string)
+		if ok && slices.Contains(sized, key[strings.LastIndexByte(key, '.')+1:]) {
+			if n, err := qapi.ParseSize(word); err == nil {
+				v = fmt.Sprint(n)
+			}
+		}
+		read.Set(key, v)
+	}
+	return read
 }
 
 // isOlder is how an image with the older encryption refuses the newer one.
@@ -155,25 +178,30 @@ func (s *session) openOptions(filename string, options *qapi.Object, m mode) (*b
 	return n, err
 }
 
-// setCache sets what a cache mode of qemu-img stands for.
-func setCache(o *qapi.Object, name string) error {
-	direct, noFlush := false, false
-	switch name {
-	case "", "writeback", "writethrough":
-	case "none", "directsync":
-		direct = true
-	case "unsafe":
-		noFlush = true
-	default:
-		return fmt.Errorf("Invalid cache option: %s", name)
+// cacheModes are what cache modes of qemu-img stand for.
+var cacheModes = map[string]struct{ direct, noFlush bool }{
+	"": {}, "writeback": {}, "writethrough": {}, "none": {direct: true}, "off": {direct: true}, "directsync": {direct: true}, "unsafe": {noFlush: true},
+}
+
+// checkCache refuses cache modes that there are not.
+func (o *source) checkCache() error {
+	if _, ok := cacheModes[o.cache]; !ok {
+		return fmt.Errorf("Invalid cache option: %s", o.cache)
 	}
-	if direct {
-		o.Set("cache.direct", true)
-	}
-	if noFlush {
-		o.Set("cache.no-flush", true)
+	if _, ok := cacheModes[o.readCache]; !ok {
+		return fmt.Errorf("Invalid source cache option: %s", o.readCache)
 	}
 	return nil
+}
+
+// setCache sets what a cache mode stands for.
+func setCache(o *qapi.Object, name string) {
+	if cacheModes[name].direct {
+		o.Set("cache.direct", true)
+	}
+	if cacheModes[name].noFlush {
+		o.Set("cache.no-flush", true)
+	}
 }
 
 // root opens a way to a node's content for this process, which ends with

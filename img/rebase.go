@@ -14,7 +14,7 @@ import (
 func rebaseCommand(t *tool) *cobra.Command {
 	var o source
 	var r rebasing
-	cmd := t.command("rebase -b BACKING FILE", "Put an image over another backing file", cobra.ExactArgs(1), func(s *session, args []string) error {
+	cmd := t.command("rebase -b BACKING FILE", "Put an image over another backing file", oneImage, func(s *session, args []string) error {
 		if r.backing == "" && !r.unsafe && !r.alone {
 			return errors.New("Must specify backing file (-b) or use unsafe mode (-u)")
 		}
@@ -48,6 +48,9 @@ type rebasing struct {
 }
 
 func (r *rebasing) run(o source) error {
+	if err := (&source{cache: o.cache, readCache: r.sourceCache}).checkCache(); err != nil {
+		return err
+	}
 	n, err := r.s.openImage(o, mode{writable: true, noBacking: r.unsafe})
 	if err != nil {
 		return err
@@ -69,7 +72,7 @@ func (r *rebasing) run(o source) error {
 // keepContent writes what would change.
 func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
 	if r.backing != "" {
-		below := source{name: resolve(o.name, r.backing), format: r.format, share: o.share, cache: r.sourceCache}
+		below := source{name: resolve(o.name, r.backing), format: r.format, share: o.share, readCache: r.sourceCache}
 		node, err := r.s.openNode(below, mode{})
 		if err != nil {
 			return fmt.Errorf("Could not open new backing file '%s': %w", r.backing, err)

@@ -2,6 +2,8 @@ package img
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +18,9 @@ func resizeCommand(t *tool) *cobra.Command {
 	var shrink bool
 	cmd := t.command("resize FILE [+|-]SIZE", "Make an image longer or shorter", nil, func(s *session, args []string) error {
 		o.name = args[0]
+		if !slices.Contains(qapi.PreallocMode("").QAPIEnum(), prealloc) {
+			return fmt.Errorf("Invalid preallocation mode '%s'", prealloc)
+		}
 		n, err := s.openImage(o, mode{writable: true})
 		if err != nil {
 			return err
@@ -24,17 +29,15 @@ func resizeCommand(t *tool) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if size < n.Size() {
-			if prealloc != "off" {
-				return errors.New("Preallocation can only be used for growing images")
-			}
-			if !shrink {
-				return blockgraph.WithHint(errors.New("Use the --shrink option to perform a shrink operation."),
-					"warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, make sure there is no important data there.")
-			}
+		switch {
+		case size <= n.Size() && prealloc != "off":
+			return errors.New("Preallocation can only be used for growing images")
+		case size < n.Size() && !shrink:
+			return blockgraph.WithHint(errors.New("Use the --shrink option to perform a shrink operation."),
+				"warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, make sure there is no important data there.")
 		}
 		err = s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
-			return tx.Resize(n, size, false, qapi.PreallocMode(prealloc))
+			return tx.Resize(n, size, true, qapi.PreallocMode(prealloc))
 		})
 		if err != nil {
 			return err
@@ -56,8 +59,8 @@ func resizeCommand(t *tool) *cobra.Command {
 			return err
 		}
 		args = append(cmd.Flags().Args(), args[size])
-		if err := cobra.ExactArgs(2)(cmd, args); err != nil {
-			return err
+		if len(args) != 2 {
+			return errors.New("Expecting image file name and size")
 		}
 		return run(cmd, args)
 	}
@@ -73,13 +76,14 @@ func newSize(size int64, word string) (int64, error) {
 	case strings.HasPrefix(word, "-"):
 		sign = -1
 	}
-	n, err := qapi.ParseSize(strings.TrimLeft(word, "+-"))
-	if err != nil || n > 1<<62 {
-		return 0, errSize
+	word = strings.TrimLeft(word, "+-")
+	if err := checkSize("size", word); err != nil {
+		return 0, err
 	}
-	to := int64(n)
+	n, _ := qapi.ParseSize(word)
+	to := int64(n) // beyond the longest it is negative, as the sum is
 	if sign != 0 {
-		to = size + sign*int64(n)
+		to = size + sign*to
 	}
 	if to <= 0 {
 		return 0, errors.New("New image size must be positive")

@@ -17,7 +17,7 @@ func snapshotCommand(t *tool) *cobra.Command {
 	var o source
 	var list bool
 	var create, apply, remove string
-	cmd := t.command("snapshot FILE", "List, make, delete and go back to snapshots within an image", cobra.ExactArgs(1), func(s *session, args []string) error {
+	cmd := t.command("snapshot FILE", "List, make, delete and go back to snapshots within an image", oneImage, func(s *session, args []string) error {
 		o.name = args[0]
 		change := create != "" || apply != "" || remove != ""
 		n, err := s.openImage(o, mode{writable: change, noBacking: true})
