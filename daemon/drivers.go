@@ -46,7 +46,14 @@ func newDrivers(d *Daemon, c Config, clk clock.Clock) drivers {
 		Policy: pathPolicy(c.AllowedPaths),
 		Warn:   warn,
 	})
-	rawType := raw.DriverType(raw.Config{Probe: func(head []byte) string { return d.Graph.Probe(head) }, Warn: warn})
+	rawType := raw.DriverType(raw.Config{
+		Probe: func(head []byte) string { return d.Graph.Probe(head) },
+		Warn: func(text string) { // it says itself that it is one, in several lines
+			for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
+				d.complain(line)
+			}
+		},
+	})
 	types := host.DriverTypes()
 	types = append(types, null.DriverTypes(clk)...)
 	types = append(types, blkdebug.Type(func(name string, fromHeader bool) ([]byte, error) {

@@ -21,6 +21,9 @@ func resizeCommand(t *tool) *cobra.Command {
 		if !slices.Contains(qapi.PreallocMode("").QAPIEnum(), prealloc) {
 			return fmt.Errorf("Invalid preallocation mode '%s'", prealloc)
 		}
+		if err := checkSize("size", unsigned(args[1])); err != nil {
+			return err
+		}
 		n, err := s.openImage(o, mode{writable: true})
 		if err != nil {
 			return err
@@ -52,8 +55,11 @@ func resizeCommand(t *tool) *cobra.Command {
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		size := len(args) - 1
-		if size < 0 || args[size] == "-h" || args[size] == "--help" {
+		switch {
+		case size >= 0 && (args[size] == "-h" || args[size] == "--help"):
 			return cmd.Help()
+		case size < 1:
+			return errors.New("Not enough arguments")
 		}
 		if err := cmd.Flags().Parse(args[:size]); err != nil {
 			return err
@@ -67,6 +73,9 @@ func resizeCommand(t *tool) *cobra.Command {
 	return cmd
 }
 
+// unsigned is the number within a size, which may be relative.
+func unsigned(word string) string { return strings.TrimPrefix(strings.TrimPrefix(word, "+"), "-") }
+
 // newSize reads a size, which may be relative to the present one.
 func newSize(size int64, word string) (int64, error) {
 	sign := int64(0)
@@ -76,11 +85,10 @@ func newSize(size int64, word string) (int64, error) {
 	case strings.HasPrefix(word, "-"):
 		sign = -1
 	}
-	word = strings.TrimLeft(word, "+-")
-	if err := checkSize("size", word); err != nil {
+	n, err := qapi.ParseSize(unsigned(word))
+	if err != nil {
 		return 0, err
 	}
-	n, _ := qapi.ParseSize(word)
 	to := int64(n) // beyond the longest it is negative, as the sum is
 	if sign != 0 {
 		to = size + sign*to

@@ -17,7 +17,17 @@ func snapshotCommand(t *tool) *cobra.Command {
 	var o source
 	var list bool
 	var create, apply, remove string
-	cmd := t.command("snapshot FILE", "List, make, delete and go back to snapshots within an image", oneImage, func(s *session, args []string) error {
+	var cmd *cobra.Command
+	cmd = t.command("snapshot FILE", "List, make, delete and go back to snapshots within an image", oneImage, func(s *session, args []string) error {
+		given := 0
+		for _, name := range []string{"list", "create", "apply", "delete"} {
+			if cmd.Flags().Changed(name) {
+				given++
+			}
+		}
+		if given > 1 {
+			return errors.New("Cannot mix '-l', '-a', '-c', '-d'")
+		}
 		o.name = args[0]
 		change := create != "" || apply != "" || remove != ""
 		n, err := s.openImage(o, mode{writable: change, noBacking: true})
@@ -27,18 +37,25 @@ func snapshotCommand(t *tool) *cobra.Command {
 		switch {
 		case create != "":
 			_, err = s.execute("blockdev-snapshot-internal-sync", qapi.NewObject("device", n.Name(), "name", create))
-			return named(err, "Could not create snapshot '%s': %w", create)
+			return named(ofTheTool(err), "Could not create snapshot '%s': %w", create)
 		case apply != "":
-			err = s.withSnapshot(n, apply, func(id string) error {
-				_, err := s.execute("x-blockdev-snapshot-revert", qapi.NewObject("device", n.Name(), "id", id))
-				return err
-			})
+			id, err := s.findSnapshot(n, apply, "id", "name")
+			if id == "" && err == nil {
+				err = errors.New("Failed to load snapshot: No such file or directory")
+			}
+			if err == nil {
+				_, err = s.execute("x-blockdev-snapshot-revert", qapi.NewObject("device", n.Name(), "id", id))
+			}
 			return named(err, "Could not apply snapshot '%s': %w", apply)
 		case remove != "":
-			err = s.withSnapshot(n, remove, func(id string) error {
-				_, err := s.execute("blockdev-snapshot-delete-internal-sync", qapi.NewObject("device", n.Name(), "id", id))
-				return err
-			})
+			// Unlike to go back to one, its name has to be given.
+			id, err := s.findSnapshot(n, remove, "name")
+			if id == "" && err == nil {
+				err = errors.New("snapshot not found")
+			}
+			if err == nil {
+				_, err = s.execute("blockdev-snapshot-delete-internal-sync", qapi.NewObject("device", n.Name(), "id", id))
+			}
 			return named(err, "Could not delete snapshot '%s': %w", remove)
 		}
 		info, err := s.infoOf(n)
@@ -57,7 +74,6 @@ func snapshotCommand(t *tool) *cobra.Command {
 	f.StringVarP(&create, "create", "c", "", "make one of that name")
 	f.StringVarP(&apply, "apply", "a", "", "go back to that one")
 	f.StringVarP(&remove, "delete", "d", "", "delete that one")
-	cmd.MarkFlagsMutuallyExclusive("list", "create", "apply", "delete")
 	return cmd
 }
 
@@ -122,19 +138,32 @@ func (s *session) loadSnapshot(n *blockgraph.Node, ask snapshotName) error {
 	})
 }
 
-// withSnapshot does something with the snapshot that goes by a name or, if
-// there is none of that name, by an id.
-func (s *session) withSnapshot(n *blockgraph.Node, word string, do func(id string) error) error {
+// findSnapshot returns the id of the snapshot that a word means, which is looked for
+// among all ids or names first that are listed first. It is "" if there is none.
+func (s *session) findSnapshot(n *blockgraph.Node, word string, members ...string) (string, error) {
 	info, err := s.infoOf(n)
 	if err != nil {
-		return err
+		return "", err
 	}
-	for _, key := range []string{"name", "id"} {
+	for _, key := range members {
 		for _, snapshot := range qmpclient.Objects(info, "snapshots") {
 			if qmpclient.String(snapshot, key) == word {
-				return do(qmpclient.String(snapshot, "id"))
+				return qmpclient.String(snapshot, "id"), nil
 			}
 		}
 	}
-	return errors.New("snapshot not found")
+	return "", nil
+}
+
+// ofTheTool is an error of the daemon's command in the words of qemu-img, where that
+// tells only the errno.
+func ofTheTool(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	if strings.HasSuffix(text, ": "+blockgraph.Strerror(syscall.ENOTSUP)) || strings.HasSuffix(text, "does not support internal snapshots") {
+		return fmt.Errorf("%d (%s)", -int(syscall.ENOTSUP), blockgraph.Strerror(syscall.ENOTSUP))
+	}
+	return err
 }
