@@ -3,6 +3,7 @@ package img
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -18,14 +19,24 @@ func bitmapCommand(t *tool) *cobra.Command {
 		if len(todo) == 0 {
 			return errors.New("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
 		}
+		does := func(name string) bool {
+			return slices.ContainsFunc(todo, func(a bitmapAction) bool { return a.name == name })
+		}
+		switch {
+		case granularity != "" && !does("add"):
+			return errors.New("granularity only supported with --add")
+		case from.format != "" && from.name == "":
+			return errors.New("-F only supported with -b")
+		case from.name != "" && !does("merge"):
+			return errors.New("Merge bitmap source file only supported with --merge")
+		}
 		o.name = args[0]
 		b := bitmap{s: s, name: args[1]}
 		if granularity != "" {
-			n, err := qapi.ParseSize(granularity)
-			if err != nil || n > 1<<32-1 {
-				return errors.New("Invalid granularity specified")
+			var err error
+			if b.granularity, err = parseSize("granularity", granularity); err != nil {
+				return err
 			}
-			b.granularity = int64(n)
 		}
 		n, err := s.openImage(o, mode{writable: true, noBacking: true})
 		if err != nil {

@@ -127,7 +127,11 @@ func (n *newImage) takeOptions() error {
 // are gone again when it fails.
 func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 	file := qapi.NewObject("driver", "file", "filename", n.file)
-	format := qapi.NewObject("driver", n.format, "size", n.size)
+	size := n.size
+	if n.format != "luks" { // whose field's tool takes it as it is
+		size = roundUp(size, 512)
+	}
+	format := qapi.NewObject("driver", n.format, "size", size)
 	for key, v := range flat.All() {
 		switch {
 		case key == "size":
@@ -139,7 +143,7 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 		}
 	}
 	if n.format == "raw" {
-		file.Set("size", roundUp(n.size, 512))
+		file.Set("size", size)
 		return s.createTyped(file)
 	}
 	var made []string

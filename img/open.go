@@ -76,7 +76,10 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 		if err != nil {
 			return nil, err
 		}
-		options, filename = sizesRead(parsed), ""
+		if options, err = sizesRead(parsed); err != nil {
+			return nil, err
+		}
+		filename = ""
 	}
 	if o.format != "" {
 		options.Set("driver", o.format)
@@ -111,19 +114,21 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 var sized = []string{"offset", "size", "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size"}
 
 // sizesRead are options with counts of bytes as numbers.
-func sizesRead(o *qapi.Object) *qapi.Object {
+func sizesRead(o *qapi.Object) (*qapi.Object, error) {
 	flat := o.Flatten()
 	read := qapi.NewObject()
 	for key, v := range flat.All() {
-		word, ok := v.(string)
-		if ok && slices.Contains(sized, key[strings.LastIndexByte(key, '.')+1:]) {
-			if n, err := qapi.ParseSize(word); err == nil {
-				v = fmt.Sprint(n)
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		if word, ok := v.(string); ok && slices.Contains(sized, name) {
+			if err := checkSize(name, word); err != nil {
+				return nil, err
 			}
+			n, _ := qapi.ParseSize(word)
+			v = fmt.Sprint(n)
 		}
 		read.Set(key, v)
 	}
-	return read
+	return read, nil
 }
 
 // isOlder is how an image with the older encryption refuses the newer one.
