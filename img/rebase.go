@@ -44,7 +44,7 @@ type rebasing struct {
 	sourceCache     string
 	unsafe, show    bool
 	alone           bool             // without a backing file from now on
-	image, old, now *blockgraph.Root // now: the new one, nil for none
+	image, old, now *blockgraph.Root // old and now: the backing files, nil for none
 }
 
 func (r *rebasing) run(o source) error {
@@ -54,6 +54,12 @@ func (r *rebasing) run(o source) error {
 	n, err := r.s.openImage(o, mode{writable: true, noBacking: r.unsafe})
 	if err != nil {
 		return err
+	}
+	switch {
+	case r.format != "" && r.s.d.Graph.DriverType(r.format) == nil:
+		return fmt.Errorf("Invalid format name: '%s'", r.format)
+	case r.format == "" && r.backing != "":
+		return fmt.Errorf("Could not change the backing file to '%s': backing format must be specified", r.backing)
 	}
 	if !r.unsafe {
 		if err := r.keepContent(n, o); err != nil {
@@ -77,22 +83,22 @@ func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
 		if err != nil {
 			return fmt.Errorf("Could not open new backing file '%s': %w", r.backing, err)
 		}
-		if r.format == "" {
-			r.format = node.Type().Name
-		}
 		if r.now, err = r.s.root(node, blockgraph.PermConsistentRead); err != nil {
 			return err
 		}
 		defer r.s.closeRoot(r.now)
 	}
-	backing := n.BackingChain()
-	if backing == nil {
-		return nil // it has all its content already
+	// Without a backing file so far it reads as zeroes where it has nothing of its own,
+	// which the new one would show through.
+	switch backing := n.BackingChain(); {
+	case backing != nil:
+		if r.old, err = r.s.root(backing, blockgraph.PermConsistentRead); err != nil {
+			return err
+		}
+		defer r.s.closeRoot(r.old)
+	case r.now == nil:
+		return nil
 	}
-	if r.old, err = r.s.root(backing, blockgraph.PermConsistentRead); err != nil {
-		return err
-	}
-	defer r.s.closeRoot(r.old)
 	if r.image, err = r.s.root(n, blockgraph.PermConsistentRead|blockgraph.PermWrite); err != nil {
 		return err
 	}

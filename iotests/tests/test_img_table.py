@@ -240,6 +240,20 @@ class Table(ImgCase):
             """
         )
 
+    def test_rebase(self) -> None:
+        self.rows(
+            """
+            rebase -b other.qcow2 -F qcow2 base.qcow2
+            rebase -b plain.raw -F raw base.qcow2
+            rebase -b '' base.qcow2
+            rebase -b other.qcow2 top.qcow2
+            rebase -u -b other.qcow2 top.qcow2
+            rebase -b other.qcow2 -F nonsense top.qcow2
+            rebase -T nonsense -b '' top.qcow2
+            rebase top.qcow2
+            """
+        )
+
     def test_bitmap(self) -> None:
         subprocess.run(["qemu-img", "bitmap", "--add", "base.qcow2", "b0"], cwd=self.images, check=True)
         self.rows(
