@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from pathlib import Path
 
 from iotests.harness import images
 from iotests.tests.test_img import BLOCKD, ImgCase
