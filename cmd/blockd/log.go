@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"blockd/blockgraph"
@@ -55,7 +56,7 @@ func openLog(opts []daemon.Option) (*daemonLog, error) {
 	to := os.Stderr
 	if l.file != "" {
 		var err error
-		if to, err = openLogFile(l.file); err != nil {
+		if to, err = openLogFile(l.file, 0); err != nil {
 			return nil, err
 		}
 		if abs, err := filepath.Abs(l.file); err == nil {
@@ -67,8 +68,8 @@ func openLog(opts []daemon.Option) (*daemonLog, error) {
 	return l, nil
 }
 
-func openLogFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+func openLogFile(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|flags, 0o600)
 	if err != nil {
 		return nil, qapi.Errorf("Could not open '%s': %s", path, blockgraph.Strerror(err))
 	}
@@ -81,7 +82,8 @@ func (l *daemonLog) reopen() {
 	if l.file == "" {
 		return
 	}
-	f, err := openLogFile(l.file)
+	// Nobody may read a FIFO any more, and the daemon would wait for that.
+	f, err := openLogFile(l.file, syscall.O_NONBLOCK)
 	if err != nil {
 		slog.Error("the log keeps its file", "error", err)
 		return

@@ -264,6 +264,22 @@ exports:
         self.assertEqual([name in moved.read_text() for name in ("query-version", "query-chardev", "query-fdsets")], [True, True, False])
         self.assertEqual([name in log.read_text() for name in ("query-version", "query-chardev", "query-fdsets")], [False, False, True])
 
+    def test_hangup_does_not_wait_for_who_reads_the_log(self) -> None:
+        fifo = self.at("log")
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            self.started("--qmp", "q", "--log", "level=info", "--log", "file=log")
+        finally:
+            os.close(reader)
+        signal.pidfd_send_signal(self.handle, signal.SIGHUP)
+        client = self.client()
+        deadline = Deadline(SECONDS, doing="the log's complaint")
+        while not any(line["message"] == "the log keeps its file" for line in client.cmd("x-query-log")["lines"]):
+            time.sleep(min(0.02, deadline.remaining()))
+        client.cmd("query-version")
+        self.stop()
+
     def test_hangup_reads_tokens_again(self) -> None:
         tokens = Path(self.at("tokens"))
         tokens.write_text(f"control {CONTROL}\n", encoding="ascii")
