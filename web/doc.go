@@ -17,9 +17,8 @@
 // by answerTime. A session is bounded by maxMessage, messageRate and stallTime.
 //
 // Locks: qmpHandler.mu, then tokens.mu; limited.mu, rates.mu and wsConn.mu are
-// leaves, too. tokens.mu alone is held over I/O, that of reading the file.
-// Server.Close waits; so do handlers. Imports chardev, clock, qapi, sockets and
-// tlscreds.
+// leaves, too. None is held over I/O. Server.Close waits; so do handlers. Imports
+// chardev, clock, qapi, sockets and tlscreds.
 //
 //blockd:blocking
 package web

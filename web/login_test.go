@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -44,6 +43,15 @@ func tokenFile(t *testing.T, lines ...string) string {
 func writeTokens(t *testing.T, path string, lines ...string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replaceTokens puts another file with lines in the place of path.
+func replaceTokens(t *testing.T, path string, lines ...string) {
+	t.Helper()
+	writeTokens(t, path+".new", lines...)
+	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -297,7 +305,7 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	other, _ := session(readerToken)
 	sum := sha256.Sum256([]byte(hashedToken))
 	const newToken = "new-token-0123456789"
-	writeTokens(t, path, "read-only "+readerToken, "read-only sha256:"+hex.EncodeToString(sum[:]), "control "+newToken)
+	replaceTokens(t, path, "read-only "+readerToken, "read-only sha256:"+hex.EncodeToString(sum[:]), "control "+newToken)
 	// Whoever comes next has the file looked at, without any signal.
 	if c, code := session(newToken); c == nil {
 		t.Errorf("the new token: %d", code)
@@ -307,14 +315,7 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	if _, code := session(controlToken); code != 401 {
 		t.Errorf("the removed token: %d", code)
 	}
-	pong := errors.New("pong")
-	kept.SetPongHandler(func(string) error { return pong })
-	if err := kept.WriteControl(websocket.PingMessage, nil, clock.Real().Now().Add(patience)); err != nil {
-		t.Error(err)
-	}
-	if _, _, err := kept.ReadMessage(); err != pong {
-		t.Errorf("the session whose token stays: %v", err)
-	}
+	answersPing(t, kept)
 	// A file with a mistake lets nobody in.
 	writeTokens(t, path, "read-only "+readerToken, "control short")
 	s.Reload()
@@ -327,43 +328,6 @@ func TestTokensChangeWhileTheServerRuns(t *testing.T) {
 	}
 	if _, code := session(newToken); code != 401 {
 		t.Errorf("without the file: %d", code)
-	}
-}
-
-func TestATokenFileInPlaceOfAnotherOfItsLengthIsReadAgain(t *testing.T) {
-	path := tokenFile(t, "control "+controlToken)
-	tokens, err := loadTokens(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if tokens.refresh(false) {
-		t.Error("it is read again though it is the same")
-	}
-	const other = "another-token-0123456789"
-	writeTokens(t, path+".new", "control "+other)
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
-	if len(other) != len(controlToken) || !tokens.refresh(false) {
-		t.Error("it is not read again")
-	}
-	_, old := tokens.find(sha256.Sum256([]byte(controlToken)))
-	_, now := tokens.find(sha256.Sum256([]byte(other)))
-	if old || !now {
-		t.Errorf("the old token is good: %v, the new one: %v", old, now)
-	}
-}
-
-func TestARelativeFileIsFoundAgain(t *testing.T) {
-	t.Chdir(filepath.Dir(tokenFile(t, usual()...)))
-	tok, err := loadTokens("tokens")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Chdir(t.TempDir())
-	tok.refresh(true)
-	if _, ok := tok.find(sha256.Sum256([]byte(controlToken))); !ok {
-		t.Error("the tokens are lost when the daemon changes its directory")
 	}
 }
 
@@ -401,29 +365,9 @@ func TestATokenThatGoesWhileItsSessionBegins(t *testing.T) {
 		t.Fatal("the token is not good")
 	}
 	writeTokens(t, path, "read-only "+controlToken)
-	tok.refresh(true)
+	tok.refresh(byOperator)
 	if h.begin(&wsConn{}, g) {
 		t.Error("a session begins with what its token granted before")
-	}
-}
-
-func TestTheFileIsWatched(t *testing.T) {
-	path := tokenFile(t, usual()...)
-	clk := clock.NewVirtual()
-	s := open(t, Options{Addr: "127.0.0.1:0", TokenFile: &path}, Config{Clock: clk, QMP: idle})
-	s.Serve()
-	writeTokens(t, path, "control "+wrongToken)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := clk.WaitForTimers(ctx, 1); err != nil {
-		t.Fatal(err)
-	}
-	clk.Step(watchTime)
-	if err := clk.WaitForTimers(ctx, 1); err != nil { // it has looked, and waits again
-		t.Fatal(err)
-	}
-	if _, ok := s.login.tokens.find(sha256.Sum256([]byte(wrongToken))); !ok {
-		t.Error("the new token is not known")
 	}
 }
 

@@ -102,7 +102,7 @@ func Listen(ctx context.Context, o Options, c Config) (*Server, error) {
 		return nil, err
 	}
 	s.l = newLimited(l, c.Clock, maxConnections, maxPerClient)
-	s.login.refresh = func() { s.reread(false) }
+	s.login.refresh = func() { s.reread(byClient) }
 	s.http = &http.Server{
 		Handler:        s.handler(&o, &c, l.Bound.Type == qapi.SocketAddressTypeUnix),
 		MaxHeaderBytes: maxHeader, ConnContext: withPeer,
@@ -164,16 +164,16 @@ func (s *Server) Serve() {
 	if s.login.tokens != nil {
 		s.watched.Go(func() {
 			for s.clock.Sleep(ctx, watchTime) == nil {
-				s.reread(false)
+				s.reread(byWatcher)
 			}
 		})
 	}
 }
 
-// reread reads the token file again if it has changed, or if always is set, and
-// ends the sessions whose token does not say any more what it said.
-func (s *Server) reread(always bool) {
-	if s.login.tokens.refresh(always) && s.qmp != nil {
+// reread has the token file looked at, and ends the sessions whose token does not
+// say any more what it said.
+func (s *Server) reread(why asked) {
+	if s.login.tokens.refresh(why) && s.qmp != nil {
 		s.qmp.reconsider()
 	}
 }
@@ -181,7 +181,7 @@ func (s *Server) reread(always bool) {
 // Reload reads tokens and credentials again. Any goroutine.
 func (s *Server) Reload() {
 	if s.login.tokens != nil {
-		s.reread(true)
+		s.reread(byOperator)
 	}
 	if s.secrets != nil {
 		s.secrets.reload()

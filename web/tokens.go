@@ -4,27 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
-	"io"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
-	"syscall"
 	"unicode"
 
 	"blockd/qapi"
-	"blockd/sockets"
 )
 
 // A token file has a line for each token: its role, the token or its SHA-256
 // after "sha256:", and a name for the log. Empty lines and those that begin with
-// # say nothing. The file is read again when it has changed: a token that is no
-// longer there lets nobody in any more, and ends the sessions that came by it. A
-// file that cannot be read, or has a mistake, lets nobody in.
+// # say nothing. When it changes and how is in watched.go.
 
 const (
 	// maxTokenFile is the longest token file in bytes.
@@ -49,124 +39,12 @@ type grant struct {
 	token tokenHash // zero: without a token
 }
 
-// tokens are those of a file.
-type tokens struct {
-	path string
-
-	mu    sync.Mutex
-	state fileState // +checklocks:mu
-	list  []grant   // +checklocks:mu
-}
-
-// fileState tells one content of a file from the next.
-type fileState struct {
-	dev, ino         uint64
-	size             int64
-	modified, change syscall.Timespec
-	failed           bool // it could not be read
-}
-
-// loadTokens reads a file for the first time. Errors are *qapi.Error.
-func loadTokens(path string) (*tokens, error) {
-	t := &tokens{path: path}
-	list, state, err := readTokens(path)
-	if err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
-		return nil, tokenError(path, 0, "it has no token")
-	}
-	t.list, t.state = list, state
-	if abs, err := filepath.Abs(path); err == nil {
-		t.path = abs // the daemon may change its directory meanwhile
-	}
-	return t, nil
-}
-
 // tokenError names the file and, unless 0, the line.
 func tokenError(path string, line int, why string) error {
 	if line == 0 {
 		return qapi.Errorf("Token file '%s': %s", path, why)
 	}
 	return qapi.Errorf("Token file '%s', line %d: %s", path, line, why)
-}
-
-// refresh reads the file again if it has changed, or if always is set; true:
-// the tokens may be others now.
-func (t *tokens) refresh(always bool) bool {
-	var st syscall.Stat_t
-	state := fileState{failed: true}
-	if err := syscall.Stat(t.path, &st); err == nil {
-		state = stateOf(&st)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if state == t.state && !always {
-		return false
-	}
-	list, state, err := readTokens(t.path)
-	if err != nil {
-		slog.Error("nobody is let in with a token", "error", err)
-	} else {
-		slog.Info("the token file was read again", "path", t.path, "entries", len(list))
-	}
-	t.list, t.state = list, state
-	return true
-}
-
-// find returns what a token grants; false: nothing. Its time does not tell
-// which token of the file comes near.
-func (t *tokens) find(h tokenHash) (grant, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var found grant
-	ok := false
-	for i := range t.list {
-		if subtle.ConstantTimeCompare(t.list[i].token[:], h[:]) == 1 {
-			found, ok = t.list[i], true
-		}
-	}
-	return found, ok
-}
-
-func stateOf(st *syscall.Stat_t) fileState {
-	return fileState{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim, change: st.Ctim}
-}
-
-// readTokens reads a file. After an error the state is still that of the file,
-// so that it is read again when that has changed.
-func readTokens(path string) (list []grant, state fileState, err error) {
-	state.failed = true
-	// A FIFO is not waited for.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, state, tokenError(path, 0, sockets.Reason(err))
-	}
-	defer f.Close()
-	var st syscall.Stat_t
-	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, state, tokenError(path, 0, sockets.Reason(err))
-	}
-	state = stateOf(&st)
-	switch {
-	case st.Mode&syscall.S_IFMT != syscall.S_IFREG:
-		return nil, state, tokenError(path, 0, "it is no regular file")
-	case st.Mode&0o007 != 0:
-		return nil, state, tokenError(path, 0, "others than its owner and group may use it: chmod o= it")
-	case st.Mode&0o020 != 0:
-		return nil, state, tokenError(path, 0, "its group may write it: chmod g-w it")
-	case st.Uid != 0 && st.Uid != uint32(os.Geteuid()):
-		return nil, state, tokenError(path, 0, "it belongs to another user")
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxTokenFile+1))
-	if err != nil {
-		return nil, state, tokenError(path, 0, sockets.Reason(err))
-	}
-	if len(text) > maxTokenFile {
-		return nil, state, tokenError(path, 0, "it is too long")
-	}
-	list, err = parseTokens(path, text)
-	return list, state, err
 }
 
 // parseTokens reads the lines. Errors never show a token.
