@@ -89,12 +89,12 @@ func (c *conn) serve() {
 
 // end cleans up after the last request was received.
 func (c *conn) end(err error) {
+	c.traceGone(err)
 	if !errors.Is(err, errDisconnect) && !errors.Is(err, errGarbage) {
 		// Nobody waits for replies; let go of gates and locks.
 		c.server.logEnd(c, err)
 		c.close()
 	}
-	c.traceGone(err)
 	c.drain()
 	c.close()
 	c.t.ReleaseBuffer()

@@ -43,6 +43,7 @@ func (c *conn) traceNegotiated() {
 }
 
 // traceGone tells why a client has gone; requests of it may still be under way.
+// Before the connection is closed: who has done it is known by that.
 func (c *conn) traceGone(err error) {
 	if !c.traced() {
 		return

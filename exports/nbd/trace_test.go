@@ -16,6 +16,7 @@ import (
 type traced struct {
 	mu    sync.Mutex
 	lines []string
+	gone  chan struct{} // has a token for each client that is gone
 }
 
 func (h *traced) Enabled(context.Context, slog.Level) bool { return true }
@@ -34,13 +35,16 @@ func (h *traced) Handle(_ context.Context, r slog.Record) error {
 	h.mu.Lock()
 	h.lines = append(h.lines, b.String())
 	h.mu.Unlock()
+	if r.Message == "nbd_client_gone" {
+		h.gone <- struct{}{}
+	}
 	return nil
 }
 
-// TestClientsAreTraced follows a client from its connection to its end, and one
-// that never chooses an export.
+// TestClientsAreTraced follows a client from its connection to its end, one that
+// never chooses an export, one that vanishes, and one that the server sends away.
 func TestClientsAreTraced(t *testing.T) {
-	var h traced
+	h := traced{gone: make(chan struct{}, 4)}
 	s, path := server(t, Config{Log: slog.New(&h)})
 	add(t, s, newRAM(1<<20, 4096), ExportConfig{})
 	c := connect(t, path, true)
@@ -55,7 +59,12 @@ func TestClientsAreTraced(t *testing.T) {
 	other := dial(t, path).greet(nbdproto.FixedNewstyle | nbdproto.NoZeroes)
 	other.option(nbdproto.OptAbort, nil)
 	other.hungUp()
-	s.Close() // has waited for both
+	<-h.gone
+	<-h.gone
+	connect(t, path, true).Close()
+	<-h.gone
+	connect(t, path, false)
+	s.Close() // has waited for all
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	want := []string{
@@ -65,6 +74,12 @@ func TestClientsAreTraced(t *testing.T) {
 		"nbd_client_gone client=1 export=n reason=it said so",
 		"nbd_client client=2",
 		"nbd_client_gone client=2 export= reason=it said so",
+		"nbd_client client=3",
+		"nbd_negotiated client=3 export=n tls=false structured=true extended=false contexts=[base:allocation]",
+		"nbd_client_gone client=3 export=n reason=without a word",
+		"nbd_client client=4",
+		"nbd_negotiated client=4 export=n tls=false structured=false extended=false contexts=[]",
+		"nbd_client_gone client=4 export=n reason=the server has closed the connection",
 	}
 	if got := strings.Join(h.lines, "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("got\n%s", got)
