@@ -438,7 +438,11 @@ func (g *Graph) ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.B
 			return file, nil, qapi.Errorf("Invalid JSON object given")
 		}
 		o := &qapi.BlockdevOptions{}
-		if err := qapi.DecodeFlat(obj, o); err != nil {
+		unknown, err := g.decodeFlat(obj.Flatten(), o)
+		if err == nil {
+			err = unknown
+		}
+		if err != nil {
 			return file, nil, err
 		}
 		return qapi.BlockdevRef{Definition: o}, o, nil

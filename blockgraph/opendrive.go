@@ -86,6 +86,7 @@ func (tx *Tx) openProtocol(p partial, typ *DriverType, w opening) (*Node, error)
 		}
 		o.Set("driver", typ.Name)
 	}
+	dropNoBacking(o, typ)
 	w, err := tx.openPartialChildren(o, w)
 	if err != nil {
 		return nil, err
@@ -102,6 +103,7 @@ func (tx *Tx) openPartialImage(p partial, typ *DriverType, w opening) (*Node, er
 		if typ == nil {
 			return nil, qapi.Errorf("Must specify either driver or file")
 		}
+		dropNoBacking(o, typ)
 		w, err := tx.openPartialChildren(o, w)
 		if err != nil {
 			return nil, err
@@ -136,8 +138,11 @@ func (tx *Tx) openPartialImage(p partial, typ *DriverType, w opening) (*Node, er
 	if !byName {
 		w.adopted = append(w.adopted, file)
 	}
-	if b := within(o, "backing"); b.Len() > 0 {
-		w.backing = b
+	dropNoBacking(o, typ)
+	if typ.BackingOption != nil && !o.Has("backing") {
+		if b := within(o, "backing"); b.Len() > 0 {
+			w.backing = b
+		}
 	}
 	if w, err = tx.openPartialChildren(o, w); err != nil {
 		return nil, err
@@ -206,13 +211,27 @@ func (tx *Tx) openPartialBacking(n *Node, s *NodeState, options *qapi.Object, w 
 	return tx.openPartial(p, w)
 }
 
-// openFlat opens a node whose options are complete by now.
+// dropNoBacking: any node can be told that it has no backing file, also where it never
+// could have one.
+func dropNoBacking(o *qapi.Object, typ *DriverType) {
+	if v, ok := o.Get("backing"); ok && (v == nil || v == "") && (typ == nil || typ.BackingOption == nil) {
+		o.Delete("backing")
+	}
+}
+
+// openFlat opens a node whose options are complete by now. Which of them nobody
+// knows is told once everything else was right.
 func (tx *Tx) openFlat(o *qapi.Object, w opening) (*Node, error) {
 	var typed qapi.BlockdevOptions
-	if err := qapi.DecodeFlat(o, &typed); err != nil {
+	unknown, err := tx.g.decodeFlat(o, &typed)
+	if err != nil {
 		return nil, err
 	}
-	return tx.open(&typed, w)
+	n, err := tx.open(&typed, w)
+	if err == nil && unknown != nil {
+		return nil, unknown
+	}
+	return n, err
 }
 
 // commonOptions returns what a node will pass on to its children.

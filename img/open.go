@@ -64,10 +64,6 @@ func (s *session) openImage(o source, m mode) (*blockgraph.Node, error) {
 	return n, nil
 }
 
-// noBackingFiles is how a format without backing files refuses to go without
-// one.
-const noBackingFiles = "Parameter 'backing' is unexpected"
-
 func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	options := qapi.NewObject()
 	filename := o.name
@@ -100,12 +96,7 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 		options.Set("discard", "unmap")
 	}
 	if m.noBacking {
-		// The format is not known before the image is open.
 		options.Set("backing", nil)
-		if n, err := s.openEncrypted(filename, options, m); err == nil || err.Error() != noBackingFiles {
-			return n, err
-		}
-		options.Delete("backing")
 	}
 	return s.openEncrypted(filename, options, m)
 }

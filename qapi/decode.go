@@ -66,6 +66,8 @@ type decodeError struct {
 	format string // with one %s for the path, unless text is set
 	text   string
 	path   string
+	// unexpected: nobody knows the member at path.
+	unexpected bool
 }
 
 func (e *decodeError) final(*decoder) *Error {
@@ -76,7 +78,11 @@ func (e *decodeError) final(*decoder) *Error {
 	if path == "" {
 		path = "<anonymous>"
 	}
-	return Errorf(e.format, path)
+	err := Errorf(e.format, path)
+	if e.unexpected {
+		err.unexpected = path
+	}
+	return err
 }
 
 func (e *decodeError) within(name string) *decodeError {
@@ -376,5 +382,5 @@ func unexpected(o *Object, known func(string) bool) *decodeError {
 			worst, order, found = key, k, true
 		}
 	}
-	return &decodeError{format: "Parameter '%s' is unexpected", path: worst}
+	return &decodeError{format: "Parameter '%s' is unexpected", path: worst, unexpected: true}
 }

@@ -22,7 +22,13 @@ const (
 type Error struct {
 	Class Class
 	Desc  string
+
+	unexpected string
 }
+
+// Unexpected returns the path of the member that nobody knows, as decoding spells it,
+// if that is the error, or "".
+func (e *Error) Unexpected() string { return e.unexpected }
 
 func (e *Error) Error() string { return e.Desc }
 
