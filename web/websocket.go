@@ -34,7 +34,8 @@ const (
 	stallTime = 30 * time.Second
 )
 
-// messageRate is that of one session's messages. What exceeds it is read later.
+// messageRate is that of one session's messages, which frames of all kinds count
+// as (frames.go). What exceeds it is read later.
 var messageRate = rate{time.Second / 200, 1000}
 
 // qmpHandler answers /qmp.
@@ -148,13 +149,14 @@ func (h *qmpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.leave(g.role)
 	// guard has checked the origin, too; both must fail for a page to get in.
 	up := websocket.Upgrader{HandshakeTimeout: headerTime, CheckOrigin: sameOrigin, Subprotocols: []string{subprotocol}}
-	ws, err := up.Upgrade(w, r, nil)
-	if err != nil {
+	c := &wsConn{clock: h.clock, messages: newRates(h.clock, h.pace), stall: h.stall}
+	c.life, c.end = context.WithCancel(context.Background())
+	var err error
+	if c.ws, err = up.Upgrade(&framed{w, c.await}, r, nil); err != nil {
+		c.end()
 		return // it is answered
 	}
-	ws.SetReadLimit(maxMessage)
-	c := &wsConn{ws: ws, clock: h.clock, messages: newRates(h.clock, h.pace), stall: h.stall}
-	c.life, c.end = context.WithCancel(context.Background())
+	c.ws.SetReadLimit(maxMessage)
 	defer h.end(c)
 	if !h.begin(c, g) {
 		return
@@ -217,11 +219,6 @@ func (c *wsConn) Read(p []byte) (int, []*os.File, error) {
 			if kind != websocket.TextMessage {
 				return 0, nil, errBinary
 			}
-			for wait := c.messages.take(""); wait > 0; wait = c.messages.take("") {
-				if err := c.clock.Sleep(c.life, wait); err != nil {
-					return 0, nil, err
-				}
-			}
 			c.in = r
 		}
 		n, err := c.in.Read(p)
@@ -232,6 +229,16 @@ func (c *wsConn) Read(p []byte) (int, []*os.File, error) {
 			return n, nil, ended(err)
 		}
 	}
+}
+
+// await returns when one more frame may be read, or with an error after Close.
+func (c *wsConn) await() error {
+	for wait := c.messages.take(""); wait > 0; wait = c.messages.take("") {
+		if err := c.clock.Sleep(c.life, wait); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ended returns io.EOF for a client that has said that it leaves.
