@@ -49,6 +49,12 @@ export function setText(e, value) {
   if (e.textContent !== value) e.textContent = value;
 }
 
+/** Puts other children into an element, unless they are the same: who has them read out hears nothing then. @param {Element} parent @param {...Node} children */
+export function fill(parent, ...children) {
+  const have = parent.childNodes;
+  if (have.length !== children.length || children.some((c, i) => !c.isEqualNode(have[i]))) parent.replaceChildren(...children);
+}
+
 /**
  * Brings the children of an element to a list, keeping those that are there.
  * @template T
@@ -62,6 +68,13 @@ export function sync(parent, items, key, make, update) {
   /** @type {Map<string, Element>} */
   const have = new Map();
   for (const e of [...parent.children]) have.set(/** @type {any} */ (e).syncKey, e);
+  // Those that go are taken out first: else all behind them would have to be put anew.
+  const wanted = new Set(items.map(key));
+  for (const [k, e] of have) {
+    if (wanted.has(k)) continue;
+    have.delete(k);
+    e.remove();
+  }
   let place = parent.firstElementChild;
   for (const item of items) {
     const k = key(item);
@@ -75,7 +88,6 @@ export function sync(parent, items, key, make, update) {
     if (e === place) place = place.nextElementSibling;
     else parent.insertBefore(e, place);
   }
-  for (const e of have.values()) e.remove();
 }
 
 /** Gives a text to the browser as a file. @param {string} name @param {string} type @param {string} text */

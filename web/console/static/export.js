@@ -1,6 +1,7 @@
 // The picture as a file: SVG that stands alone, in colours for light and dark,
 // and Graphviz. Names come from images and clients: both escape them.
 
+import { corner } from "./labels.js";
 import { boxHeight, boxWidth, curve } from "./layout.js";
 
 /**
@@ -8,11 +9,14 @@ import { boxHeight, boxWidth, curve } from "./layout.js";
  * @typedef {import("./layout.js").Point} Point
  */
 
+/** What XML cannot hold, which is what Graphviz makes, too, becomes the sign for it. @param {string} s */
+function printable(s) {
+  return s.replace(/[^\t\n\r\u0020-\uD7FF\uE000-\uFFFD\u{10000}-\u{10FFFF}]/gu, "\uFFFD");
+}
+
 /** @param {string} s */
 function xml(s) {
-  // What XML cannot hold becomes the sign for it.
-  return s.replace(/[^\t\n\r\u0020-\uD7FF\uE000-\uFFFD\u{10000}-\u{10FFFF}]/gu, "\uFFFD")
-    .replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/"/g, "&quot;");
+  return printable(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/"/g, "&quot;");
 }
 
 const style = `
@@ -26,23 +30,38 @@ text{font:12px system-ui,sans-serif}.box rect{fill:#fff;stroke:#8c959f}.title{fo
  * @param {Display} d
  * @param {Map<string, Point>} places
  * @param {(a: import("./display.js").Arrow) => Point[]} way of an arrow
+ * @param {Map<string, import("./labels.js").Spot>} spots where the arrows' texts stand
  * @param {string} caption
  */
-export function toSVG(d, places, way, caption) {
-  const all = d.boxes.map((b) => /** @type {Point} */ (places.get(b.id)));
-  const x0 = Math.min(0, ...all.map((p) => p.x - boxWidth / 2)) - 24;
-  const y0 = Math.min(0, ...all.map((p) => p.y - boxHeight / 2)) - 40;
-  const width = Math.max(0, ...all.map((p) => p.x + boxWidth / 2)) + 24 - x0;
-  const height = Math.max(0, ...all.map((p) => p.y + boxHeight / 2)) + 24 - y0;
+export function toSVG(d, places, way, spots, caption) {
+  const ways = d.arrows.map(way);
+  /** @type {(Point | null)[]} */
+  const texts = d.arrows.map((a, i) => {
+    const spot = spots.get(a.id);
+    return spot && ways[i].length ? corner(ways[i], spot) : null;
+  });
+  let [x0, y0, x1, y1] = [0, 0, 0, 0];
+  const include = (/** @type {number} */ x, /** @type {number} */ y, /** @type {number} */ w, /** @type {number} */ h) => {
+    [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x + w), Math.max(y1, y + h)];
+  };
+  for (const b of d.boxes) {
+    const p = /** @type {Point} */ (places.get(b.id));
+    include(p.x - boxWidth / 2, p.y - boxHeight / 2, boxWidth, boxHeight);
+  }
+  texts.forEach((at, i) => { if (at) include(at.x, at.y, 8 * d.arrows[i].label.length, 16); });
+  [x0, y0] = [Math.floor(x0 - 24), Math.floor(y0 - 40)];
+  const width = Math.ceil(x1 + 24 - x0);
+  const height = Math.ceil(y1 + 24 - y0);
   const out = [`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="${x0} ${y0} ${width} ${height}">`,
     `<title>${xml(caption)}</title><style>${style}</style>`,
     `<defs><marker id="head" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto"><path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>`,
     `<text class="label" x="${x0 + 12}" y="${y0 + 20}">${xml(caption)}</text>`];
-  for (const a of d.arrows) {
-    const points = way(a);
-    const middle = labelPoint(points);
-    out.push(`<g><title>${xml(a.hint)}</title><path class="arrow ${a.mark}" marker-end="url(#head)" d="${curve(points)}"/><text class="label" x="${middle.x + 5}" y="${middle.y}">${xml(a.label)}</text></g>`);
-  }
+  d.arrows.forEach((a, i) => {
+    const at = texts[i];
+    if (!ways[i].length) return;
+    out.push(`<g><title>${xml(a.hint)}</title><path class="arrow ${a.mark}" marker-end="url(#head)" d="${curve(ways[i])}"/>`
+      + (at ? `<text class="label" x="${at.x.toFixed(1)}" y="${(at.y + 12).toFixed(1)}">${xml(a.label)}</text>` : "") + "</g>");
+  });
   for (const b of d.boxes) {
     const at = /** @type {Point} */ (places.get(b.id));
     const x = at.x - boxWidth / 2;
@@ -55,16 +74,9 @@ export function toSVG(d, places, way, caption) {
   return out.join("\n") + "\n";
 }
 
-/** Where the text of an arrow stands. @param {Point[]} points */
-export function labelPoint(points) {
-  const p = points[0];
-  const q = points[1];
-  return { x: (p.x + q.x) / 2, y: (p.y + q.y) / 2 };
-}
-
 /** @param {string} s */
 function quote(s) {
-  return '"' + s.replace(/\\/g, "\\\\").replace(/"/g, '\\"').replace(/\n/g, "\\n").replace(/\r/g, "") + '"';
+  return '"' + printable(s).replace(/\\/g, "\\\\").replace(/"/g, '\\"').replace(/\n/g, "\\n").replace(/\r/g, "") + '"';
 }
 
 const dotColours = { added: "#1a7f37", removed: "#cf222e", moved: "#1a7f37", changed: "#9a6700", "": "" };

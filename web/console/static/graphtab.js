@@ -7,7 +7,7 @@ import { display, matching } from "./display.js";
 import { toDot, toSVG } from "./export.js";
 import { bytes, clock } from "./format.js";
 import { causeText } from "./model.js";
-import { download, h, set, setText } from "./dom.js";
+import { download, fill, h, set, setText } from "./dom.js";
 
 export class GraphTab {
   /** @param {import("./daemon.js").Daemon} daemon */
@@ -101,9 +101,10 @@ export class GraphTab {
     const t = this.timeline;
     const base = t.base;
     const step = history.steps.get(t.number);
-    this.banner.hidden = t.step === null && base === null;
+    const present = t.step === null && base === null;
+    this.banner.toggleAttribute("hidden", present);
     setText(this.banner, (t.step === null ? "the present" : `step ${t.number}${step ? ": " + causeText(step.cause) : ""}`) + (base === null ? "" : ` — changes since step ${base}`));
-    this.empty.hidden = d.boxes.length > 0 || !this.banner.hidden;
+    this.empty.toggleAttribute("hidden", d.boxes.length > 0 || !present);
     setText(this.counts, `${d.boxes.filter((b) => b.kind === "node").length} nodes, ${d.arrows.length} edges`);
     set(this.canvas, "data-step", String(t.number));
     if (this.chosen) this.choose(d.boxes.find((b) => b.id === this.chosen) ?? null);
@@ -114,7 +115,7 @@ export class GraphTab {
   choose(box) {
     this.chosen = box?.id ?? "";
     if (!box) {
-      this.details.replaceChildren(h("h2", { text: "Details" }), h("p", { class: "dim", text: "Choose a box to see what is known of it." }));
+      fill(this.details, h("h2", { text: "Details" }), h("p", { class: "dim", text: "Choose a box to see what is known of it." }));
       return;
     }
     const { facts } = this.daemon;
@@ -154,7 +155,7 @@ export class GraphTab {
     }
     const edges = this.view.shown.arrows.filter((a) => a.from === box.id || a.to === box.id);
     const name = (/** @type {string} */ id) => this.view.byID.get(id)?.full ?? id;
-    this.details.replaceChildren(h("h2", { text: "Details" }), h("h3", { text: box.full }),
+    fill(this.details, h("h2", { text: "Details" }), h("h3", { text: box.full }),
       h("dl", {}, ...rows.flatMap(([k, v]) => [h("dt", { text: k }), h("dd", { text: v })])),
       ...edges.map((a) => h("div", { class: "card edge" }, h("div", {}, h("b", { text: a.label }), a.from === box.id ? ` → ${name(a.to)}` : ` ← ${name(a.from)}`), ...arrowHint(a).slice(1).map((e) => { e.className = "dim"; return e; }))));
   }
@@ -168,7 +169,7 @@ export class GraphTab {
   saveSVG() {
     const rows = this.view.rows();
     const places = this.view.layout.places;
-    download(`blockd-step-${this.timeline.number}.svg`, "image/svg+xml", toSVG(this.view.shown, places, (a) => this.view.way(a, places, rows) ?? [], this.caption()));
+    download(`blockd-step-${this.timeline.number}.svg`, "image/svg+xml", toSVG(this.view.shown, places, (a) => this.view.way(a, places, rows) ?? [], this.view.spots, this.caption()));
   }
 
   saveDot() {

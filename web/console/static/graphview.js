@@ -3,7 +3,7 @@
 // can follow. Pan by dragging, zoom by the wheel; all of it by keys, too.
 
 import { arrange, boxHeight, boxWidth, curve, noLayout, route } from "./layout.js";
-import { labelPoint } from "./export.js";
+import { corner, placeLabels } from "./labels.js";
 import { bytes, rate } from "./format.js";
 import { words } from "./model.js";
 import { h, set, setText, svg, sync } from "./dom.js";
@@ -16,6 +16,13 @@ import { h, set, setText, svg, sync } from "./dom.js";
  */
 
 const moveTime = 320;
+// A line of an arrow's text: its font's height, and how far below its upper edge the letters stand.
+const lineHeight = 15;
+const ascent = 12;
+// The room for rates is kept in such steps: they change each second, and places should not.
+const rateStep = 32;
+// Where the text of an arrow is that has no room: it is seen only while the arrow is pointed at.
+const noRoom = { t: 0.5, dx: 7, dy: 0 };
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class GraphView {
@@ -34,6 +41,10 @@ export class GraphView {
     /** @type {Map<string, any>} */ this.arrows = new Map();
     /** @type {Map<string, Box>} */ this.byID = new Map();
     this.structure = "";
+    /** Where arrows' texts stand, by arrow. @type {Map<string, import("./labels.js").Spot>} */
+    this.spots = new Map();
+    /** What they were placed for. */
+    this.texts = "";
     this.selected = "";
     /** @type {Set<string> | null} */
     this.found = null;
@@ -211,6 +222,7 @@ export class GraphView {
     this.layout = noLayout();
     this.memory.clear();
     this.structure = "";
+    for (const e of this.arrows.values()) e.room = 0;
     this.show(this.shown);
     this.fit();
   }
@@ -233,7 +245,9 @@ export class GraphView {
     }
     this.drawBoxes(d);
     this.drawArrows(d);
+    const settled = this.settle(d, moved);
     if (moved) this.begin(first);
+    else if (settled) this.place();
     if (moved && (first || !this.touched)) this.fit();
     this.cost = performance.now() - begin;
   }
@@ -287,7 +301,7 @@ export class GraphView {
     /** @type {Set<string>} */
     const alive = new Set();
     sync(this.arrowLayer, d.arrows, (a) => a.id, (a) => {
-      const e = { g: svg("g"), path: svg("path", { class: "line" }), hit: svg("path", { class: "hit" }), label: svg("text", { class: "label" }), rate: svg("text", { class: "rate" }), d: "" };
+      const e = { g: svg("g"), path: svg("path", { class: "line" }), hit: svg("path", { class: "hit" }), label: svg("text", { class: "label" }), rate: svg("text", { class: "rate" }), d: "", room: 0 };
       e.g.append(e.path, e.hit, e.label, e.rate);
       this.arrows.set(a.id, e);
       return e.g;
@@ -351,16 +365,48 @@ export class GraphView {
       const points = this.way(e.arrow, this.at, rows);
       if (!points) continue;
       const d = curve(points);
-      if (d === e.d) continue;
-      e.d = d;
-      e.path.setAttribute("d", d);
-      e.hit.setAttribute("d", d);
-      const middle = labelPoint(points);
-      e.label.setAttribute("x", middle.x + 7);
-      e.label.setAttribute("y", middle.y + 1);
-      e.rate.setAttribute("x", middle.x + 7);
-      e.rate.setAttribute("y", middle.y + 14);
+      if (d !== e.d) {
+        e.d = d;
+        e.path.setAttribute("d", d);
+        e.hit.setAttribute("d", d);
+      }
+      const spot = this.spots.get(e.arrow.id);
+      set(e.g, "data-room", spot ? "yes" : "no");
+      const at = corner(points, spot ?? noRoom);
+      for (const [text, y] of [[e.label, at.y + ascent], [e.rate, at.y + lineHeight + ascent]]) {
+        set(text, "x", at.x.toFixed(1));
+        set(text, "y", y.toFixed(1));
+      }
     }
+  }
+
+  /**
+   * Finds places for arrows' texts, where boxes will be; false: nothing has changed that they depend on.
+   * @param {Display} d @param {boolean} moved
+   */
+  settle(d, moved) {
+    const list = [];
+    const sizes = [];
+    for (const a of d.arrows) {
+      const e = this.arrows.get(a.id);
+      const rates = e.rate.textContent;
+      // Whoever has had traffic keeps the room for it.
+      if (rates) e.room = Math.max(e.room, Math.ceil(textWidth(rates, 600) / rateStep) * rateStep);
+      const size = { width: Math.max(textWidth(e.label.textContent, 400), e.room), height: e.room ? 2 * lineHeight : lineHeight };
+      sizes.push(size.width, size.height);
+      list.push({ id: a.id, size });
+    }
+    const texts = sizes.join();
+    if (!moved && texts === this.texts) return false;
+    this.texts = texts;
+    const rows = this.rows();
+    const ways = [];
+    d.arrows.forEach((a, i) => {
+      const way = this.way(a, this.layout.places, rows);
+      if (way) ways.push({ ...list[i], way });
+    });
+    this.spots = placeLabels(this.layout.places.values(), ways);
+    return true;
   }
 
   /** The columns of boxes, by row, as they will be. */
@@ -411,6 +457,26 @@ export class GraphView {
   }
 }
 GraphView.next = 1;
+
+/** Widths of texts, by weight and text. @type {Map<string, number>} */
+const widths = new Map();
+/** @type {CanvasRenderingContext2D | null} */
+let ruler = null;
+
+/** How wide an arrow's text is. @param {string} text @param {number} weight */
+function textWidth(text, weight) {
+  const key = weight + text;
+  let width = widths.get(key);
+  if (width === undefined) {
+    ruler ??= document.createElement("canvas").getContext("2d");
+    if (!ruler) return text.length * 8;
+    ruler.font = `${weight} 11px ${getComputedStyle(document.body).fontFamily}`;
+    width = Math.ceil(ruler.measureText(text).width) + 1;
+    if (widths.size > 4000) widths.clear(); // rates are all different
+    widths.set(key, width);
+  }
+  return width;
+}
 
 /** @param {Box} b */
 function boxHint(b) {

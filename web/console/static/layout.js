@@ -414,6 +414,11 @@ export function route(from, to, rows, lane = 0) {
   return points;
 }
 
+/** How far a curve between two points goes straight up or down. @param {Point} p @param {Point} q */
+export function bendOf(p, q) {
+  return q.y > p.y ? (q.y - p.y) / 2 : 60; // an arrow upwards leaves below all the same
+}
+
 /** A smooth path through points. @param {Point[]} points */
 export function curve(points) {
   const n = (/** @type {number} */ v) => Math.round(v * 10) / 10;
@@ -421,7 +426,7 @@ export function curve(points) {
   for (let i = 1; i < points.length; i++) {
     const p = points[i - 1];
     const q = points[i];
-    const bend = q.y > p.y ? (q.y - p.y) / 2 : 60; // an arrow upwards leaves below all the same
+    const bend = bendOf(p, q);
     d += ` C${n(p.x)},${n(p.y + bend)} ${n(q.x)},${n(q.y - bend)} ${n(q.x)},${n(q.y)}`;
   }
   return d;

@@ -3,7 +3,7 @@
 
 import { changeText, causeText } from "./model.js";
 import { clock } from "./format.js";
-import { h, setText, sync } from "./dom.js";
+import { h, set, setText, sync } from "./dom.js";
 
 const speeds = [0.5, 1, 2, 5, 10, 25];
 const listed = 150; // steps before and after the current one
@@ -157,11 +157,11 @@ export class Timeline {
     if (this.step !== null && this.step < history.earliest) this.step = history.earliest;
     if (this.from !== null && (this.from < history.earliest || this.from > history.last)) this.from = null;
     const n = this.number;
-    this.slider.min = history.earliest;
-    this.slider.max = history.last;
+    set(this.slider, "min", String(history.earliest));
+    set(this.slider, "max", String(history.last));
     this.slider.value = n;
     const step = history.steps.get(n);
-    this.slider.setAttribute("aria-valuetext", `step ${n}${step ? ", " + causeText(step.cause) : ""}`);
+    set(this.slider, "aria-valuetext", `step ${n}${step ? ", " + causeText(step.cause) : ""}`);
     this.liveButton.classList.toggle("on", this.step === null);
     this.markButton.classList.toggle("on", this.from !== null);
     setText(this.markButton, this.from === null ? "Compare from here" : `Comparing with ${this.from} ✕`);
@@ -190,7 +190,7 @@ export class Timeline {
     }, (e, s) => {
       e.classList.toggle("current", s.number === n);
       e.classList.toggle("from", s.number === this.from);
-      if (s.number === n) e.setAttribute("aria-current", "step");
+      if (s.number === n) set(e, "aria-current", "step");
       else e.removeAttribute("aria-current");
     });
     if (this.step !== null) this.list.querySelector(".current")?.scrollIntoView({ block: "nearest" });
@@ -203,12 +203,12 @@ export class Timeline {
     const width = c.clientWidth;
     if (!history || !width) return;
     const scale = devicePixelRatio || 1;
-    c.width = width * scale;
-    c.height = 14 * scale;
+    set(c, "width", String(Math.round(width * scale)));
+    set(c, "height", String(14 * scale));
     const g = c.getContext("2d");
     const style = getComputedStyle(c);
     const colour = { command: style.getPropertyValue("--accent"), job: style.getPropertyValue("--job"), option: style.getPropertyValue("--storage"), shutdown: style.getPropertyValue("--red") };
-    g.scale(scale, scale);
+    g.setTransform(scale, 0, 0, scale, 0, 0);
     g.clearRect(0, 0, width, 14);
     const span = Math.max(1, history.last - history.earliest);
     const x = (/** @type {number} */ k) => 8 + ((k - history.earliest) / span) * (width - 16);

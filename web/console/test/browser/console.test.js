@@ -2,6 +2,7 @@
 
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import path from "node:path";
 import { Daemon, connected, launch, open, patience, read, remove, shown, temporary, until, write } from "./world.js";
 
@@ -17,7 +18,7 @@ after(async () => {
 
 /** A test with a daemon and a page of its own, in which nothing may go wrong. */
 function onPage(name, options, body) {
-  test(name, { timeout: 3 * patience }, async (t) => {
+  test(name, { timeout: 3 * patience, skip: options.skip }, async (t) => {
     const daemon = await Daemon.start(dir, options);
     try {
       const page = await open(browser, daemon.url + (options.at ?? ""), options.context);
@@ -102,6 +103,12 @@ onPage("a stream over a commit is seen step by step, and again on the time line"
   await follows(page, daemon);
 });
 
+/** Presses a button that saves something. */
+async function save(page, id, press = () => page.click(id)) {
+  const [download] = await Promise.all([page.waitForEvent("download"), press()]);
+  return { name: download.suggestedFilename(), text: read(await download.path()) };
+}
+
 onPage("two steps are compared, linked to, and saved", {}, async (page, daemon) => {
   const file = daemon.image(`${daemon.port}.qcow2`);
   await daemon.qcow2("old", file);
@@ -131,24 +138,69 @@ onPage("two steps are compared, linked to, and saved", {}, async (page, daemon) 
   await other.waitForSelector("#toasts >> text=another run");
   await other.context().close();
 
-  const save = async (id) => {
-    const [download] = await Promise.all([page.waitForEvent("download"), page.click(id)]);
-    return { name: download.suggestedFilename(), text: read(await download.path()) };
-  };
-  const picture = await save("#save-svg");
+  const picture = await save(page, "#save-svg");
   assert.equal(picture.name, "blockd-step-4.svg");
   assert.equal(picture.text.match(/class="box [^"]*removed"/g).length, 2);
-  const drawn = await page.evaluate((text) => new Promise((resolve) => {
-    const image = new Image();
-    image.onload = () => resolve(image.width);
-    image.onerror = () => resolve(0);
-    image.src = "/console/icon.svg"; // the policy keeps other pictures out
-    void text;
-  }), picture.text);
-  assert.ok(drawn > 0);
-  const dot = await save("#save-dot");
+  const dot = await save(page, "#save-dot");
   assert.match(dot.text, /"n:new" -> "n:stays" \[label="file"/);
   assert.match(dot.text, /"n:old" .*style=dashed/);
+});
+
+/** Two images with an export. */
+async function guest(page, daemon) {
+  const base = daemon.image(`${daemon.port}-base.qcow2`);
+  await daemon.qcow2("base", base);
+  await daemon.qcow2("top", daemon.image(`${daemon.port}-top.qcow2`, base), "base");
+  await daemon.cmd("nbd-server-start", { addr: { type: "unix", data: { path: path.join(dir, `nbd-${daemon.port}`) } } });
+  await daemon.cmd("block-export-add", { type: "nbd", id: "guest", "node-name": "top" });
+  await follows(page, daemon);
+}
+
+/**
+ * Presses a button that saves something, with this at the end of all names and texts. QMP lets no such name in,
+ * so the page is given it, and saves before it draws again.
+ */
+function saveSpoiled(page, id, text) {
+  return save(page, id, () => page.evaluate(([id, text]) => {
+    const { view } = globalThis.blockd.tabs[0];
+    view.shown = { boxes: view.shown.boxes.map((b) => ({ ...b, full: b.full + text, title: b.title + text, lines: [...b.lines, text] })), arrows: view.shown.arrows.map((a) => ({ ...a, label: a.label + text })) };
+    document.querySelector(id).click();
+  }, [id, text]));
+}
+const evil = `<&"'>]]>\\N \\" \u0001\uD800 {|} \\`;
+
+onPage("the SVG that is saved is XML, with everything in it", {}, async (page, daemon) => {
+  await guest(page, daemon);
+  const picture = await saveSpoiled(page, "#save-svg", evil);
+  // A page without the console's policy, which lets nothing be parsed.
+  const reader = await page.context().newPage();
+  const read = await reader.evaluate((text) => {
+    const doc = new DOMParser().parseFromString(text, "image/svg+xml");
+    const all = (selector) => [...doc.querySelectorAll(selector)].map((e) => e.textContent);
+    return { trouble: doc.querySelector("parsererror")?.textContent ?? "", root: doc.documentElement.localName, boxes: all("g.box > title"), labels: all("path.arrow + text.label") };
+  }, picture.text);
+  assert.equal(read.trouble, "");
+  assert.equal(read.root, "svg");
+  assert.deepEqual(read.boxes.map((t) => t.split("<")[0]).sort(), ["base", "base-file", "export guest", "top", "top-file"]);
+  for (const t of [...read.boxes, ...read.labels]) assert.ok(t.endsWith(`<&"'>]]>\\N \\" \uFFFD\uFFFD {|} \\`), t);
+  assert.deepEqual(read.labels.map((t) => t.split("<")[0]).sort(), ["backing", "file", "file", "root"]);
+});
+
+const graphviz = spawnSync("dot", ["-V"]).status === 0;
+onPage("Graphviz draws what is saved for it", { skip: !graphviz && "needs dot of Graphviz" }, async (page, daemon) => {
+  await guest(page, daemon);
+  const dot = (await saveSpoiled(page, "#save-dot", evil)).text;
+  const run = (...args) => {
+    const done = spawnSync("dot", args, { input: dot, encoding: "utf8" });
+    assert.equal(done.status, 0, done.stderr + dot);
+    return done.stdout;
+  };
+  assert.match(run("-Tsvg"), /<svg /);
+  // What it has understood: each box once, with its name, and the edges between them.
+  const graph = JSON.parse(run("-Tdot_json"));
+  assert.deepEqual(graph.objects.map((o) => o.name.replace(/^r:.*/, "r")).sort(), ["n:base", "n:base-file", "n:top", "n:top-file", "r"]);
+  assert.equal(graph.edges.length, 4);
+  for (const e of graph.edges) assert.match(e.label, /^(backing|file|root)<&"'>\]\]>/);
 });
 
 onPage("verbs are buttons that the state allows, and states are kept", {}, async (page, daemon) => {
@@ -284,26 +336,174 @@ onPage("five hundred nodes: a change moves nothing else and is quickly there", {
   await follows(page, daemon);
   const places = () => page.evaluate(() => Object.fromEntries([...globalThis.blockd.tabs[0].view.layout.places].map(([id, p]) => [id, `${p.x} ${p.y}`])));
   const was = await places();
+
+  // What is written to the page for one node more, or less, does not depend on how many there are.
+  await page.evaluate(() => {
+    globalThis.written = 0;
+    new MutationObserver((list) => { globalThis.written += list.length; })
+      .observe(document.documentElement, { subtree: true, childList: true, attributes: true, characterData: true });
+  });
+  const written = () => page.evaluate(async () => {
+    // Until all that is asked for after a change has come, and is drawn.
+    const { daemon } = globalThis.blockd;
+    for (let quiet = 0; quiet < 3;) {
+      await new Promise((resolve) => requestAnimationFrame(resolve));
+      quiet = daemon.timers.size || daemon.busy.size || globalThis.blockd.tabs[0].pending ? 0 : quiet + 1;
+    }
+    const n = globalThis.written;
+    globalThis.written = 0;
+    return n;
+  });
+  await written();
+  const one = { driver: "raw", "node-name": "one-more", file: { driver: "null-co", "node-name": "its-file" } };
+  await daemon.cmd("blockdev-add", one);
+  await page.waitForSelector("g.box[data-title=one-more]");
+  const added = await written();
+  const is = await places();
+  await daemon.cmd("blockdev-del", { "node-name": "one-more" });
+  await page.waitForSelector("g.box[data-title=one-more]", { state: "detached" });
+  const removed = await written();
+  // The first box: all others come after it.
+  await daemon.cmd("blockdev-del", { "node-name": "disk0" });
+  await page.waitForSelector("g.box[data-title=disk0]", { state: "detached" });
+  const first = await written();
+  t.diagnostic(`written to the page: ${added} for a node and its file, ${removed} when they go, ${first} for the first five of all`);
+  for (const n of [added, removed, first]) assert.ok(n > 2 && n < 150, `${n} writes`);
+
+  // An update in which nothing is new writes nothing, whatever is chosen.
+  await page.locator("g.box[data-title=disk42]").dispatchEvent("pointerdown", { button: 0, pointerId: 1 });
+  await page.waitForSelector(".details h3:text-is('disk42')");
+  await written();
+  const idle = await page.evaluate(async () => {
+    const tab = globalThis.blockd.tabs[0];
+    const costs = [];
+    tab.draw(); // what has come since
+    await Promise.resolve();
+    globalThis.written = 0;
+    for (let i = 0; i < 10; i++) {
+      const begin = performance.now();
+      tab.timeline.update();
+      tab.draw();
+      costs.push(performance.now() - begin);
+    }
+    await Promise.resolve(); // what was written is told now
+    return { written: globalThis.written, costs: costs.sort((a, b) => a - b) };
+  });
+  t.diagnostic(`an update in which nothing is new: ${idle.costs[5].toFixed(1)} ms (median), ${idle.costs[9].toFixed(1)} ms (longest)`);
+  assert.equal(idle.written, 0);
+
+  // From the daemon's time of the change to the page's. A machine that is busy makes any of them late, but not
+  // each: a page that waits for something makes all late.
   await page.evaluate(() => {
     const { qmp, tabs } = globalThis.blockd;
-    let heard = 0;
-    qmp.addEventListener("event", () => { heard ||= performance.now(); });
-    globalThis.took = new Promise((resolve) => {
-      new MutationObserver(() => {
-        if (document.querySelector("g.box[data-title=one-more]")) resolve({ shown: performance.now() - heard, drawing: tabs[0].view.cost });
-      }).observe(document.querySelector("g.boxes"), { childList: true });
+    globalThis.delays = new Map();
+    qmp.addEventListener("event", (e) => {
+      const { event, timestamp, data } = e.detail;
+      if (event !== "GRAPH_CHANGED") return;
+      const at = timestamp.seconds * 1e3 + timestamp.microseconds / 1e3;
+      const watch = new MutationObserver(() => {
+        if (Number(document.querySelector(".canvas").dataset.step) < data.step.number) return;
+        watch.disconnect();
+        globalThis.delays.set(data.step.number, { shown: performance.timeOrigin + performance.now() - at, drawing: tabs[0].view.cost });
+      });
+      watch.observe(document.querySelector(".canvas"), { attributes: true, attributeFilter: ["data-step"] });
     });
   });
-  await daemon.cmd("blockdev-add", { driver: "raw", "node-name": "one-more", file: { driver: "null-co" } });
-  const { shown: ms, drawing } = await page.evaluate(() => globalThis.took);
-  t.diagnostic(`502 nodes: shown ${ms.toFixed(1)} ms after the event came, the drawing of it took ${drawing.toFixed(1)} ms`);
-  const is = await places();
+  const delays = [];
+  for (let i = 0; i < 30 && !(delays.length >= 10 && delays.some((d) => d.shown < 100)); i++) {
+    if (i % 2 === 0) await daemon.cmd("blockdev-add", one);
+    else await daemon.cmd("blockdev-del", { "node-name": "one-more" });
+    const { last } = await daemon.picture();
+    delays.push(await (await page.waitForFunction((n) => globalThis.delays.get(n), last)).jsonValue());
+  }
+  const sorted = (of) => delays.map((d) => d[of]).sort((a, b) => a - b);
+  const [shownAfter, drawing] = [sorted("shown"), sorted("drawing")];
+  const middle = Math.floor(delays.length / 2);
+  t.diagnostic(`500 nodes: shown ${shownAfter[middle].toFixed(1)} ms after the daemon's time of the change (median of ${delays.length}; ${shownAfter[0].toFixed(1)} to ${shownAfter.at(-1).toFixed(1)}), of which the drawing takes ${drawing[middle].toFixed(1)} ms`);
+  assert.ok(shownAfter[0] < 100, shownAfter.join());
+
   for (const id of Object.keys(was)) assert.equal(is[id], was[id], id);
   const boxes = Object.values(is).map((p) => p.split(" ").map(Number));
   assert.equal(new Set(Object.values(is)).size, boxes.length, "no two boxes at one place");
   await page.keyboard.press("/");
   await page.keyboard.type("disk42");
   await page.waitForFunction(() => document.querySelectorAll("g.box:not(.faded)").length === 1);
+});
+
+onPage("in a dense graph no edge's text is over another, or over a box", {}, async (page, daemon, t) => {
+  const seed = Number(process.env.SEED ?? 9);
+  // 30 boxes, each above three of those before it; QMP has no node with so many users that go along with each other.
+  const found = await page.evaluate(async (seed) => {
+    const { GraphView } = await import("/console/graphview.js");
+    const { toSVG } = await import("/console/export.js");
+    let state = seed + 1;
+    const random = (n) => (state = (state * 48271) % 0x7fffffff, state % n);
+    const names = ["file", "backing", "data-file", "target", "source node", "root"];
+    const boxes = [], arrows = [];
+    for (let i = 0; i < 30; i++) {
+      boxes.push({ id: "n" + i, kind: "node", title: "node" + i, full: "node" + i, lines: ["raw"], hue: "format", badges: [], mark: "" });
+      for (const to of new Set(i ? [random(i), random(i), random(i)] : [])) {
+        for (let k = random(4) ? 1 : 2; k; k--) { // some pairs have two edges
+          arrows.push({ id: "e" + arrows.length, from: "n" + i, to: "n" + to, label: names[random(names.length)], hint: "", perm: [], shared: [], frozen: random(4) === 0, mark: "", read: random(2) * random(1 << 28), write: random(3) ? 0 : random(1 << 28), operations: 1 });
+        }
+      }
+    }
+    const frame = document.createElement("div");
+    frame.className = "canvas";
+    frame.style.cssText = "position: fixed; inset: 0; z-index: 100";
+    document.body.append(frame);
+    const view = new GraphView(frame, () => {});
+    view.show({ boxes, arrows });
+    await document.fonts.ready;
+    const { left, top } = frame.getBoundingClientRect();
+    const look = () => {
+      view.look({ x: 0, y: 0, k: 1 }); // so near that texts are there
+      const area = (e) => { const r = e.getBoundingClientRect(); return { text: e.textContent, x0: r.left, y0: r.top, x1: r.right, y1: r.bottom }; };
+      const texts = [], lost = [], far = [];
+      for (const g of frame.querySelectorAll("g.arrow")) {
+        const [label, rate] = [area(g.querySelector(".label")), area(g.querySelector(".rate"))];
+        if (getComputedStyle(g.querySelector(".label")).visibility === "hidden") lost.push(label.text);
+        const both = rate.text ? { text: label.text + " / " + rate.text, x0: Math.min(label.x0, rate.x0), y0: label.y0, x1: Math.max(label.x1, rate.x1), y1: rate.y1 } : label;
+        texts.push(both);
+        const line = g.querySelector(".line");
+        let near = Infinity;
+        for (let at = 0, end = line.getTotalLength(); at <= end; at += 16) {
+          const p = line.getPointAtLength(at);
+          const [x, y] = [p.x + left, p.y + top];
+          near = Math.min(near, Math.hypot(Math.max(both.x0 - x, x - both.x1, 0), Math.max(both.y0 - y, y - both.y1, 0)));
+        }
+        far.push(near);
+      }
+      const bodies = [...frame.querySelectorAll("g.box > rect:first-child")].map(area);
+      const over = [];
+      texts.forEach((a, i) => {
+        for (const b of [...texts.slice(0, i), ...bodies]) if (a.x0 < b.x1 && b.x0 < a.x1 && a.y0 < b.y1 && b.y0 < a.y1) over.push(JSON.stringify([a, b]));
+      });
+      return { over, lost, texts: texts.length, empty: texts.filter((a) => a.x1 - a.x0 < 10).length, far: far.sort((a, b) => a - b) };
+    };
+    const was = look();
+    const corners = () => [...frame.querySelectorAll("g.arrow .label")].map((e) => e.getAttribute("x") + " " + e.getAttribute("y"));
+    // Other rates, of the same size, move nothing.
+    const before = corners();
+    view.show({ boxes, arrows: arrows.map((a) => ({ ...a, read: a.read && a.read - 1, write: a.write && a.write - 1 })) });
+    const still = corners().join() === before.join();
+    // Traffic where there was none takes room, and takes it from nobody.
+    view.show({ boxes, arrows: arrows.map((a) => ({ ...a, read: a.read || 1 << 20 })) });
+    const busy = look();
+    const saved = toSVG(view.shown, view.layout.places, (a) => view.way(a, view.layout.places, view.rows()), view.spots, "").match(/<text class="label"/g).length - 1;
+    frame.remove();
+    return { was, busy, still, saved };
+  }, seed);
+  for (const at of [found.was, found.busy]) {
+    t.diagnostic(`${at.texts} texts; from its arrow the median is ${at.far[at.texts >> 1].toFixed(0)}, the farthest ${at.far.at(-1).toFixed(0)} (SEED=${seed})`);
+    assert.ok(at.texts > 80);
+    assert.equal(at.empty, 0);
+    assert.deepEqual(at.over, [], `SEED=${seed}`);
+    assert.deepEqual(at.lost, [], `SEED=${seed}`);
+    assert.ok(at.far.at(-1) < 150, `SEED=${seed}`);
+  }
+  assert.ok(found.still, "places do not follow rates");
+  assert.equal(found.saved, found.busy.texts);
 });
 
 test("the page comes back with the daemon, by itself", { timeout: 3 * patience }, async () => {

@@ -63,7 +63,7 @@ test("files escape what clients named", () => {
   g.nodes.set(evil, { name: evil, driver: "raw" });
   const d = display(g, {});
   const places = new Map(d.boxes.map((b, i) => [b.id, { x: i * 300, y: 0 }]));
-  const text = toSVG(d, places, () => [], evil);
+  const text = toSVG(d, places, () => [], new Map(), evil);
   assert.ok(!text.includes("<script>") && !text.includes("\u0000"));
   assert.ok(text.includes("&lt;script&gt;"));
   const dot = toDot(d, evil);
@@ -74,9 +74,10 @@ test("files escape what clients named", () => {
 test("the picture as SVG has every box and arrow", () => {
   const d = display(graph(), {});
   const places = new Map(d.boxes.map((b, i) => [b.id, { x: 0, y: i * 116 }]));
-  const text = toSVG(d, places, (a) => route(places.get(a.from), places.get(a.to), new Map()), "c");
+  const text = toSVG(d, places, (a) => route(places.get(a.from), places.get(a.to), new Map()), new Map(d.arrows.slice(1).map((a) => [a.id, { t: 0.5, dx: 5, dy: 5 }])), "c");
   assert.equal(text.match(/class="box /g).length, 4);
   assert.equal(text.match(/class="arrow /g).length, 4);
+  assert.equal(text.match(/<text class="label"/g).length, 4, "the caption, and the three texts that have a place");
 });
 
 test("images are told in chains, through filters", () => {
