@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -378,18 +379,72 @@ func TestScrapeAllocatesLittleForANode(t *testing.T) {
 	}
 }
 
-// BenchmarkScrape answers a scrape of a graph of 1,000 nodes with 500 users.
-func BenchmarkScrape(b *testing.B) {
-	_, s, _ := sources(b, 1000)
-	h := Handler(s)
-	b.ResetTimer()
-	b.ReportAllocs()
-	for b.Loop() {
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-		if w.Code != http.StatusOK {
-			b.Fatal(w.Body)
+// distributed makes every user of the sources have latencies of reads, writes and
+// flushes.
+func distributed(t testing.TB, s Sources, roots []*blockgraph.Root) {
+	t.Helper()
+	s.Graph.Loop().Do(s.Graph.KeepLatencies)
+	ctx, v := context.Background(), blockgraph.MakeIOVec(make([]byte, 512))
+	for _, r := range roots {
+		if err := errors.Join(r.WriteV(ctx, 0, v, 0), r.ReadV(ctx, 0, v, 0), r.Flush(ctx)); err != nil {
+			t.Fatal(err)
 		}
+	}
+}
+
+// TestScrapeAllocatesLittleForADistribution holds what the distributions of
+// another 50 users cost a scrape: for each of its three one piece of memory, and
+// nothing for each class of latencies.
+func TestScrapeAllocatesLittleForADistribution(t *testing.T) {
+	cost := func(keep bool) float64 {
+		_, s, roots := sources(t, 100)
+		if keep {
+			distributed(t, s, roots)
+		}
+		c := newCollector(s)
+		return testing.AllocsPerRun(5, func() { c.samples().gathered() })
+	}
+	without, with := cost(false), cost(true)
+	t.Logf("%v allocations without distributions, %v with 150", without, with)
+	if with-without < 150 || with-without > 2*150 {
+		t.Errorf("150 distributions cost %v allocations", with-without)
+	}
+}
+
+// BenchmarkScrape answers a scrape of a graph of 1,000 nodes. cpu-ms/op is the
+// time of all processors, which other processes do not make longer.
+func BenchmarkScrape(b *testing.B) {
+	for _, of := range []struct {
+		name  string
+		nodes int // of which every second one has a user
+		limit int
+		keep  bool
+	}{{"500 users", 1000, 1000, false}, {"500 users with distributions", 1000, 1000, true}, {"1000 users with distributions", 2000, 1000, true}} {
+		b.Run(of.name, func(b *testing.B) {
+			_, s, roots := sources(b, of.nodes)
+			if of.keep {
+				distributed(b, s, roots)
+			}
+			s.Limits = DefaultLimits
+			s.Limits.Nodes = of.limit
+			h := Handler(s)
+			bytes := 0
+			var before, after syscall.Rusage
+			syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+			b.ReportAllocs()
+			for b.Loop() {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+				if w.Code != http.StatusOK {
+					b.Fatal(w.Body)
+				}
+				bytes = w.Body.Len()
+			}
+			syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+			cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+			b.ReportMetric(float64(cpu)/1e6/float64(b.N), "cpu-ms/op")
+			b.ReportMetric(float64(bytes), "bytes")
+		})
 	}
 }
 
