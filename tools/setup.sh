@@ -32,6 +32,7 @@ need() {
 		command -v node >/dev/null || echo nodejs
 		command -v npm >/dev/null || echo npm
 		command -v chromium >/dev/null || echo chromium
+		command -v dot >/dev/null || echo graphviz
 		;;
 	fio) command -v fio >/dev/null || echo fio ;;
 	compiler)
