@@ -42,10 +42,12 @@ type Credentials struct {
 // maxFile is the longest file in bytes that is read.
 const maxFile = 1 << 20
 
-// Names of the files in a directory.
+// RevocationFile is the list of what was revoked, in a directory.
+const RevocationFile = "ca-crl.pem"
+
+// Names of the other files.
 const (
 	caFile     = "ca-cert.pem"
-	crlFile    = "ca-crl.pem"
 	serverFile = "server-cert.pem"
 	serverKey  = "server-key.pem"
 	clientFile = "client-cert.pem"
@@ -188,10 +190,16 @@ func decrypt(b, password []byte) ([]byte, error) {
 }
 
 func (o *Options) readCRL(c *Credentials) error {
-	b, err := o.read(crlFile, false)
-	for err == nil && len(bytes.TrimSpace(b)) > 0 {
+	b, err := o.read(RevocationFile, false)
+	there := b != nil
+	for err == nil && there {
 		var block *pem.Block
 		if block, b = pem.Decode(b); block == nil {
+			// One that is empty or cut off, perhaps since it is being written, would
+			// let in whom it names.
+			if len(c.crls) == 0 || bytes.Contains(b, []byte("-----BEGIN")) {
+				err = errors.New("Base64 decoding error.") //nolint:staticcheck // the field's text
+			}
 			break
 		}
 		var l *x509.RevocationList
@@ -203,5 +211,5 @@ func (o *Options) readCRL(c *Credentials) error {
 	if err == nil || errors.As(err, &access) {
 		return err
 	}
-	return qapi.Errorf("Cannot load CRL '%s': %s", o.path(crlFile), err)
+	return qapi.Errorf("Cannot load CRL '%s': %s", o.path(RevocationFile), err)
 }

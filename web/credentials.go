@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"blockd/clock"
@@ -20,6 +21,16 @@ type credentials struct {
 	current atomic.Pointer[tls.Config]
 	// asks: clients have to show a certificate.
 	asks bool
+	// list is the file of what was revoked, "" for an object's, which is read once.
+	list string
+
+	mu sync.Mutex
+	// +checklocks:mu
+	begun, taken uint64 // loads so far, and the one that current is from
+
+	// Of the watcher.
+	loaded, seen fileState // of list: as it was read, and at the last look
+	failed       string    // what went wrong at the last look
 }
 
 // newCredentials loads what the options name; nil when they name nothing.
@@ -39,6 +50,9 @@ func newCredentials(o *Options, c *Config) (*credentials, error) {
 			dir = abs // the daemon may change its directory meanwhile
 		}
 		s.load = func() (*tls.Config, error) { return fromDirectory(dir, o, c, authz) }
+		s.list = filepath.Join(dir, tlscreds.RevocationFile)
+		s.loaded = stateOfFile(s.list)
+		s.seen = s.loaded
 	default:
 		return nil, nil
 	}
@@ -87,16 +101,58 @@ func (s *credentials) config() *tls.Config {
 // own is the certificate that the server shows.
 func (s *credentials) own() *x509.Certificate { return s.current.Load().Certificates[0].Leaf }
 
+// look reads the files again when the list of what was revoked has changed. One
+// that is gone may be about to be written anew, so that counts when two looks in a
+// row find it so. Of the watcher.
+func (s *credentials) look() {
+	if s.list == "" {
+		return
+	}
+	now, before := stateOfFile(s.list), s.seen
+	s.seen = now
+	if now == s.loaded || now.failed && !before.failed {
+		return
+	}
+	if err := s.reload(); err != nil { // the next look tries again
+		if err.Error() != s.failed {
+			slog.Error("the web address keeps its credentials", "error", err)
+		}
+		s.failed = err.Error()
+		return
+	}
+	s.loaded, s.failed = now, ""
+}
+
+// stands tells whether a client that has come by a certificate would come by it
+// now: it was not revoked, did not expire, and its name is still authorised. It
+// may ask an object.
+func (s *credentials) stands(c *tls.ConnectionState) bool {
+	if s == nil || c == nil {
+		return true
+	}
+	verify := s.current.Load().VerifyConnection
+	return verify == nil || verify(*c) == nil
+}
+
 // reload reads the files again. When that fails, those that were read before
-// stay.
-func (s *credentials) reload() {
+// stay; so do those whose reading began later.
+func (s *credentials) reload() error {
+	s.mu.Lock()
+	s.begun++
+	number := s.begun
+	s.mu.Unlock()
 	t, err := s.load()
 	if err == nil && (t.ClientAuth != tls.NoClientCert) != s.asks {
 		err = errors.New("they ask clients for certificates otherwise than before")
 	}
 	if err != nil {
-		slog.Error("the web address keeps its credentials", "error", err)
-		return
+		return err
 	}
-	s.current.Store(t)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if number > s.taken {
+		s.taken = number
+		s.current.Store(t)
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 type guard struct {
 	unix     bool
 	own      func() *x509.Certificate // nil: no TLS
+	stands   func(*tls.ConnectionState) bool
 	requests *rates
 	next     http.Handler
 }
@@ -48,6 +50,11 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if bodied {
 		http.Error(w, "a request has no body here", http.StatusRequestEntityTooLarge)
+		return
+	}
+	if g.stands != nil && !g.stands(r.TLS) {
+		h.Set("Connection", "close")
+		http.Error(w, "the certificate is good no more", http.StatusForbidden)
 		return
 	}
 	if !g.unix && !g.names(r) {

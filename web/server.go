@@ -31,8 +31,8 @@ const (
 	idleTime = 60 * time.Second
 	// closeTime is how long the end waits for answers under way.
 	closeTime = 2 * time.Second
-	// watchTime is the time between two looks at the token file, so that a token
-	// that was taken away ends its sessions.
+	// watchTime is the time between two looks at the token file and at the list of
+	// revoked certificates, so that what was taken away ends its sessions.
 	watchTime = 2 * time.Second
 	// acceptPause is the time between two attempts when no connection can be
 	// accepted, for want of descriptors for instance.
@@ -71,7 +71,7 @@ type Server struct {
 	clock   clock.Clock
 
 	served  chan struct{}      // closed when Serve has ended; nil before it began
-	unwatch context.CancelFunc // ends the look at the token file
+	unwatch context.CancelFunc // ends the watcher
 	watched sync.WaitGroup
 }
 
@@ -122,7 +122,7 @@ func (s *Server) handler(o *Options, c *Config, unix bool) http.Handler {
 	}
 	mux.Handle("GET /session", s.login.need(qapi.SessionRoleReadOnly, http.HandlerFunc(tellSession)))
 	if o.QMP != nil && *o.QMP && c.QMP != nil {
-		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, tokens: s.login.tokens, pace: messageRate, stall: stallTime, live: map[*wsConn]grant{}}
+		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, tokens: s.login.tokens, secrets: s.secrets, pace: messageRate, stall: stallTime, live: map[*wsConn]grant{}}
 		mux.Handle("GET /qmp", s.login.need(qapi.SessionRoleReadOnly, s.qmp))
 		if c.Page != nil {
 			mux.Handle("GET /", c.Page)
@@ -130,7 +130,7 @@ func (s *Server) handler(o *Options, c *Config, unix bool) http.Handler {
 	}
 	g := &guard{unix: unix, requests: s.login.requests, next: mux}
 	if s.secrets != nil {
-		g.own = s.secrets.own
+		g.own, g.stands = s.secrets.own, s.secrets.stands
 	}
 	return g
 }
@@ -161,20 +161,35 @@ func (s *Server) Serve() {
 	}()
 	var ctx context.Context
 	ctx, s.unwatch = context.WithCancel(context.Background())
-	if s.login.tokens != nil {
-		s.watched.Go(func() {
-			for s.clock.Sleep(ctx, watchTime) == nil {
+	proofs := s.secrets != nil && s.secrets.asks
+	if s.login.tokens == nil && !proofs {
+		return
+	}
+	s.watched.Go(func() {
+		for s.clock.Sleep(ctx, watchTime) == nil {
+			if s.login.tokens != nil {
 				s.reread(byWatcher)
 			}
-		})
+			if proofs {
+				s.secrets.look()
+				s.reconsider() // certificates expire by themselves
+			}
+		}
+	})
+}
+
+// reconsider ends the sessions that would not begin any more.
+func (s *Server) reconsider() {
+	if s.qmp != nil {
+		s.qmp.reconsider()
 	}
 }
 
 // reread has the token file looked at, and ends the sessions whose token does not
 // say any more what it said.
 func (s *Server) reread(why asked) {
-	if s.login.tokens.refresh(why) && s.qmp != nil {
-		s.qmp.reconsider()
+	if s.login.tokens.refresh(why) {
+		s.reconsider()
 	}
 }
 
@@ -184,7 +199,10 @@ func (s *Server) Reload() {
 		s.reread(byOperator)
 	}
 	if s.secrets != nil {
-		s.secrets.reload()
+		if err := s.secrets.reload(); err != nil {
+			slog.Error("the web address keeps its credentials", "error", err)
+		}
+		s.reconsider()
 	}
 }
 

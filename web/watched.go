@@ -69,6 +69,15 @@ func stateOf(st *syscall.Stat_t) fileState {
 	return fileState{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim, change: st.Ctim}
 }
 
+// stateOfFile is that of the file with a name.
+func stateOfFile(path string) fileState {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return absent
+	}
+	return stateOf(&st)
+}
+
 // asked is why the file is looked at.
 type asked int
 
@@ -108,12 +117,7 @@ func (t *tokens) refresh(why asked) bool {
 	settled := t.settled.number == t.latest.number
 	t.mu.Unlock()
 	if why == byClient || why == byWatcher && settled {
-		var st syscall.Stat_t
-		state := absent
-		if err := syscall.Stat(t.path, &st); err == nil {
-			state = stateOf(&st)
-		}
-		if state == known {
+		if stateOfFile(t.path) == known {
 			return false
 		}
 	}

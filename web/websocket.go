@@ -3,6 +3,7 @@ package web
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -44,6 +45,8 @@ type qmpHandler struct {
 	serve func(conn chardev.Conn, peer qapi.SessionInfo) error
 	// tokens are what grants come from; nil: none.
 	tokens *tokens
+	// secrets judge clients' certificates; nil: there are none.
+	secrets *credentials
 	// pace and stall are messageRate and stallTime, but in tests.
 	pace  rate
 	stall time.Duration
@@ -84,40 +87,39 @@ func (h *qmpHandler) leave(role qapi.SessionRole) {
 }
 
 // reconsider ends the sessions whose tokens do not grant any more what they
-// did.
+// did, or whose certificates let nobody in any more.
 func (h *qmpHandler) reconsider() {
 	h.mu.Lock()
-	var over []*wsConn
-	for c, g := range h.live {
-		if !h.stands(g) {
-			over = append(over, c)
-		}
-	}
+	live := maps.Clone(h.live)
 	h.mu.Unlock()
-	for _, c := range over {
-		c.Close()
+	for c, g := range live {
+		if !h.stands(c, g) {
+			c.Close()
+		}
 	}
 }
 
-// stands tells whether a grant is still what its token says.
-func (h *qmpHandler) stands(g grant) bool {
-	if h.tokens == nil {
-		return true
+// stands tells whether a grant is still what its token says, and whether the
+// certificate of its connection is still good.
+func (h *qmpHandler) stands(c *wsConn, g grant) bool {
+	if h.tokens != nil {
+		if now, ok := h.tokens.find(g.token); !ok || now.role != g.role {
+			return false
+		}
 	}
-	now, ok := h.tokens.find(g.token)
-	return ok && now.role == g.role
+	return h.secrets.stands(c.tls)
 }
 
 // begin notes a connection, so that close and reconsider end it; false when it
-// is over already, also if its token was taken away since it was shown.
+// is over already, also if what it came by was taken away since it was shown.
 func (h *qmpHandler) begin(c *wsConn, g grant) bool {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed || !h.stands(g) {
-		return false
+	closed := h.closed
+	if !closed {
+		h.live[c] = g
 	}
-	h.live[c] = g
-	return true
+	h.mu.Unlock()
+	return !closed && h.stands(c, g)
 }
 
 func (h *qmpHandler) end(c *wsConn) {
@@ -149,7 +151,7 @@ func (h *qmpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.leave(g.role)
 	// guard has checked the origin, too; both must fail for a page to get in.
 	up := websocket.Upgrader{HandshakeTimeout: headerTime, CheckOrigin: sameOrigin, Subprotocols: []string{subprotocol}}
-	c := &wsConn{clock: h.clock, messages: newRates(h.clock, h.pace), stall: h.stall}
+	c := &wsConn{tls: r.TLS, clock: h.clock, messages: newRates(h.clock, h.pace), stall: h.stall}
 	c.life, c.end = context.WithCancel(context.Background())
 	var err error
 	if c.ws, err = up.Upgrade(&framed{w, c.await}, r, nil); err != nil {
@@ -186,6 +188,7 @@ func sessionInfo(g grant, p peer, secure bool) qapi.SessionInfo {
 //blockd:io
 type wsConn struct {
 	ws    *websocket.Conn
+	tls   *tls.ConnectionState // nil: not encrypted
 	clock clock.Clock
 	life  context.Context // until Close
 	end   context.CancelFunc
