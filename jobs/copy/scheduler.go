@@ -87,7 +87,6 @@ type turn struct {
 
 	bytes int64 // granted
 	since time.Time
-	lent  bool
 	ready chan struct{} // capacity 1
 }
 
@@ -103,7 +102,7 @@ func (s *Scheduler) request(t *turn, want, least int64) bool {
 	now := s.clock.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.want, t.least, t.lent, t.bytes = want, least, false, 0
+	t.want, t.least, t.bytes = want, least, 0
 	if len(s.queue) == 0 && s.grant(t, now) {
 		return true
 	}
@@ -176,8 +175,7 @@ func (s *Scheduler) lend() {
 		after = lendFull
 	}
 	s.running = slices.DeleteFunc(s.running, func(t *turn) bool {
-		t.lent = now.Sub(t.since) >= after
-		return t.lent
+		return now.Sub(t.since) >= after
 	})
 	s.serve(now) // arms it again while somebody waits
 }
@@ -201,11 +199,7 @@ func (s *Scheduler) full(now time.Time) bool {
 func (s *Scheduler) leave(t *turn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.drop(t) {
-		return
-	}
-	t.lent = true
-	if len(s.queue) > 0 {
+	if s.drop(t) && len(s.queue) > 0 {
 		s.serve(s.clock.Now())
 	}
 }
