@@ -434,9 +434,13 @@ func (tx *Tx) refresh(from []*Node) error {
 func (tx *Tx) childPerms(n *Node, s *NodeState, e *Edge, perm, shared Perm) (Perm, Perm) {
 	var np, ns Perm
 	writable := !s.ReadOnly && !s.Inactive
-	if c, ok := n.drv.(ChildPermissioner); ok {
+	c, own := n.drv.(ChildPermissioner)
+	switch {
+	case own:
 		np, ns = c.ChildPerms(e, writable, perm, shared)
-	} else {
+	case n.drv == nil && n.typ.OpeningPerms != nil:
+		np, ns = n.typ.OpeningPerms(e, writable, perm, shared)
+	default:
 		np, ns = DefaultChildPerms(e.role, writable, perm, shared)
 	}
 	if s.Inactive && e.role&RoleFiltered == 0 {

@@ -185,6 +185,9 @@ type DriverType struct {
 	// ParseFilename reads names that begin with the driver's own and a colon;
 	// parse reads what names a child.
 	ParseFilename func(name string, parse func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error)
+	// OpeningPerms are the driver's own rules (ChildPermissioner) for as long as
+	// the node opens and has no driver yet; nil is DefaultChildPerms.
+	OpeningPerms func(e *Edge, writable bool, perm, shared Perm) (Perm, Perm)
 	// NoDirectory, unless empty, tells that no relative name starts from a file
 	// name of this protocol driver, and what errors call its nodes.
 	NoDirectory string

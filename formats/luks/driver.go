@@ -22,8 +22,9 @@ const (
 // DriverType returns the driver for the graph's registry.
 func DriverType(cfg Config) *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:  name,
-		Probe: Probe,
+		Name:         name,
+		Probe:        Probe,
+		OpeningPerms: childPerms,
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			file := blockgraph.ChildSpec{Name: "file", Role: blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RolePrimary, Ref: o.LUKS.File}
 			if o.LUKS.Header == nil {
@@ -202,14 +203,18 @@ func (d *driver) Caps() blockgraph.Caps {
 	return blockgraph.Caps{FUA: c.FUA, WriteUnchanged: c.WriteUnchanged, Grow: c.Grow}
 }
 
-// ChildPerms are those of a filter more than those of a format: others may
-// write, and the file is written only when somebody writes the disk. While key
-// slots are changed, nobody else may even read the file that has them.
-func (d *driver) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
+// childPerms are those of a filter more than those of a format: others may
+// write, and the file is written only when somebody writes the disk.
+func childPerms(e *blockgraph.Edge, writable bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
 	const own = blockgraph.PermWrite | blockgraph.PermResize
 	np, ns := blockgraph.DefaultChildPerms(e.Role(), writable, perm, shared)
-	np = np&^own | perm&own
-	ns |= shared & own
+	return np&^own | perm&own, ns | shared&own
+}
+
+// ChildPerms: while key slots are changed, nobody else may even read the file
+// that has them.
+func (d *driver) ChildPerms(e *blockgraph.Edge, writable bool, perm, shared blockgraph.Perm) (blockgraph.Perm, blockgraph.Perm) {
+	np, ns := childPerms(e, writable, perm, shared)
 	if d.amending.Load() > 0 && d.detached == (e.Name() == headerChild) {
 		np |= blockgraph.PermWrite
 		ns &^= blockgraph.PermConsistentRead | blockgraph.PermWrite

@@ -53,6 +53,18 @@ class Locks(QMPTestCase):
         self.unexport(identity)
         images.run_tool("qemu-img", "resize", "-f", "raw", raw, "2M")
 
+    def test_luks_node_without_users_opens_beside_a_writer(self) -> None:
+        secret = ("--object", "secret,id=s,data=x")
+        path = self.path("a.luks")
+        options = ("-o", "key-secret=s,iter-time=10")
+        images.run_tool("qemu-img", "create", "-q", "-f", "luks", *secret, *options, path, str(MiB))
+        self.qmp.cmd("object-add", qom_type="secret", id="s", data="x")
+        self.add_node("n", path, "luks", key_secret="s")
+        self.export("n")
+        other = self.launch(*secret, name="other")
+        file = {"driver": "file", "filename": path}
+        other.qmp.cmd("blockdev-add", driver="luks", node_name="n", key_secret="s", file=file)
+
     def test_tool_keeps_the_daemon_out(self) -> None:
         with subprocess.Popen(
             ["qemu-io", "-f", "qcow2", self.image], stdin=subprocess.PIPE, stdout=subprocess.PIPE
