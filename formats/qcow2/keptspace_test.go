@@ -111,6 +111,32 @@ func TestDiscardNoUnrefLeavesWhatSnapshotsHold(t *testing.T) {
 	mustCheck(t, f, true)
 }
 
+// TestDiscardNoUnrefLeavesWhatOthersMayShare: a table that is shared keeps its
+// clusters, whatever the flags in it say.
+func TestDiscardNoUnrefLeavesWhatOthersMayShare(t *testing.T) {
+	const cs = 64 << 10
+	f := newImage(t, 1<<20)
+	d := noUnref(t, f)
+	put(t, d, 0, fill(1, cs))
+	flush(t, d)
+	if err := d.Discard(ctxb, 0, cs); err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	entry := &d.l1.Load().entries[0]
+	e := d.l1.Load().cached(0, 0).load(0)
+	x := &extent{first: 0, n: 1, kept: true, host: int64(e.word&l2OffsetMask) / cs, turn: d.frees.turn}
+	for _, copied := range []bool{true, false} {
+		if !copied {
+			entry.Store(entry.Load() &^ flagCopied)
+		}
+		if still, err := d.stillDropped(x, 0); err != nil || still != copied {
+			t.Errorf("with the table's copied flag %v: %v, %v", copied, still, err)
+		}
+	}
+}
+
 // TestDiscardNoUnrefWithoutPassing leaves the file alone.
 func TestDiscardNoUnrefWithoutPassing(t *testing.T) {
 	const cs = 64 << 10
