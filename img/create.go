@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"blockd/blockgraph"
+	"blockd/formats/qcow2"
 	"blockd/qapi"
 )
 
@@ -146,6 +147,32 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 		file.Set("size", size)
 		return s.createTyped(file)
 	}
+	below := "file"
+	if detached, ok := format.Get("detached-header"); ok {
+		format.Delete("detached-header")
+		if detached == "on" {
+			below = "header"
+		}
+	}
+	format.Set(below, qapi.NewObject("driver", "file", "filename", n.file))
+	name, external := format.Get("data-file")
+	data, _ := name.(string)
+	if external {
+		format.Set("data-file", qapi.NewObject("driver", "file", "filename", data))
+	}
+	typed, err := typedOptions(format)
+	if err != nil {
+		return err
+	}
+	// What is there already keeps its content until the options are known to be right.
+	if typed.Qcow2 != nil {
+		if _, _, err := qcow2.Measure(typed.Qcow2, 0); err != nil {
+			return err
+		}
+	}
+	if external && sameFile(data, n.file) {
+		return fmt.Errorf("The data file '%s' is the image itself", data)
+	}
 	var made []string
 	defer func() {
 		if err != nil {
@@ -163,37 +190,48 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 		}
 		return err
 	}
-	if name, ok := format.Get("data-file"); ok {
-		if err := empty(qapi.NewObject("driver", "file", "filename", name), name.(string)); err != nil {
+	if external {
+		if err := empty(qapi.NewObject("driver", "file", "filename", data), data); err != nil {
 			return err
 		}
-		format.Set("data-file", qapi.NewObject("driver", "file", "filename", name))
 	}
 	if err := empty(file, n.file); err != nil {
 		return err
 	}
-	below := "file"
-	if detached, ok := format.Get("detached-header"); ok {
-		format.Delete("detached-header")
-		if detached == "on" {
-			below = "header"
-		}
+	return s.createBy(typed)
+}
+
+// sameFile tells whether two names, of files that need not be there, are of one.
+func sameFile(a, b string) bool {
+	if x, err := os.Stat(a); err == nil {
+		y, err := os.Stat(b)
+		return err == nil && os.SameFile(x, y)
 	}
-	format.Set(below, qapi.NewObject("driver", "file", "filename", n.file))
-	return s.createTyped(format)
+	x, err := filepath.Abs(a)
+	y, err2 := filepath.Abs(b)
+	return err == nil && err2 == nil && x == y
+}
+
+// typedOptions reads options whose values may be words.
+func typedOptions(o *qapi.Object) (*qapi.BlockdevCreateOptions, error) {
+	var typed qapi.BlockdevCreateOptions
+	if err := qapi.DecodeFlat(o.Flatten(), &typed); err != nil {
+		return nil, err
+	}
+	return &typed, nil
 }
 
 // createTyped runs blockdev-create with options whose values may be words.
 func (s *session) createTyped(o *qapi.Object) error {
-	var typed qapi.BlockdevCreateOptions
-	words := qapi.NewObject()
-	for key, v := range o.Flatten().All() {
-		words.Set(key, v)
-	}
-	if err := qapi.DecodeFlat(words, &typed); err != nil {
+	typed, err := typedOptions(o)
+	if err != nil {
 		return err
 	}
-	return s.job("blockdev-create", qapi.NewObject("options", qapi.ToObject(&typed)), false)
+	return s.createBy(typed)
+}
+
+func (s *session) createBy(o *qapi.BlockdevCreateOptions) error {
+	return s.job("blockdev-create", qapi.NewObject("options", qapi.ToObject(o)), false)
 }
 
 // unknownOption: a format has no option of that name.

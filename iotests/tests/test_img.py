@@ -209,6 +209,24 @@ class Make(ImgCase):
                 self.assertEqual(self.both("create", *arguments)[0], 1)
                 self.assertEqual((self.ours / "new.qcow2").exists(), (self.theirs / "new.qcow2").exists())
 
+    def test_create_refused_keeps_what_is_there(self) -> None:
+        """Unlike the rival, which removes both files."""
+        self.chain()
+        for options, text in (
+            ("cluster_size=3", "Cluster size must be a power of two between 512 and 2048k"),
+            ("data_file=plain.raw,cluster_size=3", "Cluster size must be a power of two between 512 and 2048k"),
+            ("preallocation=bogus", "Parameter 'preallocation' does not accept value 'bogus'"),
+            ("data_file=./base.qcow2", "The data file './base.qcow2' is the image itself"),
+        ):
+            arguments = ("create", "-q", "-f", "qcow2", "-o", options, "base.qcow2", "1M")
+            status, _, errors = self.run_in(self.ours, [BLOCKD, "img"], arguments)
+            self.assertEqual((status, errors), (1, f"base.qcow2: {text}"), options)
+            for name in ("base.qcow2", "plain.raw"):
+                self.assertEqual((self.ours / name).read_bytes(), (self.images / name).read_bytes(), (options, name))
+        missing = ("create", "-q", "-f", "qcow2", "-o", "data_file=n.qcow2", "./n.qcow2", "1M")
+        self.assertEqual(self.run_in(self.ours, [BLOCKD, "img"], missing)[0], 1)
+        self.assertFalse((self.ours / "n.qcow2").exists())
+
     def test_convert(self) -> None:
         self.chain()
         for arguments in (
