@@ -196,12 +196,15 @@ func (h *Hub) join(s *Session, reply []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.send(reply)
-	h.sessions[s] = &member{}
+	if !s.left {
+		h.sessions[s] = &member{}
+	}
 }
 
 func (h *Hub) leave(s *Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	s.left = true // a command of it that still runs does not bring it back
 	delete(h.sessions, s)
 }
 

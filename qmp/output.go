@@ -26,6 +26,8 @@ type output struct {
 	// +checklocks:mu
 	ended bool // nothing more may be appended
 	// +checklocks:mu
+	stopped bool // the writer has returned
+	// +checklocks:mu
 	waiters []chan struct{} // for the queue to be empty
 	wake    chan struct{}
 }
@@ -75,12 +77,12 @@ func (o *output) end(drop bool) {
 }
 
 // written returns a channel that is closed when the queue was empty once, or
-// nothing more is written.
+// its writer has returned. An ended queue is written, too.
 func (o *output) written() <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c := make(chan struct{})
-	if o.ended || len(o.pending)+o.writing == 0 {
+	if o.stopped || len(o.pending)+o.writing == 0 {
 		close(c)
 		return c
 	}
@@ -103,7 +105,7 @@ func (o *output) run(conn chardev.Conn) error {
 	var buf []byte
 	defer func() {
 		o.mu.Lock()
-		o.writing = 0
+		o.writing, o.stopped = 0, true
 		o.release()
 		o.mu.Unlock()
 	}()

@@ -38,6 +38,7 @@ type Session struct {
 	gone  chan struct{} // closed when the client can get nothing any more
 	drops sync.Once
 	tasks sync.WaitGroup // closers that drop has started
+	left  bool           // Hub.mu guards it: no event goes to it any more
 
 	// Of the reader.
 	arrived []*os.File // descriptors that the next request takes along
@@ -92,10 +93,10 @@ func (s *Session) serve() {
 	case <-dispatched: // the input has ended and is answered, or there was a quit
 	case <-s.gone:
 	}
-	s.mon.srv.hub.leave(s)
 	_ = s.conn.SetWriteDeadline(s.mon.srv.cfg.Clock.Now().Add(flushTime))
 	s.out.end(false)
 	<-written
+	s.mon.srv.hub.leave(s) // now, since Hub.Flush waits for what it still gets
 	s.conn.Close()
 	<-read
 	s.tasks.Wait()
