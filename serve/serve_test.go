@@ -287,3 +287,20 @@ func TestWhatCannotBeServed(t *testing.T) {
 		}
 	}
 }
+
+// TestWebOfAConfigurationMayStandBehindAProxy holds that the file may say what
+// the option may, and that a mistake is found at its line.
+func TestWebOfAConfigurationMayStandBehindAProxy(t *testing.T) {
+	plan, path, err := planOf(t, "web:\n  addr: 127.0.0.1:0\n  token-file: /t\n  host: disks.example\n  origin: https://disks.example\n", "--config", "%C")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := plan.Options[len(plan.Options)-1]
+	if want := `{"addr": "127.0.0.1:0", "token-file": "/t", "host": "disks.example", "origin": "https://disks.example", "qmp": true}`; web.Name != "web" || web.Value != want {
+		t.Errorf("--%s %s", web.Name, web.Value)
+	}
+	fault := web.Explain(qapi.Errorf("Parameter 'host' expects a name or an address, without a port"))
+	if want := path + ":4: web.host: Parameter 'host' expects a name or an address, without a port"; fault.Error() != want {
+		t.Errorf("%v", fault)
+	}
+}

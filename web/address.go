@@ -28,6 +28,10 @@ type Options struct {
 	TLSVerifyPeer *bool   `qapi:"tls-verify-peer"`
 	// TokenFile has the tokens of which every client must show one.
 	TokenFile *string `qapi:"token-file"`
+	// Host is a name that requests may call the address by, as a proxy before it
+	// passes it on; Origin that of pages that may use it (proxied.go).
+	Host   *string `qapi:"host"`
+	Origin *string `qapi:"origin"`
 	// Role is that of all clients where there are no tokens.
 	Role *qapi.SessionRole `qapi:"role"`
 }
@@ -49,6 +53,10 @@ func (o *Options) check() error {
 		return qapi.Errorf("Parameter 'tls-authz' requires 'tls-creds' or 'tls-dir'")
 	case o.Role != nil && o.TokenFile != nil:
 		return qapi.Errorf("Parameters 'role' and 'token-file' exclude each other")
+	case o.Host != nil && !isHost(*o.Host):
+		return qapi.Errorf("Parameter 'host' expects a name or an address, without a port")
+	case o.Origin != nil && originOf(*o.Origin) == "":
+		return qapi.Errorf("Parameter 'origin' expects http://NAME[:PORT] or https://NAME[:PORT]")
 	}
 	return nil
 }

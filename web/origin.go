@@ -25,6 +25,7 @@ type guard struct {
 	unix     bool
 	own      func() *x509.Certificate // nil: no TLS
 	stands   func(*tls.ConnectionState) bool
+	proxied  proxied
 	requests *rates
 	next     http.Handler
 }
@@ -61,7 +62,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the address is to be named by its number, by a name that its certificate is for, or on this machine by localhost", http.StatusMisdirectedRequest)
 		return
 	}
-	if !sameOrigin(r) {
+	if !g.proxied.admits(r) {
 		http.Error(w, "requests from pages of other addresses are refused", http.StatusForbidden)
 		return
 	}
@@ -85,7 +86,7 @@ func (g *guard) names(r *http.Request) bool {
 	name := hostName(r.Host)
 	addr, err := netip.ParseAddr(name)
 	switch {
-	case ap.Addr().Unmap().IsLoopback() && local(r.Host):
+	case ap.Addr().Unmap().IsLoopback() && local(r.Host), g.proxied.names(name):
 		return true
 	case err == nil:
 		return addr.Unmap() == ap.Addr().WithZone("").Unmap()

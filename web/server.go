@@ -96,7 +96,11 @@ func Listen(ctx context.Context, o Options, c Config) (*Server, error) {
 	if s.secrets, err = newCredentials(&o, &c); err != nil {
 		return nil, err
 	}
-	known := s.secrets != nil && (s.secrets.asks || s.login.tokens != nil)
+	proven := s.login.tokens != nil || s.secrets != nil && s.secrets.asks
+	if (o.Host != nil || o.Origin != nil) && !proven {
+		return nil, qapi.Errorf("Parameters 'host' and 'origin' require that clients show tokens or certificates")
+	}
+	known := s.secrets != nil && proven
 	l, err := listen(ctx, o.Addr, known, c.Access)
 	if err != nil {
 		return nil, err
@@ -122,13 +126,13 @@ func (s *Server) handler(o *Options, c *Config, unix bool) http.Handler {
 	}
 	mux.Handle("GET /session", s.login.need(qapi.SessionRoleReadOnly, http.HandlerFunc(tellSession)))
 	if o.QMP != nil && *o.QMP && c.QMP != nil {
-		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, tokens: s.login.tokens, secrets: s.secrets, pace: messageRate, stall: stallTime, live: map[*wsConn]grant{}}
+		s.qmp = &qmpHandler{clock: c.Clock, serve: c.QMP, tokens: s.login.tokens, secrets: s.secrets, proxied: newProxied(o), pace: messageRate, stall: stallTime, live: map[*wsConn]grant{}}
 		mux.Handle("GET /qmp", s.login.need(qapi.SessionRoleReadOnly, s.qmp))
 		if c.Page != nil {
 			mux.Handle("GET /", c.Page)
 		}
 	}
-	g := &guard{unix: unix, requests: s.login.requests, next: mux}
+	g := &guard{unix: unix, proxied: newProxied(o), requests: s.login.requests, next: mux}
 	if s.secrets != nil {
 		g.own, g.stands = s.secrets.own, s.secrets.stands
 	}

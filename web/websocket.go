@@ -45,6 +45,8 @@ type qmpHandler struct {
 	serve func(conn chardev.Conn, peer qapi.SessionInfo) error
 	// tokens are what grants come from; nil: none.
 	tokens *tokens
+	// proxied says which pages may come besides the address's own.
+	proxied proxied
 	// secrets judge clients' certificates; nil: there are none.
 	secrets *credentials
 	// pace and stall are messageRate and stallTime, but in tests.
@@ -150,7 +152,7 @@ func (h *qmpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer h.leave(g.role)
 	// guard has checked the origin, too; both must fail for a page to get in.
-	up := websocket.Upgrader{HandshakeTimeout: headerTime, CheckOrigin: sameOrigin, Subprotocols: []string{subprotocol}}
+	up := websocket.Upgrader{HandshakeTimeout: headerTime, CheckOrigin: h.proxied.admits, Subprotocols: []string{subprotocol}}
 	c := &wsConn{tls: r.TLS, clock: h.clock, messages: newRates(h.clock, h.pace), stall: h.stall}
 	c.life, c.end = context.WithCancel(context.Background())
 	var err error
