@@ -296,8 +296,10 @@ func TestWebOfAConfigurationMayStandBehindAProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	web := plan.Options[len(plan.Options)-1]
-	if want := `{"addr": "127.0.0.1:0", "token-file": "/t", "host": "disks.example", "origin": "https://disks.example", "qmp": true}`; web.Name != "web" || web.Value != want {
-		t.Errorf("--%s %s", web.Name, web.Value)
+	for _, member := range []string{`"host": "disks.example"`, `"origin": "https://disks.example"`, `"token-file": "/t"`, `"qmp": true`} {
+		if web.Name != "web" || !strings.Contains(web.Value, member) {
+			t.Errorf("--%s %s lacks %s", web.Name, web.Value, member)
+		}
 	}
 	fault := web.Explain(qapi.Errorf("Parameter 'host' expects a name or an address, without a port"))
 	if want := path + ":4: web.host: Parameter 'host' expects a name or an address, without a port"; fault.Error() != want {
