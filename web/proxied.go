@@ -18,6 +18,8 @@ import (
 var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$`)
 
 // isHost tells whether a text is a name or an address, without a port.
+//
+//blockd:io
 func isHost(text string) bool {
 	if _, err := netip.ParseAddr(text); err == nil {
 		return true
@@ -27,6 +29,8 @@ func isHost(text string) bool {
 
 // originOf is an origin as browsers write it, in small letters and without the
 // port that its scheme has anyway; "" for what is none.
+//
+//blockd:io
 func originOf(text string) string {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || u.User != nil {
@@ -65,6 +69,8 @@ func (p proxied) names(name string) bool { return p.host != "" && strings.EqualF
 
 // admits tells whether a request comes from no page, from one of this address, or
 // from one of the proxy's.
+//
+//blockd:io
 func (p proxied) admits(r *http.Request) bool {
 	if origins := r.Header.Values("Origin"); p.origin != "" && len(origins) == 1 && originOf(origins[0]) == p.origin {
 		return true
