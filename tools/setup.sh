@@ -49,13 +49,14 @@ missing() {
 	for group in "$@"; do need "$group"; done | tr '\n' ' '
 }
 
-# modules: what drives the browser in the console's tests, as its lock file has it, from npm.
+# modules: what the console's tests have from npm, as their lock file has it: what drives the browser, and
+# what checks types.
 modules() {
 	case " $* " in *' console '*) ;; *) return 0 ;; esac
 	folder=$(dirname "$0")/../web/console/test
-	[ ! -d "$folder/node_modules/playwright-core" ] || return 0
+	[ ! -d "$folder/node_modules/playwright-core" ] || [ ! -d "$folder/node_modules/typescript" ] || return 0
 	if [ "$(id -u)" = 0 ] && command -v npm >/dev/null; then
-		echo "setup: installing playwright-core"
+		echo "setup: installing playwright-core and typescript"
 		(cd "$folder" && npm ci --silent --ignore-scripts --no-audit --no-fund) && return 0
 	fi
 	echo "setup: missing: install it with: (cd web/console/test && npm ci --ignore-scripts)" >&2

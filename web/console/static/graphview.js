@@ -385,6 +385,7 @@ export class GraphView {
    * @param {Display} d @param {boolean} moved
    */
   settle(d, moved) {
+    /** @type {{id: string, size: import("./labels.js").Size}[]} */
     const list = [];
     const sizes = [];
     for (const a of d.arrows) {
@@ -400,6 +401,7 @@ export class GraphView {
     if (!moved && texts === this.texts) return false;
     this.texts = texts;
     const rows = this.rows();
+    /** @type {{id: string, size: import("./labels.js").Size, way: Point[]}[]} */
     const ways = [];
     d.arrows.forEach((a, i) => {
       const way = this.way(a, this.layout.places, rows);

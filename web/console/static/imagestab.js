@@ -21,6 +21,7 @@ export function chains(graph, images) {
     own.set(e.name, e.child);
     under.add(e.child);
   }
+  /** @type {{key: string, name: string, depth: number, image: any, storage: string | undefined}[]} */
   const rows = [];
   const add = (/** @type {string} */ name, /** @type {number} */ depth, /** @type {string} */ way, /** @type {Set<string>} */ seen) => {
     const own = children.get(name) ?? new Map();
