@@ -6,7 +6,7 @@ from typing import Any
 
 from iotests.harness.case import CANCELLED, REFUSED, SUCCESS, QMPTestCase
 from iotests.harness.images import KiB, MiB
-from iotests.harness.markers import daemon_differs
+from iotests.harness.markers import blockd_only, daemon_differs
 
 SIZE = 2 * MiB
 SLOW = 64 * KiB  # bytes per second: such a job runs for longer than any test
@@ -319,6 +319,28 @@ class Queries(JobCase):
         self.assertEqual([job["id"] for job in self.qmp.cmd("query-jobs")], ["j2", "j1", "j0"])
         self.assertEqual([job["device"] for job in self.qmp.cmd("query-block-jobs")], ["j2", "j1", "j0"])
         self.cancel_all()
+
+
+@blockd_only("the rival keeps nothing of jobs that are gone")
+class History(JobCase):
+    """What is kept of jobs for who comes later than their events."""
+
+    def test_states_are_those_of_the_events(self) -> None:
+        self.backup(speed=SLOW)
+        self.pause()
+        self.qmp.cmd("job-cancel", id="j")
+        self.wait_status("j", "null")
+        self.qmp.take_events()
+        self.backup(auto_dismiss=False)
+        self.wait_status("j", "concluded")
+        told = [m["data"]["status"] for m in self.qmp.transcript if m.get("event") == "JOB_STATUS_CHANGE"]
+        gone, there = self.qmp.cmd("x-query-job-history")
+        self.assertEqual([state["status"] for job in (gone, there) for state in job["states"]], told)
+        self.assertEqual((gone["states"][-1]["status"], there["states"][-1]["status"]), ("null", "concluded"))
+        for job in (gone, there):
+            self.assertEqual((job["id"], job["type"], job["dropped"]), ("j", "backup", 0))
+            times = [(s["timestamp"]["seconds"], s["timestamp"]["microseconds"]) for s in job["states"]]
+            self.assertEqual(times, sorted(times))
 
 
 class NodesInUse(JobCase):
