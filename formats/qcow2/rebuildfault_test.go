@@ -91,13 +91,6 @@ type holesFile struct {
 
 func (f *holesFile) Size() int64 { return f.length }
 
-type holesChildren struct{ f *holesFile }
-
-func (c holesChildren) file() storage          { return c.f }
-func (c holesChildren) backing() storage       { return nil }
-func (c holesChildren) data() storage          { return nil }
-func (c holesChildren) node() *blockgraph.Node { return nil }
-
 // farApart is an image whose tables, of less than n entries of 8 bytes, refer to
 // clusters far apart in a file of holes, and its refcount blocks, too.
 func farApart(t *testing.T, entries int64) *holesFile {
