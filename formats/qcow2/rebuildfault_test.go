@@ -27,15 +27,7 @@ func rebuildFails(t *testing.T, lose func(p *patient)) {
 				lose(p)
 				content := contentOf(t, p.f)
 				d := toRepair(t, p.f)
-				u, err := d.StartCheck(blockgraph.CheckOptions{Fix: blockgraph.CheckFixAll})
-				if err != nil {
-					t.Fatal(err)
-				}
-				for more := true; more; {
-					if _, more, err = u.Step(ctxb, 1<<20); err != nil {
-						t.Fatal(err)
-					}
-				}
+				u := toRebuild(t, d)
 				n := 0
 				p.f.setFault(func(op string, _, _ int64) error {
 					if op == "write" || op == "flush" {
@@ -47,7 +39,7 @@ func rebuildFails(t *testing.T, lose func(p *patient)) {
 					}
 					return nil
 				})
-				err = u.Rebuild(ctxb)
+				err := u.Rebuild(ctxb)
 				p.f.setFault(nil)
 				u.Close()
 				switch {
@@ -81,6 +73,41 @@ func rebuildFails(t *testing.T, lose func(p *patient)) {
 			})
 		}
 	}
+}
+
+// toRebuild has a check of an image come to where the rebuild begins.
+func toRebuild(t *testing.T, d *Driver) blockgraph.Check {
+	t.Helper()
+	u, err := d.StartCheck(blockgraph.CheckOptions{Fix: blockgraph.CheckFixAll})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for more := true; more; {
+		if _, more, err = u.Step(ctxb, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u
+}
+
+// TestRebuildIsDurable: the old structures are given up only when the disk has the
+// new ones, and those only when what they consist of is there.
+func TestRebuildIsDurable(t *testing.T) {
+	p := newPatient(t, 4096, 20)
+	p.setBlock(0, 1<<26)
+	d := toRepair(t, p.f)
+	u := toRebuild(t, d)
+	p.f.record, p.f.log = true, nil
+	if err := u.Rebuild(ctxb); err != nil {
+		t.Fatal(err)
+	}
+	// The end of what it did: a flush, the header, a flush.
+	last := p.f.log[max(0, len(p.f.log)-3):]
+	if len(last) < 3 || !last[0].Flush || last[1].Flush || last[1].Off != 0 || !last[2].Flush {
+		t.Error("the header is not between two flushes at the end")
+	}
+	u.Close()
+	closeImage(t, d)
 }
 
 // holesFile is a file whose end is far behind what it holds.
