@@ -198,7 +198,8 @@ func (o *Options) readCRL(c *Credentials) error {
 			// One that is empty or cut off, perhaps since it is being written, would
 			// let in whom it names.
 			if len(c.crls) == 0 || bytes.Contains(b, []byte("-----BEGIN")) {
-				err = errors.New("Base64 decoding error.") //nolint:staticcheck // the field's text
+				//lint:ignore ST1005 the field's text
+				err = errors.New("Base64 decoding error.")
 			}
 			break
 		}
