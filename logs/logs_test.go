@@ -226,7 +226,9 @@ func TestNobodyWaitsForTheOutput(t *testing.T) {
 	l.Flush(context.Background())
 }
 
-func TestCloseGivesUpOnAnOutputThatIsStuck(t *testing.T) {
+// stuckLog is a log whose output has begun to write and does not end, with a
+// context that is over.
+func stuckLog() (*Log, *stuck, context.Context) {
 	l := New(4)
 	to := &stuck{begun: make(chan struct{}), free: make(chan struct{})}
 	l.Output(to, qapi.LogFormatText)
@@ -234,6 +236,11 @@ func TestCloseGivesUpOnAnOutputThatIsStuck(t *testing.T) {
 	<-to.begun
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
+	return l, to, ctx
+}
+
+func TestCloseGivesUpOnAnOutputThatIsStuck(t *testing.T) {
+	l, to, ctx := stuckLog()
 	l.Close(ctx)
 	close(to.free)
 	<-l.out.ended
@@ -270,13 +277,7 @@ func TestALogThatIsRedirectedLosesNothing(t *testing.T) {
 }
 
 func TestALogThatIsStuckIsNotRedirected(t *testing.T) {
-	l := New(4)
-	to := &stuck{begun: make(chan struct{}), free: make(chan struct{})}
-	l.Output(to, qapi.LogFormatText)
-	slog.New(l.Handler()).Info("x")
-	<-to.begun
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
+	l, to, ctx := stuckLog()
 	var other file
 	if l.Redirect(ctx, &other) {
 		t.Error("it was redirected")
