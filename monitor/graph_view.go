@@ -19,7 +19,7 @@ func (m *Monitor) registerGraphView(r *qmp.Registry) {
 	qmp.Register(r, "x-query-graph", read, func(*qmp.Context, *struct{}) (*qapi.GraphView, error) {
 		v := &qapi.GraphView{}
 		var uses []exports.Use
-		m.loop.Do(func() { m.viewGraph(v); uses = m.exports.Uses() })
+		m.loop.Do(func() { uses = m.exports.Uses(); m.viewGraph(v, uses) })
 		clients := clientsOf(uses)
 		for i := range v.Roots {
 			if e := v.Roots[i].Export; e != nil {
@@ -64,10 +64,10 @@ func (m *Monitor) sortedRoots() []*blockgraph.Root {
 // viewGraph runs on the loop.
 //
 //blockd:global loop
-func (m *Monitor) viewGraph(v *qapi.GraphView) {
+func (m *Monitor) viewGraph(v *qapi.GraphView, exported []exports.Use) {
 	v.Instance, v.Last = m.graph.History().Instance(), m.graph.History().Last()
 	uses := map[*blockgraph.Root]exports.Use{}
-	for _, u := range m.exports.Uses() {
+	for _, u := range exported {
 		uses[u.Root] = u
 	}
 	roots := m.sortedRoots()

@@ -52,7 +52,7 @@ func draw(g *blockgraph.Graph) picture {
 // viewed is the same from x-query-graph.
 func viewed(m *Monitor) picture {
 	v := &qapi.GraphView{}
-	m.viewGraph(v)
+	m.viewGraph(v, nil)
 	p := picture{}
 	users := map[uint64]string{}
 	for _, n := range v.Nodes {

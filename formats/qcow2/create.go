@@ -121,11 +121,6 @@ func checkCreate(o *qapi.BlockdevCreateOptionsQcow2) (*creation, error) {
 // create makes an image in one file.
 //
 //blockd:blocking
-func create(ctx context.Context, f storage, o *qapi.BlockdevCreateOptionsQcow2) error {
-	return loneFile{f: f}.create(ctx, o)
-}
-
-//blockd:blocking
 func (l loneFile) create(ctx context.Context, o *qapi.BlockdevCreateOptionsQcow2) error {
 	f := l.f
 	c, err := checkCreate(o)

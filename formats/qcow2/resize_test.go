@@ -228,7 +228,7 @@ func TestCreateErrors(t *testing.T) {
 		{opts{Size: 1<<63 - 512}, "Could not resize image: offset(9223372036854775296) exceeds maximum(9223372035781033984)"},
 		{opts{Size: 1 << 62}, "Could not resize image: Failed to grow the L1 table: File too large"},
 	} {
-		err := create(ctxb, &memFile{}, &c.o)
+		err := loneFile{f: &memFile{}}.create(ctxb, &c.o)
 		if err == nil || err.Error() != c.want {
 			t.Errorf("%v, not %q", err, c.want)
 		}

@@ -195,7 +195,7 @@ func TestOrderOfWrites(t *testing.T) {
 			for _, set := range opts {
 				set(o)
 			}
-			if err := create(ctxb, f, o); err != nil {
+			if err := (loneFile{f: f}).create(ctxb, o); err != nil {
 				t.Fatal(err)
 			}
 			holdGolden(t, name, "# a new image, by "+name+"\n"+describeWrites(t, nil, f.log, f.b))
