@@ -99,7 +99,7 @@ func newWorldAt(t *testing.T, c clock.Clock) *world {
 	}
 	image := graphtest.ImageType(true)
 	image.Name = "qcow2"
-	w.graph = blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(), file, image, copybeforewrite.Type(clock.Real()), copyonread.Type())
+	w.graph = blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(), file, image, graphtest.PassType(), copybeforewrite.Type(clock.Real()), copyonread.Type())
 	w.jobs = jobs.New(w.graph, c, w.emit)
 	t.Cleanup(func() {
 		if err := w.jobs.Shutdown(context.Background()); err != nil {

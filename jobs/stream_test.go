@@ -216,6 +216,44 @@ func TestStreamFreezesItsChain(t *testing.T) {
 	}
 }
 
+// TestStreamFreezesWhatIsAboveItsBase: filters between the lowest streamed image
+// and the base stay, too, but the link from the last one to the base is free.
+func TestStreamFreezesWhatIsAboveItsBase(t *testing.T) {
+	w := newWorld(t)
+	w.add(newDisk("base", 4).fill(0, 4, 'a'), "")
+	w.add(newDisk("other", 4), "")
+	w.update(func(tx *blockgraph.Tx) error {
+		n, err := tx.Open(&qapi.BlockdevOptions{
+			Driver: "pass", NodeName: ptr("pass"), Raw: &qapi.BlockdevOptionsRaw{File: qapi.BlockdevRef{Reference: ptr("base")}},
+		})
+		if err == nil {
+			tx.SetMonitorOwned(n, true)
+		}
+		return err
+	})
+	w.add(newDisk("mid", 4).fill(1, 3, 'b'), "pass")
+	w.add(newDisk("top", 4).fill(3, 4, 'c'), "mid")
+	w.startStream(qapi.BlockStreamArg{Device: "top", BaseNode: ptr("base"), AutoFinalize: ptr(false)})
+	w.await("s PENDING")
+	replace := func(parent, link string, role blockgraph.Role) error {
+		return w.try(func(tx *blockgraph.Tx) error {
+			return tx.SetChild(tx.Find(parent), link, role, tx.Find("other"))
+		})
+	}
+	want := "Cannot change frozen 'backing' link from 'mid' to 'pass'"
+	if err := replace("mid", "backing", blockgraph.RoleCOW); err == nil || err.Error() != want {
+		t.Errorf("the filter above the base was taken out: %v", err)
+	}
+	if err := replace("pass", "file", blockgraph.RoleFiltered|blockgraph.RolePrimary); err != nil {
+		t.Errorf("the base is not free: %v", err)
+	}
+	w.verb("s", (*jobs.Job).Finalize)
+	w.await("s null")
+	if w.backingOf("top") != "other" {
+		t.Errorf("top's backing %s", w.backingOf("top"))
+	}
+}
+
 func TestStreamNeverOverwritesAGuest(t *testing.T) {
 	w := newWorld(t)
 	_, mid, top := chain(w)
