@@ -323,10 +323,7 @@ func (tx *Tx) openBacking(n *Node, o *qapi.BlockdevOptions, w opening) error {
 		s.ExplicitBacking = true
 		base, err := tx.openRef(&qapi.BlockdevRef{Definition: ref.Definition, Reference: ref.Reference}, inner)
 		if err != nil {
-			if ref.Definition != nil {
-				err = prefix("Could not open backing file: ", err)
-			}
-			return err
+			return prefix("Could not open backing file: ", err)
 		}
 		if ref.Definition != nil {
 			tx.setInherits(base, n)

@@ -43,9 +43,6 @@ func parseOptions(h *header, size int64, o *qapi.BlockdevOptions) (*options, err
 	if err := r.cacheSizes(h, size, q); err != nil {
 		return nil, err
 	}
-	if err := h.checkCrypt(o); err != nil {
-		return nil, err
-	}
 	r.cleanInterval = defaultCleanInterval
 	if q.CacheCleanInterval != nil {
 		if uint64(*q.CacheCleanInterval) > 1<<32-1 {
@@ -65,6 +62,9 @@ func parseOptions(h *header, size int64, o *qapi.BlockdevOptions) (*options, err
 	r.discards[discardOther] = is(q.PassDiscardOther, false)
 	r.discards[discardAlways] = true
 	r.overlap = parseOverlap(q.OverlapCheck)
+	if err := h.checkCrypt(o); err != nil {
+		return nil, err
+	}
 	return r, nil
 }
 
@@ -77,6 +77,14 @@ func is(b *bool, other bool) bool {
 
 // cacheSizes applies the field's rules for the four cache options.
 func (r *options) cacheSizes(h *header, size int64, q *qapi.BlockdevOptionsQcow2) error {
+	for _, given := range []struct {
+		name string
+		size *int64
+	}{{"cache-size", q.CacheSize}, {"l2-cache-size", q.L2CacheSize}, {"l2-cache-entry-size", q.L2CacheEntrySize}, {"refcount-cache-size", q.RefcountCacheSize}} {
+		if given.size != nil && *given.size < 0 {
+			return blockgraph.Errorf(syscall.EINVAL, "Parameter '%s' expects a non-negative number below 2^64", given.name)
+		}
+	}
 	entries := h.clusters(size)
 	wholeL2 := (entries<<h.l2EntryBits + h.clusterSize - 1) &^ (h.clusterSize - 1)
 	minRef := minRefBlocks * h.clusterSize
