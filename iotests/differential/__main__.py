@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import os
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 from .compare import difference
 from .coverage import Coverage
@@ -78,33 +79,51 @@ def main(arguments: Sequence[str]) -> int:
     failed = 0
     # Images in memory, where that is possible: nothing here is about what survives.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="diff", dir=memory) as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    with tempfile.TemporaryDirectory(prefix="diff", dir=memory) as name:
         pair = Pair(options.blockd, options.rival, Path(name))
-        pending = {seed: pool.submit(_one, pair, seed) for seed in seeds}
-        for seed, future in pending.items():
-            steps, partial, found, ours, theirs = future.result()
-            coverage.add(steps, theirs)
-            if options.verbose:
-                _print(steps, ours, theirs)
-            if not found:
-                continue
-            failed += 1
-            print(f"seed {seed}: {found}", flush=True)
-            if not options.no_shrink:
-                short = shrink(steps, lambda tried: signature(pair.run(tried, partial=partial)[0]) == signature(found))
-                print(f"  {len(short)} steps suffice:")
-                for step in short:
-                    print(f"    {str(step)[:1000]}")
-                print(f"  {pair.run(short, partial=partial)[0]}", flush=True)
-            if failed == 10 and not options.keep_going:
-                for other in pending.values():
-                    other.cancel()
-                break
+        trial = Trial(pair, shrink=not options.no_shrink, verbose=options.verbose)
+        # Processes, not threads: half of the work is done here.
+        with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+            pending = [pool.submit(trial.of, seed) for seed in seeds]
+            for future in pending:
+                reached, report, differs = future.result()
+                coverage.join(reached)
+                print(report, end="", flush=True)
+                failed += differs
+                if failed == 10 and not options.keep_going:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    break
         if options.coverage:
             print(coverage.table(pair.commands(), options.wanted))
         print(f"the rival did not survive {coverage.crashes.total()} of them")
     print(f"{len(seeds) - failed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What is done with one seed."""
+
+    pair: Pair
+    shrink: bool
+    verbose: bool
+
+    def of(self, seed: int) -> tuple[Coverage, str, bool]:
+        """What was reached, what is to be printed, and whether the two differ."""
+        generator = Generator(seed)
+        steps, partial = generator.sequence(), generator.partial
+        found, ours, theirs = self.pair.run(steps, partial=partial)
+        coverage = Coverage()
+        coverage.add(steps, theirs)
+        lines = list(_told(steps, ours, theirs)) if self.verbose else []
+        if found:
+            lines.append(f"seed {seed}: {found}")
+        if found and self.shrink:
+            short = shrink(steps, lambda tried: signature(self.pair.run(tried, partial=partial)[0]) == signature(found))
+            lines.append(f"  {len(short)} steps suffice:")
+            lines += [f"    {str(step)[:1000]}" for step in short]
+            lines.append(f"  {self.pair.run(short, partial=partial)[0]}")
+        return coverage, "".join(line + "\n" for line in lines), bool(found)
 
 
 def signature(found: str) -> tuple[str, ...]:
@@ -113,24 +132,18 @@ def signature(found: str) -> tuple[str, ...]:
     return (re.sub(r"^step \d+: |'[^']*'|\d+", "", first).split(" ")[0], *(line for line in rest[:1] if first.startswith("step")))
 
 
-def _one(pair: Pair, seed: int) -> tuple[list[Step], bool, str, Record, Record]:
-    generator = Generator(seed)
-    steps = generator.sequence()
-    found, ours, theirs = pair.run(steps, partial=generator.partial)
-    return steps, generator.partial, found, ours, theirs
-
-
-def _print(steps: Sequence[Step], ours: Record, theirs: Record) -> None:
+def _told(steps: Sequence[Step], ours: Record, theirs: Record) -> Iterator[str]:
+    """The steps with their replies."""
     for number, step in enumerate(steps):
-        print(f"{number:3} {step}")
+        yield f"{number:3} {step}"
         for side, record in (("blockd", ours), ("rival ", theirs)):
             if number < len(record.steps):
                 reply = {key: value for key, value in record.steps[number].reply.items() if key != "id"}
                 states = {job["id"]: job["status"] for job in record.steps[number].jobs}
-                print(f"      {side} {str(reply)[:300]} {states}")
+                yield f"      {side} {str(reply)[:300]} {states}"
     for side, record in (("blockd", ours), ("rival", theirs)):
         if record.ending:
-            print(f"{side}: {record.ending}")
+            yield f"{side}: {record.ending}"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
     """Where the records first differ, or nothing. The content of images counts unless it is `partial`."""
     if ours.hello != theirs.hello:
         return f"before negotiation:\n    blockd: {ours.hello}\n    rival:  {theirs.hello}"
+    pictures = _Picture(), _Picture()
     for number, step in enumerate(steps):
         if number >= len(theirs.steps) and theirs.crashed:
             return ""  # the rival did not survive the sequence
@@ -39,7 +40,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         if number >= len(ours.steps):
             return f"step {number}: {step}\n  blockd ended: {ours.ending}"
         try:
-            found = _step(known.Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1], _state))
+            found = _step(known.Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1], _state), *pictures)
         except _PartedError:
             return ""
         if found:
@@ -55,14 +56,28 @@ class _PartedError(Exception):
     """The two went different ways, as they are to."""
 
 
-def _step(moment: known.Moment) -> str:
+class _Picture:
+    """What of a daemon's states is compared; most steps change nothing, so the last one is kept."""
+
+    def __init__(self) -> None:
+        self._state: Message | None = None
+        self._picture: Any = None
+
+    def of(self, state: Message) -> Any:
+        """What is compared of this one."""
+        if state != self._state:
+            self._state, self._picture = state, _state(state)
+        return self._picture
+
+
+def _step(moment: known.Moment, our_picture: _Picture, their_picture: _Picture) -> str:
     """How the last step differs."""
     ours, theirs = moment.ours[-1], moment.theirs[-1]
     for what, left, right in (
         ("reply", *_replies(moment.steps[-1], ours.reply, theirs.reply)),
         ("jobs", _jobs(ours.jobs), _jobs(theirs.jobs)),
         ("events", _events(ours.events, moment.steps[-1]), _events(theirs.events, moment.steps[-1])),
-        ("state", _state(ours.state), _state(theirs.state)),
+        ("state", our_picture.of(ours.state), their_picture.of(theirs.state)),
     ):
         if left == right:
             continue

@@ -55,6 +55,12 @@ class Coverage:
             number = len(record.steps)
             self.crashes[f"at {steps[number].action if number < len(steps) else 'its end'}: {record.ending[-300:].strip()}"] += 1
 
+    def join(self, other: Coverage) -> None:
+        """Adds the counts of another one."""
+        for mine, its in ((self.good, other.good), (self.others, other.others), (self.crashes, other.crashes)):
+            mine.update(its)
+        self.rows.update(other.rows)
+
     def _error(self, error: Message) -> None:
         """Counts an error in every row that it fits."""
         if not error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import select
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any, Mapping, Sequence
 from iotests.harness.daemon import environment
 from iotests.harness.deadline import SCALE, Deadline
 from iotests.harness.guest import Guest
-from iotests.harness.qmp import ConnectionClosed, QMPClient, QMPError
+from iotests.harness.qmp import ConnectionClosed, QMPClient
 
 from .step import Command, GuestClear, GuestRead, GuestWrite, Message, Step, Wire
 
@@ -23,6 +24,9 @@ STEP_SECONDS = 20.0
 
 # How often a job is seen in the same pause until it is believed, though it is not known who has paused it.
 PATIENCE = 100
+
+_NODES: tuple[str, Message | None] = ("query-named-block-nodes", {"flat": True})
+_BLOCK_JOBS: tuple[str, Message | None] = ("query-block-jobs", None)
 
 
 @dataclasses.dataclass
@@ -76,7 +80,7 @@ class Run:
             for step in steps:
                 reply = self.act(step)
                 jobs = self.settle(step, reply)
-                state = self.look()
+                state = self.look(jobs)
                 record.steps.append(Seen(reply, self.qmp.take_events(), jobs, state))
             self.qmp.execute("quit", seconds=STEP_SECONDS)
             self.process.wait(STEP_SECONDS * SCALE)
@@ -119,7 +123,7 @@ class Run:
                 (guest.handle.trim if action.trim else guest.handle.zero)(action.length, action.offset)
                 return {"guest": "cleared"}
             assert isinstance(action, GuestRead)
-            return {"guest": guest.read(action.offset, action.length).hex()}
+            return {"guest": _runs(guest.read(action.offset, action.length))}
         except Exception as error:
             if type(error).__name__ != "Error":
                 raise
@@ -138,11 +142,12 @@ class Run:
         self.note_pause(step, reply)
         before: list[Message] = []
         unchanged = 0
+        if not self.qmp.execute("query-jobs"):
+            return []
         while True:
             # In this order: what is no longer dirty is in the lengths that are looked at next, until it is copied.
-            dirty = self.dirty()
-            jobs = self.qmp.execute("query-jobs")
-            details = {job["device"]: job for job in self.qmp.execute("query-block-jobs")}
+            nodes, jobs, block_jobs = self.ask((_NODES, ("query-jobs", None), _BLOCK_JOBS))
+            dirty, details = _to_copy(nodes), {job["device"]: job for job in block_jobs}
             states = {job["id"]: job["status"] for job in jobs}
             # Of one that stays behind nothing is known but that.
             behind = any(job["type"] in ("mirror", "commit") and job["status"] in ("running", "paused", "standby") for job in jobs)
@@ -165,40 +170,38 @@ class Run:
         elif step.action.name in ("block-job-resume", "job-resume", "block-job-cancel", "job-cancel"):
             self.paused.discard(identity)
 
-    def dirty(self) -> bool:
-        """Whether the bitmap of a mirror, which has no name, says that there is something to copy."""
-        try:
-            nodes = self.qmp.execute("query-named-block-nodes", {"flat": True}, seconds=STEP_SECONDS)
-        except QMPError:
-            return False  # the rival cannot always answer
-        bitmaps = (bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", []))
-        return any("name" not in bitmap and bitmap["recording"] and bitmap["count"] > 0 for bitmap in bitmaps)
+    def ask(self, queries: Sequence[tuple[str, Message | None]]) -> list[Any]:
+        """What queries that are sent at once give, or the members of their errors; the rival cannot always answer."""
+        pending = [self.qmp.send(name, arguments) for name, arguments in queries]
+        replies = [self.qmp.reply(one, STEP_SECONDS) for one in pending]
+        return [reply["error"] if "error" in reply else reply["return"] for reply in replies]
 
-    def look(self) -> Message:
-        """What is there."""
-        state: dict[str, Any] = {}
-        for command, arguments in (
-            ("query-named-block-nodes", {"flat": True}),
-            ("x-debug-query-block-graph", None),
-            ("query-block-exports", None),
-            ("query-block-jobs", None),
-        ):
-            try:
-                state[command] = self.qmp.execute(command, arguments, seconds=STEP_SECONDS)
-            except QMPError as error:
-                state[command] = error.reply["error"]
-        state["bitmaps"] = {}
-        for node in state["query-named-block-nodes"]:
-            # A failed query is no list of nodes, but an error's members.
-            bitmaps = node.get("dirty-bitmaps", []) if isinstance(node, dict) else []
-            for name in (bitmap["name"] for bitmap in bitmaps if bitmap.get("name")):
-                of = {"node": node["node-name"], "name": name}
-                try:
-                    answer = self.qmp.execute("x-debug-block-dirty-bitmap-sha256", of)
-                except QMPError as error:
-                    answer = error.reply["error"]
-                state["bitmaps"][f"{of['node']}:{name}"] = answer
+    def look(self, jobs: Sequence[Message]) -> Message:
+        """What is there, beside these jobs; without any nobody is asked for more about them."""
+        queries = [_NODES, ("x-debug-query-block-graph", None), ("query-block-exports", None)]
+        if jobs:
+            queries.append(_BLOCK_JOBS)
+        state: dict[str, Any] = {_BLOCK_JOBS[0]: []}
+        state.update(zip((name for name, _ in queries), self.ask(queries)))
+        # A failed query is no list of nodes, but an error's members.
+        nodes = state[_NODES[0]] if isinstance(state[_NODES[0]], list) else []
+        named = [(node["node-name"], bitmap["name"]) for node in nodes for bitmap in node.get("dirty-bitmaps", []) if bitmap.get("name")]
+        hashes = self.ask([("x-debug-block-dirty-bitmap-sha256", {"node": node, "name": name}) for node, name in named])
+        state["bitmaps"] = {f"{node}:{name}": answer for (node, name), answer in zip(named, hashes)}
         return state
+
+
+def _to_copy(nodes: Any) -> bool:
+    """Whether the bitmap of a mirror, which has no name, says that there is something to copy."""
+    if not isinstance(nodes, list):
+        return False
+    bitmaps = (bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", []))
+    return any("name" not in bitmap and bitmap["recording"] and bitmap["count"] > 0 for bitmap in bitmaps)
+
+
+def _runs(data: bytes) -> str:
+    """Bytes, told by how often each comes in a row."""
+    return " ".join(f"{len(run[0])}x{run[0][0]:02x}" for run in re.finditer(rb"(.)\1*", data, re.DOTALL))
 
 
 def _told_to_end(step: Step, reply: Message) -> tuple[str, frozenset[str]]:
