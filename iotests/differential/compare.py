@@ -49,7 +49,8 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         return f"blockd at the end: {ours.ending}"
     if theirs.crashed or theirs.hung:
         return ""
-    return f"rival at the end: {theirs.ending}" if theirs.ending else _images(ours.folder, theirs.folder, partial)
+    partial = partial or known.Moment(steps, ours.steps, theirs.steps, _state).top_of_nothing()
+    return f"rival at the end: {theirs.ending}" if theirs.ending else _images(ours.folder, theirs.folder, _refused(steps, theirs), partial)
 
 
 class _PartedError(Exception):
@@ -248,12 +249,23 @@ def _permissions(edge: Message, names: Message, filters: set[str]) -> str:
     return f"{uses} shares {sorted(edge['shared-perm'])}"
 
 
-def _images(ours: Path, theirs: Path, partial: bool) -> str:
+def _refused(steps: Sequence[Step], record: Record) -> set[str]:
+    """The files that commands were to make which were refused."""
+    found: set[str] = set()
+    for step, seen in zip(steps, record.steps):
+        if isinstance(step.action, Command) and "error" in seen.reply:
+            actions = step.action.arguments.get("actions")
+            for data in (step.action.arguments, *(action["data"] for action in (actions if isinstance(actions, list) else ()))):
+                found |= {str(data[key]) for key in ("target", "snapshot-file") if key in data}
+    return found
+
+
+def _images(ours: Path, theirs: Path, refused: set[str], partial: bool) -> str:
     """Images that do not hold the same."""
     names = {path.name for folder in (ours, theirs) for path in folder.iterdir() if path.is_file() and path.name != "stderr"}
     for name in sorted(names):
         left, right = ours / name, theirs / name
-        if right.exists() and not left.exists() and name.startswith(("file", "snap")):
+        if right.exists() and not left.exists() and name in refused:
             continue  # a failed command leaves what it has made; blockd's does not
         if left.exists() != right.exists():
             return f"images: {name} is only in {'blockd' if left.exists() else 'the rival'}'s folder"

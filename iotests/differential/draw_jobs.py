@@ -53,9 +53,10 @@ class JobPen(Pen):
         job = self.job_arguments(kind, arguments, slow=slow)
         if kind != "mirror":
             # The name of a filter is no secret, but a job may have none.
-            # Whether another one's job settles is not known, so it must not be one that stays.
+            # Whether another one's job settles is not known, so neither must be one that goes on and on.
             if not slow and arguments.get("sync") != "none" and self.chance(0.08):
-                arguments["job-id"] = self.rng.choice(["1 bad", "", *self.world.jobs, *self.world.jobs])
+                resting = [other.id for other in self.world.jobs.values() if not (other.slow or other.endless)]
+                arguments["job-id"] = self.rng.choice(["1 bad", "", *resting, *resting])
         job.endless = kind == "backup" and arguments["sync"] == "none"
         active = kind == "commit" and "top-node" not in arguments and "top" not in arguments
         job.ready = kind == "mirror" or active
@@ -124,8 +125,6 @@ class JobPen(Pen):
         """blockdev-mirror or drive-mirror."""
         source = self.pick(self.world.writable_tops())
         arguments: Message = {"device": source, "sync": self.rng.choice(["full", "full", "top", "none", "incremental"][: 5 if self.chance(0.3) else 4])}
-        # Of an image without a backing file it leaves the rival's target as it is, where there is nothing to copy.
-        self.world.partial = self.world.partial or arguments["sync"] == "top"
         # The rival's copies what is below a copy-before-write filter without its backing files.
         if any(self.world.nodes[name].driver == "copy-before-write" for name in [source, *self.world.chain(source)] if name in self.world.nodes):
             self.world.partial = True
@@ -190,7 +189,9 @@ class JobPen(Pen):
 
     def create(self) -> None:
         """blockdev-create of a file, or of an image in a node."""
-        job = self.world.new_name("job")
+        taken = [other.id for other in self.world.jobs.values() if not (other.slow or other.endless)]
+        again = bool(taken) and self.chance(0.15)
+        job = self.rng.choice(taken) if again else self.world.new_name("job")
         if self.chance(0.6):
             options: Message = {"driver": "file", "filename": self.world.new_name("made"), "size": self.rng.choice([0, SIZE, 1000])}
         else:
@@ -200,7 +201,7 @@ class JobPen(Pen):
             self.world.partial = True  # an image within a disk: each lays its tables out in its own way
             if self.chance(0.3):
                 options["cluster-size"] = self.rng.choice([512, 65536, 3])
-        if self.send("blockdev-create", {"job-id": job, "options": options}):
+        if self.send("blockdev-create", {"job-id": job, "options": options}) and not again:
             self.world.jobs[job] = Job(job, "create", False, kept=True)
             self.settle_again()
 

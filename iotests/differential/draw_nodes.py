@@ -114,7 +114,7 @@ class NodePen(Pen):
         under = [below]
         if kind == "throttle":
             self.throttle_group()
-            options["throttle-group"] = self.rng.choice([*self.world.groups, "nogroup"])
+            options["throttle-group"] = group = self.rng.choice([*self.world.groups, "nogroup"])
         if kind == "copy-before-write":
             # A target that is part of the source ends the rival soon.
             apart = sorted(set(self.world.targets(below)))
@@ -127,6 +127,9 @@ class NodePen(Pen):
         if self.send("blockdev-add", options):
             size = self.world.nodes[below].size if below in self.world.nodes else SIZE
             self.world.nodes[name] = Node(name, kind, size, under)
+            # Mostly it cannot be deleted now.
+            if kind == "throttle" and self.chance(0.3):
+                self.send("object-del", {"id": group})
 
     def add_null(self) -> None:
         """blockdev-add of a null device."""
@@ -297,7 +300,7 @@ class NodePen(Pen):
             node = self.rng.choice(known)
             name = self.rng.choice([*node.snapshots, "nosnapshot"])
             arguments: Message = {"device": node.name}
-            if self.chance(0.9):
+            if self.chance(0.8):
                 arguments["name"] = name
             if self.chance(0.2):
                 arguments["id"] = self.rng.choice(["1", "2", "nosnapshot", ""])

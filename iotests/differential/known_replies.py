@@ -1,0 +1,214 @@
+"""Known differences of replies; see known.py."""
+
+from __future__ import annotations
+
+import re
+
+from .moment import Moment, nodes, unstored
+from .step import Command, GuestClear, GuestRead, GuestWrite
+
+_BUSY = "Node '.*' is busy: block device is in use by block job: "
+
+
+def _resize_in_use(moment: Moment, ours: str, theirs: str) -> bool:
+    """The old text is a mistake, mended in 9.0."""
+    return theirs == "Device '(null)' is in use" and re.fullmatch(r"Node '.*' is busy: .*", ours) is not None
+
+
+def _concluded_job_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
+    """The rival's stream or commit keeps its nodes until it is dismissed; blockd's gives them up when it ends."""
+    if not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded"):
+        return False
+    busy = re.fullmatch(_BUSY + "(stream|commit)", theirs) is not None or theirs == "Device '(null)' is in use"
+    return theirs == "Need a root block node" or ours == "" and busy
+
+
+def _copy_before_write_unused(moment: Moment, ours: str, theirs: str) -> bool:
+    """A source that is its own target is refused when the filter is used, by the rival already under a parent."""
+    return "Permission conflict on node" in theirs and "as 'target' child) and unshared by" in theirs
+
+
+def _busy_for_another_reason(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of several reasons why a node is in use each names the one it comes to first."""
+    left, right = re.match("Node '.*' is busy: ", ours), re.match("Node '.*' is busy: ", theirs)
+    return left is not None and right is not None and left[0] == right[0]
+
+
+def _long_backing_format(moment: Moment, ours: str, theirs: str) -> bool:
+    """A format's name that a header has no room for is refused; the rival writes its first 15 letters."""
+    found = re.fullmatch("Could not assign backing file '.*' with format '(.*)': Invalid argument", ours)
+    return theirs == "" and found is not None and len(found[1]) > 15
+
+
+def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of several users that conflict each names the one it comes to first."""
+    conflict = re.compile("Permission conflict on node '[^']*'")
+    left, right = conflict.search(ours), conflict.search(theirs)
+    if left is None or right is None:
+        return False
+    return left[0] == right[0] and ours[: left.start()] == theirs[: right.start()]
+
+
+def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
+    """What a backup reads gets no new backing file; the rival lets it, and the backup is of no point in time."""
+    action = moment.steps[-1].action
+    actions = action.arguments.get("actions") if isinstance(action, Command) else None
+    begins = isinstance(actions, list) and any(str(other.get("type")).endswith("-backup") for other in actions)
+    return ours == "The overlay is already in use" and (begins or bool(moment.jobs("backup"))) and (
+        theirs == "" or theirs.startswith(("The overlay ", "Making ", "Permission conflict on node "))
+    )
+
+
+def _backing_circle(moment: Moment, ours: str, theirs: str) -> bool:
+    """A header that leads back to its own image; the rival runs into the lock of what is open already."""
+    return re.search("Backing file '.*' creates an infinite loop", ours) is not None and theirs.endswith(
+        ('Failed to get "write" lock', 'Failed to get shared "write" lock')
+    )
+
+
+def _second_writer(moment: Moment, ours: str, theirs: str) -> bool:
+    """Who writes past a mirror that is to miss nothing is refused; the rival's mirror loses what is written."""
+    return ours.startswith("Permission conflict on node") and moment.exclusive_mirror()
+
+
+def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of two mistakes blockd names the child's first that is not there or cannot be read, the rival the threshold's or another child's."""
+    action = moment.steps[-1].action
+    quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
+    left = ours.startswith(("Cannot find device=", "Could not refresh total sector count"))
+    return quorum and left and ("threshold" in theirs or theirs.startswith("Permission conflict"))
+
+
+def _force_share_as_before(moment: Moment, ours: str, theirs: str) -> bool:
+    """The rival takes an unchanged force-share for another one whenever a node is reopened."""
+    return theirs.endswith("Cannot change the option 'force-share'")
+
+
+def _concluded_amend_holds_node(moment: Moment, ours: str, theirs: str) -> bool:
+    """The rival's amendment keeps its node in use until it is dismissed; blockd's gives it up when it ends."""
+    held = {moment.started_with(job, "node-name") for job in moment.jobs("amend", "concluded")}
+    return ours == "" and any(theirs == f"Block device {name} is in use" for name in held)
+
+
+def _bitmap_of_nothing(moment: Moment, ours: str, theirs: str) -> bool:
+    """A persistent bitmap of an empty disk; the rival writes one, and cannot open the image any more."""
+    return ours.endswith("A disk of size 0 cannot have persistent bitmaps")
+
+
+def _empty_cache(moment: Moment, ours: str, theirs: str) -> bool:
+    """The rival takes a cache without members for an unknown option."""
+    return ours == "" and re.fullmatch("Block format '.*' does not support the option 'cache'", theirs) is not None
+
+
+def _another_unexpected(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of several arguments that are not expected each names one."""
+    return all(re.fullmatch("Parameter '.*' is unexpected", text) for text in (ours, theirs))
+
+
+def _its_own_child(moment: Moment, ours: str, theirs: str) -> bool:
+    """A node that is named as its own child is not there yet in blockd; the rival has half of it."""
+    found = re.fullmatch("Making '(.*)' a .* child of '(.*)' would create a cycle", theirs)
+    return found is not None and found[1] == found[2] and ours == f"Cannot find device='{found[1]}' nor node-name='{found[1]}'"
+
+
+def _bottom_of_nothing(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of two mistakes blockd names the bottom first that is not in the chain, the rival that the chain is read-only."""
+    return ours.startswith("Bottom node '") and theirs == "Block node is read-only"
+
+
+def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of mistakes in the options of several nodes each names the one it comes to first."""
+    action = moment.steps[-1].action
+    options = action.arguments.get("options") if isinstance(action, Command) and action.name == "blockdev-reopen" else None
+    return isinstance(options, list) and len(options) > 1 and ours != "" and theirs != ""
+
+
+def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
+    """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
+    return theirs == "No write access" and ours in ("", "Block node is read-only") and unstored(moment.theirs[-2:-1])
+
+
+def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
+    """
+    A persistent bitmap of an image that has become read-only can be merged into itself, until the rival has stored
+    it on an occasion that opened the image for a moment.
+    """
+    occasions = any(name in ("change-backing-file", "blockdev-reopen", "block-commit", "block-stream") for name, _ in moment.actions())
+    text = "Bitmap '.*' is readonly and cannot be modified"
+    return occasions and ours == "" and re.fullmatch(text, theirs) is not None and unstored(moment.theirs[-2:-1])
+
+
+def _bitmap_left_read_only(moment: Moment, ours: str, theirs: str) -> bool:
+    """A reopen to read-only that is refused leaves all as it was; in the rival a persistent bitmap cannot be changed any more."""
+    return _refused_read_only(moment) and ours == "" and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
+
+
+def _refused_read_only(moment: Moment) -> bool:
+    """Whether a reopen to read-only was refused."""
+    return any(
+        isinstance(step.action, Command)
+        and step.action.name == "blockdev-reopen"
+        and "error" in seen.reply
+        and any(options.get("read-only") is True for options in step.action.arguments.get("options") or () if isinstance(options, dict))
+        for step, seen in zip(moment.steps, moment.theirs)
+    )
+
+def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
+    """A node that only the rival still has, for a job that is over, or one whose image that holds."""
+    if len(moment.steps) < 2 or not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded") | moment.jobs("amend", "concluded"):
+        return False
+    left, right = ({node["node-name"]: node for node in nodes(seen)} for seen in (moment.ours[-2], moment.theirs[-2]))
+    held = {name: node for name, node in right.items() if name not in left and not name.startswith("#")}
+    named = any(f"'{name}'" in text for name in held for text in (ours, theirs))
+    locked = theirs.endswith(('Failed to get "write" lock', 'Failed to get shared "write" lock'))
+    return named or locked and len(right) > len(left)
+
+
+def _backup_of_a_mirrors_target(moment: Moment, ours: str, theirs: str) -> bool:
+    """A backup does not read what a mirror is still to fill; the rival's does where a filter is in between."""
+    text = "Permission conflict on node '.*': permissions 'consistent read' are both required by backup job '.*' .* and unshared by node '.*'.*"
+    return theirs == "" and re.fullmatch(text, ours) is not None and bool(moment.jobs("mirror"))
+
+
+RULES = (
+    _backup_of_a_mirrors_target,
+    _bottom_of_nothing,
+    _several_reopened,
+    _bitmap_without_access,
+    _bitmap_merely_stored,
+    _bitmap_left_read_only,
+    _of_a_held_node,
+    _empty_cache,
+    _another_unexpected,
+    _its_own_child,
+    _bitmap_of_nothing,
+    _concluded_amend_holds_node,
+    _second_writer,
+    _quorum_of_strangers,
+    _force_share_as_before,
+    _resize_in_use,
+    _concluded_job_holds_nodes,
+    _copy_before_write_unused,
+    _busy_for_another_reason,
+    _long_backing_format,
+    _conflict_of_another_edge,
+    _overlay_of_a_backup,
+    _backing_circle,
+)
+
+
+# What guests get.
+
+
+def _write_beside_a_read_only_bitmap(moment: Moment, ours: str, theirs: str) -> bool:
+    """As above: nor can what such a bitmap is to record be written."""
+    done = isinstance(moment.steps[-1].action, (GuestWrite, GuestClear)) and ours in ("written", "cleared")
+    return done and theirs == "errno EPERM" and _refused_read_only(moment)
+
+
+def _target_of_a_top(moment: Moment, ours: str, theirs: str) -> bool:
+    """The target of a mirror of the top of an image without a backing file is like that image; the rival's is a mixture."""
+    return isinstance(moment.steps[-1].action, GuestRead) and not theirs.startswith("errno") and not ours.startswith("errno") and moment.top_of_nothing()
+
+
+GUESTS = (_write_beside_a_read_only_bitmap, _target_of_a_top)

@@ -1,0 +1,294 @@
+"""Known differences of events, jobs and states; see known.py."""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import Any
+
+from .moment import Moment, ends, nodes, reached, unstored, without_permissions, without_writers
+from .step import Message
+from .world import MiB
+
+
+def create_size(ours: Any, theirs: Any) -> bool:
+    """Of two mistakes in blockdev-create blockd names the file's first, the rival the sizes'."""
+    sizes = ("Image size must be a multiple of", "Cluster size must be a power of two")
+    return any(job.get("error", "").startswith(sizes) and ours.get(name, {}).get("error") for name, job in theirs.items())
+
+
+def _copied_up(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    What is copied up by a stream or a filter counts as a write in blockd; the rival writes it past its node. Of
+    what a mirror need not copy each writes other zeroes.
+    """
+    copies = any(
+        name in ("block-stream", "blockdev-mirror", "drive-mirror") or arguments.get("driver") == "copy-on-read"
+        for name, arguments in moment.actions()
+    )
+    return copies and _without_thresholds(ours) == _without_thresholds(theirs)
+
+
+def _without_thresholds(events: Any) -> Any:
+    kept = {about: [event for event in list_ if event[0] != "BLOCK_WRITE_THRESHOLD"] for about, list_ in events.items()}
+    return {about: list_ for about, list_ in kept.items() if list_}
+
+
+def rival_cannot_answer(theirs: Any) -> bool:
+    """The rival reads a list of bitmaps anew for each query, and cannot where an image lies in another that changes."""
+    answer = theirs.get("query-named-block-nodes") if isinstance(theirs, dict) else None
+    return isinstance(answer, dict) and answer.get("desc") == "Bitmap '' doesn't satisfy the constraints"
+
+
+def _exclusive_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Below a mirror that is to miss nothing nobody else may write, so what it passes on shares less."""
+    if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
+        return False
+    left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
+    return moment.exclusive_mirror() and sorted(left.elements()) == sorted(map(without_writers, right.elements()))
+
+
+def _cancelled_commit(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The base of a cancelled commit of the active layer is read-only again in blockd."""
+    cancelled = any(
+        event["event"] in ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED") and event["data"]["type"] == "commit"
+        for event in moment.theirs[-1].events
+    )
+    if not cancelled or "nodes" not in ours or "nodes" not in theirs:
+        return False
+    return any(node["ro"] and not theirs["nodes"].get(name, node)["ro"] for name, node in ours["nodes"].items())
+
+
+def _nodes_of_a_concluded_job(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    The rival's stream, commit or amendment keeps its nodes until it is dismissed, so what has been taken out of
+    the chain or deleted lives on. Nothing else may differ, but how other nodes' files are shared.
+    """
+    over = {f"(block-job {job})" for job in moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded")}
+    edges = collections.Counter(map(without_permissions, theirs["graph"].elements()))
+    held = {moment.started_with(job, "node-name") for job in moment.jobs("amend", "concluded")}
+    held = reached(held | {ends(edge)[1] for edge in edges if ends(edge)[0] in over}, edges)
+    extra = {name: node for name, node in theirs["nodes"].items() if name not in ours["nodes"]}
+    if not extra or any(re.sub(r" \(\d+\)$", "", name) not in held for name in extra):
+        return False
+    left, right = collections.Counter(map(without_permissions, ours["graph"].elements())), edges
+    return (
+        all(theirs["nodes"].get(name) == node for name, node in ours["nodes"].items())
+        and ours["bitmaps"].items() <= theirs["bitmaps"].items()
+        and all(key.rpartition(":")[0] in extra for key in theirs["bitmaps"].keys() - ours["bitmaps"].keys())
+        and all(ours[part] == theirs[part] for part in ("exports", "block jobs"))
+        and not left - right
+        and all(ends(edge)[0] in over | held for edge in right - left)
+    )
+
+
+def _differ_in_bitmaps_of(names: set[Any], ours: Any, theirs: Any) -> bool:
+    """Whether nothing but the bitmaps of these nodes differs."""
+    left, right = (
+        {
+            **state,
+            "bitmaps": {key: answer for key, answer in state["bitmaps"].items() if key.rpartition(":")[0] not in names},
+            "nodes": {name: {**node, "bitmaps": []} if name in names else node for name, node in state["nodes"].items()},
+        }
+        for state in (ours, theirs)
+    )
+    return bool(left == right)
+
+
+def _tables_within_a_disk(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """An image that is made within a disk: each lays its tables out in its own way, which the disk's bitmaps tell."""
+    disks = {arguments["options"].get("file") for name, arguments in moment.actions() if name == "blockdev-create"}
+    return _differ_in_bitmaps_of(disks, ours, theirs)
+
+
+def _zeroes_over_a_target(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The rival writes zeroes over the whole of a mirror's target first, blockd where it has anything else."""
+    targets = {
+        arguments["node-name"] if name == "drive-mirror" else arguments["target"]
+        for name, arguments in moment.actions()
+        if name == "blockdev-mirror" or name == "drive-mirror" and "node-name" in arguments
+    }
+    return _differ_in_bitmaps_of(targets, ours, theirs) and all(
+        _dirty(ours["nodes"][name]) <= _dirty(theirs["nodes"][name]) for name in targets & set(ours["nodes"])
+    )
+
+
+def _dirty(node: Message) -> int:
+    """How much all bitmaps of a node cover, in bytes."""
+    return sum(int(count) for bitmap in node["bitmaps"] for count in re.findall(r"\('count', (\d+)\)", bitmap))
+
+
+def _flushes_inherited(moment: Moment, ours: Any, theirs: Any) -> Any:
+    """What nodes below have inherited stays in the rival when one is reopened without it; blockd's follow."""
+    if not any(name == "blockdev-reopen" for name, _ in moment.actions()):
+        return ours
+    changed = {
+        name: {**node, "cache": {**node["cache"], "no-flush": True}} if theirs["nodes"].get(name, node)["cache"]["no-flush"] else node
+        for name, node in ours["nodes"].items()
+    }
+    return {**ours, "nodes": changed}
+
+
+def _idle_copy_before_write(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Below a copy-before-write others may write as long as nothing is done above it; in the rival, as long as nothing is above it."""
+    if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
+        return False
+    left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
+    above = {ends(without_permissions(edge))[0] for edge in left}
+    filters = {name for name, node in ours["nodes"].items() if node["drv"] == "copy-before-write"}
+    return bool(above & filters) and sorted(map(without_writers, left.elements())) == sorted(right.elements())
+
+
+def _status_of_a_source(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    What cannot be told of the source of a mirror, or of a backup of its top, is an error of reading, told like all
+    others; the rival's job just fails, a mirror's target full of zeroes.
+    """
+    tops = {arguments.get("job-id") for name, arguments in moment.actions() if name.endswith("-backup") and arguments.get("sync") == "top"}
+    failed = {
+        event["data"]["device"]
+        for event in moment.theirs[-1].events
+        if event["event"] == "BLOCK_JOB_COMPLETED"
+        and event["data"].get("error") == "Operation not supported"
+        and (event["data"]["type"] == "mirror" or event["data"]["device"] in tops)
+    }
+    told = {
+        about: [event for event in list_ if event[0] != "BLOCK_JOB_ERROR" or ("operation", "read") not in event[1]] if about in failed else list_
+        for about, list_ in ours.items()
+    }
+    return bool(failed) and bool(told == theirs)
+
+
+def _share_as_before(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    Whoever uses a node with force-share shares all of it. When a job's filter comes in between, that is not so any
+    more; the rival only notices when it looks at that user again.
+    """
+    if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
+        return False
+    forced = {arguments.get("node-name") for _, arguments in moment.actions() if arguments.get("force-share")}
+    left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
+    edges = collections.Counter(map(without_permissions, theirs["graph"].elements()))
+    filters = {ends(without_permissions(edge))[1] for edge in right}
+    return (
+        bool(filters)
+        and all(name.startswith(("#copy-before-write", "#mirror_top", "#commit_top")) and forced & reached({name}, edges) for name in filters)
+        and sorted(left.elements()) == sorted(map(without_writers, right.elements()))
+    )
+
+
+def _bitmaps_of_a_sharer(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Bitmaps are in their image at once; in the rival another node of that image does not find them before they are stored."""
+    opened = {arguments["node-name"]: _file_name(arguments) for name, arguments in moment.actions() if name == "blockdev-add" and "node-name" in arguments}
+    sharers = {arguments["node-name"] for _, arguments in moment.actions() if arguments.get("force-share") and "node-name" in arguments}
+    marked = {node["node-name"] for node in nodes(moment.ours[-1]) if any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))}
+    late = {name for name in sharers if any(opened.get(other) == opened.get(name) for other in marked - {name})}
+    return bool(late) and "nodes" in ours and "nodes" in theirs and _differ_in_bitmaps_of(late, ours, theirs)
+
+
+def _file_name(options: Message) -> Any:
+    """The file that options for a node name, if they say it themselves."""
+    file = options.get("file")
+    return file.get("filename") if isinstance(file, dict) else None
+
+
+def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    The node below a new overlay stays writable in the rival when a persistent bitmap further below, in an image
+    that is read-only, cannot be stored, which is not told. blockd has stored it or need not do it then.
+    """
+    if not any(name.startswith("blockdev-snapshot") for name, _ in moment.now()):
+        return False
+    if "nodes" not in ours or "nodes" not in theirs:
+        return False
+    left, right = ({name: {**node, "ro": True} for name, node in state["nodes"].items()} for state in (ours, theirs))
+    edges = [collections.Counter(map(without_permissions, state["graph"].elements())) for state in (ours, theirs)]
+    lenient = {name for name, node in theirs["nodes"].items() if not node["ro"] and ours["nodes"].get(name, node)["ro"]}
+    below = reached(lenient, edges[1])
+    return unstored(moment.theirs[-1:], below) and bool(lenient) and left == right and edges[0] == edges[1]
+
+
+def _format_of_a_changed_name(moment: Moment, ours: Any, theirs: Any) -> Any:
+    """change-backing-file keeps the format of the backing file in the header; the rival writes that of the image itself."""
+    changed = {arguments["image-node-name"] for name, arguments in moment.actions() if name == "change-backing-file"} & ours["nodes"].keys()
+    key = "image.backing-filename-format"
+    told = {name: ours["nodes"][name] for name in changed if key in ours["nodes"][name]}
+    followed = {name: {**node, key: theirs["nodes"].get(name, {}).get(key)} for name, node in told.items()}
+    return {**ours, "nodes": {**ours["nodes"], **followed}}
+
+
+def _target_of_a_slow_job(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """How far a slow job comes before it waits is a matter of the pieces it copies, which the bitmaps of its target tell."""
+    done = {
+        event["data"]["device"]
+        for seen in moment.theirs
+        for event in seen.events
+        if event["event"] == "BLOCK_JOB_COMPLETED" and "error" not in event["data"] and event["data"]["len"] == event["data"]["offset"]
+    }
+    slow = {arguments.get("target") for _, arguments in moment.actions() if arguments.get("speed") and arguments.get("job-id") not in done}
+    edges = collections.Counter(map(without_permissions, theirs["graph"].elements()))
+    return _differ_in_bitmaps_of(reached({str(name) for name in slow}, edges), ours, theirs)
+
+
+def _traces_of_a_refused_command(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    A command that is refused leaves all as it was; the rival's does not always: a stream's users stay, a transaction
+    has put one image over another, an internal snapshot is forgotten, a bitmap counts what was never copied.
+    """
+    refused = "error" in moment.ours[-1].reply and "error" in moment.theirs[-1].reply
+    return refused and ours in [moment.state(seen.state) for seen in moment.ours[-2:-1]]
+
+
+def _compressed_again(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Compressed data can be written where there is data already; the rival's job fails."""
+    return any(
+        event["event"] == "BLOCK_JOB_COMPLETED"
+        and event["data"].get("error") == "Input/output error"
+        and moment.started_with(event["data"]["device"], "compress") is True
+        for event in moment.theirs[-1].events
+    )
+
+
+def _target_of_a_top(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """What a mirror of the top of an image without a backing file does to its target, as its bitmaps tell, and those of what is copied from there."""
+    if "nodes" not in ours or "nodes" not in theirs or not moment.top_of_nothing():
+        return False
+    return _differ_in_bitmaps_of({name for name, node in ours["nodes"].items() if node["bitmaps"]}, ours, theirs)
+
+
+def _image_past_the_end(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """An image that is to be made in a disk must fit into it; the rival writes past the end of the disk, where nobody can read it again."""
+    text = "Could not write qcow2 header: Input/output error"
+    created = {name for name, job in ours.items() if job["type"] == "create" and job.get("error") == text and "error" not in theirs.get(name, job)}
+    options = [moment.started_with(name, "options") or {} for name in created]
+    sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes(moment.ours[-1])}
+    return bool(options) and all(sizes.get(str(one.get("file")), MiB) < MiB for one in options)
+
+
+def _held_by_a_pending_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """Jobs and guests go on while a mirror waits to be finalized; the rival's wait with it."""
+    waiting = {name for name, job in theirs.items() if job["status"] in ("paused", "created", "running") and ours.get(name) != job}
+    pending = moment.jobs("mirror", "pending") | moment.jobs("commit", "pending")
+    return bool(waiting and pending) and {name: job for name, job in ours.items() if name not in waiting} == {
+        name: job for name, job in theirs.items() if name not in waiting
+    }
+
+
+# What follows the rival where the two differ as they are to; what is left may differ as one of those that come next.
+FOLLOWED = (_flushes_inherited, _format_of_a_changed_name)
+
+# After these both are the same again.
+WANTED = (
+    _exclusive_mirror,
+    _share_as_before,
+    _idle_copy_before_write,
+    _nodes_of_a_concluded_job,
+    _tables_within_a_disk,
+    _zeroes_over_a_target,
+    _target_of_a_slow_job,
+)
+
+# After these the rest cannot be compared.
+JOBS = (_compressed_again, _image_past_the_end, _held_by_a_pending_mirror)
+EVENTS = (_copied_up, _status_of_a_source, _compressed_again)
+STATES = (_cancelled_commit, _traces_of_a_refused_command, _bitmap_below_a_snapshot, _bitmaps_of_a_sharer, _target_of_a_top)

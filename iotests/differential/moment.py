@@ -1,0 +1,121 @@
+"""Where two records differ, and what can be asked of what led there."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any, Callable, Iterator, Sequence
+
+from .execute import Seen
+from .step import Command, Message, Step
+
+# What shows another node's content as its own, which it has as `file` or `image`.
+FILTERS = frozenset({"raw", "throttle", "copy-on-read", "copy-before-write", "preallocate", "blkdebug", "snapshot-access"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """Where two records differ: the steps so far and what both daemons showed, the step at hand being the last."""
+
+    steps: Sequence[Step]
+    ours: Sequence[Seen]
+    theirs: Sequence[Seen]
+    state: Callable[[Message], Any]  # makes of a state what is compared
+
+    def actions(self) -> Iterator[tuple[str, Message]]:
+        """The commands so far, and those within transactions, that one of the daemons did not refuse."""
+        for step, ours, theirs in zip(self.steps, self.ours, self.theirs):
+            if not isinstance(step.action, Command) or "error" in ours.reply and "error" in theirs.reply:
+                continue
+            if step.action.name != "transaction":
+                yield step.action.name, dict(step.action.arguments)
+                continue
+            for action in step.action.arguments["actions"]:
+                yield action["type"], action["data"]
+
+    def now(self) -> list[tuple[str, Message]]:
+        """The commands of the step at hand."""
+        return list(Moment(self.steps[-1:], self.ours[-1:], self.theirs[-1:], self.state).actions())
+
+    def started_with(self, identity: str, name: str) -> Any:
+        """What a job was given as that argument."""
+        return next((arguments.get(name) for _, arguments in self.actions() if arguments.get("job-id") == identity), None)
+
+    def jobs(self, kind: str, *states: str) -> set[str]:
+        """The ids of the jobs of a kind that the rival had before the step or has after it, in one of these states."""
+        return {
+            job["id"]
+            for seen in self.theirs[-2:]
+            for job in seen.jobs
+            if job["type"] == kind and (not states or job["status"] in states)
+        }
+
+    def exclusive_mirror(self) -> bool:
+        """Whether a mirror lets nobody else write: in write-blocking mode, or when it waits to be finalized."""
+        return any(self.started_with(job, "copy-mode") == "write-blocking" for job in self.jobs("mirror")) or bool(
+            self.jobs("mirror", "pending")
+        )
+
+    def top_of_nothing(self) -> bool:
+        """Whether there was a mirror of the top of an image without a backing file."""
+        for number, step in enumerate(self.steps):
+            arguments = step.action.arguments if isinstance(step.action, Command) else {}
+            if "return" not in self.theirs[number].reply or not arguments.get("sync") == "top" or number == 0:
+                continue
+            assert isinstance(step.action, Command)
+            if step.action.name in ("blockdev-mirror", "drive-mirror") and not _has_backing(self.theirs[number - 1], arguments["device"]):
+                return True
+        return False
+
+
+def _has_backing(seen: Seen, name: str) -> bool:
+    """Whether an image stands on another one, filters left aside."""
+    graph = seen.state["x-debug-query-block-graph"]
+    if "nodes" not in graph:
+        return False
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    below = {(names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]}
+    drivers = {node["node-name"]: node["drv"] for node in nodes(seen)}
+    while drivers.get(name) in FILTERS:
+        name = below.get((name, "file"), below.get((name, "image"), ""))
+    return (name, "backing") in below
+
+
+def nodes(seen: Seen) -> list[Message]:
+    """The nodes after a step, if they could be asked for."""
+    answer = seen.state["query-named-block-nodes"]
+    return list(answer) if isinstance(answer, list) else []
+
+
+def unstored(records: Sequence[Seen], among: set[str] | None = None) -> bool:
+    """Whether a node that is read-only has a persistent bitmap; any node, or one of these."""
+    return any(
+        node["ro"] and (among is None or node["node-name"] in among) and any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))
+        for seen in records
+        for node in nodes(seen)
+    )
+
+
+def without_permissions(edge: str) -> str:
+    """An edge as such."""
+    return edge.partition(" uses ")[0].partition(" shares ")[0]
+
+
+def ends(edge: str) -> tuple[str, str]:
+    """An edge's parent and child, by their labels."""
+    parent, _, rest = edge.partition(" -")
+    return parent, rest.partition("-> ")[2]
+
+
+def reached(names: set[str], edges: collections.Counter[str]) -> set[str]:
+    """These nodes and all below them."""
+    found = set(names)
+    while more := {ends(edge)[1] for edge in edges if ends(edge)[0] in found} - found:
+        found |= more
+    return found
+
+
+def without_writers(edge: str) -> str:
+    """An edge that shares neither writing nor resizing."""
+    begin, shares, shared = edge.partition(" shares ")
+    return begin + shares + shared.replace("'resize', ", "").replace("'write', ", "")
