@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"strconv"
@@ -187,6 +188,7 @@ func runDaemon(ctx context.Context, opts []daemon.Option, how process) int {
 		case <-hangups:
 			log.reopen()
 			d.Reload()
+			slog.Info("SIGHUP: log, tokens and credentials are read anew")
 		case <-life.Done():
 			running = false
 		case <-d.Quit():

@@ -264,6 +264,12 @@ exports:
         self.assertEqual([name in moved.read_text() for name in ("query-version", "query-chardev", "query-fdsets")], [True, True, False])
         self.assertEqual([name in log.read_text() for name in ("query-version", "query-chardev", "query-fdsets")], [False, False, True])
 
+    def await_line(self, client: QMPClient, message: str) -> None:
+        """Wait for a line of the log."""
+        deadline = Deadline(SECONDS, doing=f"the log's line {message!r}")
+        while not any(line["message"] == message for line in client.cmd("x-query-log")["lines"]):
+            time.sleep(min(0.02, deadline.remaining()))
+
     def test_hangup_does_not_wait_for_who_reads_the_log(self) -> None:
         fifo = self.at("log")
         os.mkfifo(fifo)
@@ -274,9 +280,7 @@ exports:
             os.close(reader)
         signal.pidfd_send_signal(self.handle, signal.SIGHUP)
         client = self.client()
-        deadline = Deadline(SECONDS, doing="the log's complaint")
-        while not any(line["message"] == "the log keeps its file" for line in client.cmd("x-query-log")["lines"]):
-            time.sleep(min(0.02, deadline.remaining()))
+        self.await_line(client, "the log keeps its file")
         client.cmd("query-version")
         self.stop()
 
@@ -284,7 +288,7 @@ exports:
         tokens = Path(self.at("tokens"))
         tokens.write_text(f"control {CONTROL}\n", encoding="ascii")
         tokens.chmod(0o600)
-        self.started("--qmp", "q", "--web", "unix:w,token-file=tokens")
+        self.started("--qmp", "q", "--web", "unix:w,token-file=tokens", "--log", "level=info")
         self.assertEqual((self.ask(CONTROL), self.ask(READER)), (200, 401))
         Path(self.at("token")).write_text(CONTROL, encoding="ascii")
         os.chmod(self.at("token"), 0o600)
@@ -296,6 +300,8 @@ exports:
         self.assertEqual(json.loads(done.stdout)["role"], "control")
         tokens.write_text(f"read-only {READER}\n", encoding="ascii")
         signal.pidfd_send_signal(self.handle, signal.SIGHUP)
+        client = self.client()
+        self.await_line(client, "SIGHUP: log, tokens and credentials are read anew")
         self.assertEqual((self.ask(READER), self.ask(CONTROL)), (200, 401))
-        self.client().cmd("query-version")  # it goes on
+        client.cmd("query-version")  # it goes on
         self.stop()
