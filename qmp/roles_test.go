@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,8 +26,9 @@ func (c pairConn) Read(p []byte) (int, []*os.File, error) {
 
 func (c pairConn) HungUp() bool { return true }
 
-// visit begins a session as who peer says, with commands out of band.
-func (b *bench) visit(peer qapi.SessionInfo) *client {
+// pair begins a session as who peer says, and returns the client's end; the channel
+// has what ServeConn returns.
+func (b *bench) pair(peer qapi.SessionInfo) (*net.UnixConn, <-chan error) {
 	b.t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -43,12 +46,19 @@ func (b *bench) visit(peer qapi.SessionInfo) *client {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- b.ServeConn(pairConn{ends[1]}, peer) }()
+	ends[0].SetDeadline(time.Now().Add(patience))
+	return ends[0], ended
+}
+
+// visit begins a session as who peer says, with commands out of band.
+func (b *bench) visit(peer qapi.SessionInfo) *client {
+	b.t.Helper()
+	end, ended := b.pair(peer)
 	b.t.Cleanup(func() {
-		ends[0].Close()
+		end.Close()
 		<-ended
 	})
-	ends[0].SetDeadline(time.Now().Add(patience))
-	c := &client{t: b.t, c: ends[0], r: bufio.NewReader(ends[0])}
+	c := &client{t: b.t, c: end, r: bufio.NewReader(end)}
 	c.line()
 	if got := c.ask(`{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}`); got != `{"return": {}}` {
 		b.t.Fatal(got)
@@ -147,5 +157,37 @@ func TestQuerySessionOfAMonitor(t *testing.T) {
 	}
 	if want := fmt.Sprintf(`"uid": %d`, os.Getuid()); !strings.Contains(got, want) {
 		t.Errorf("%s has no %s", got, want)
+	}
+}
+
+// TestCloseWaitsForCommandsOfVisitorsThatLeft: such a command may still change
+// what the daemon is about to take down.
+func TestCloseWaitsForCommandsOfVisitorsThatLeft(t *testing.T) {
+	b := startServer(t, nil)
+	begun, release := make(chan struct{}), make(chan struct{})
+	var over atomic.Bool
+	Register(b.reg, "test-work", CommandOptions{}, func(*Context, *qapi.Empty) (qapi.Empty, error) {
+		close(begun)
+		<-release
+		for range 100 { // who does not wait is done by now
+			runtime.Gosched()
+		}
+		over.Store(true)
+		return qapi.Empty{}, nil
+	})
+	ends, session := b.pair(monitorPeer)
+	c := &client{t: b.t, c: ends, r: bufio.NewReader(ends)}
+	c.line()
+	c.ask(`{"execute": "qmp_capabilities"}`)
+	c.send(`{"execute": "test-work"}`)
+	<-begun
+	ends.Close()
+	if err := <-session; err != nil { // the session is over, its command is not
+		t.Fatal(err)
+	}
+	go close(release)
+	b.Close(t.Context())
+	if !over.Load() {
+		t.Error("the server is closed, and a command still runs")
 	}
 }
