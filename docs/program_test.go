@@ -33,7 +33,9 @@ func TestMain(m *testing.M) {
 // build makes the program, once, and returns its path.
 var build = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(workDir, "blockd")
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "blockd/cmd/blockd").CombinedOutput()
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "blockd/cmd/blockd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as make builds it, which has compiled it
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}

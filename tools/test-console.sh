@@ -17,6 +17,6 @@ if ! command -v chromium >/dev/null || [ ! -d web/console/test/node_modules/play
 	echo "SKIP the console in a browser: needs chromium, playwright-core from npm and qemu-utils"
 	exit $status
 fi
-GO=$GO sh tools/build-test.sh || exit 1
+make -s build-test GO="$GO" || exit 1
 IOTESTS_TIMEOUT_SCALE=${IOTESTS_TIMEOUT_SCALE:-3} BLOCKD=bin/blockd-test node --test --test-reporter=tap web/console/test/browser/ || status=1
 exit $status
