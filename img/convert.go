@@ -267,7 +267,9 @@ func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph
 		return err
 	}
 	o := qapi.NewObject("device", from.Name(), "target", to.Name(), "sync", "full", "speed", c.speed)
-	if c.backing != "" {
+	// What a source without a backing file leaves unallocated is zeroes, which the
+	// target's would show through.
+	if c.backing != "" && from.BackingChain() != nil {
 		o.Set("sync", "top")
 	}
 	if c.compress {

@@ -86,6 +86,20 @@ class Convert(CopyCase):
                 self.same_allocation("out.qcow2", "qcow2")
                 images.compare(str(self.ours / "out.qcow2"), str(self.images / "top.qcow2"), "qcow2", "qcow2")
 
+    def test_a_source_without_a_backing_file_is_copied_whole(self) -> None:
+        self.chain()
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "long.qcow2", "8M"], cwd=self.images, check=True)
+        self.write("long.qcow2", "write -P 7 0 8M")
+        for backing in ("base.qcow2", "long.qcow2"):
+            for sparse in ("4k", "0"):
+                with self.subTest(backing=backing, sparse=sparse):
+                    below = ("-B", backing, "-F", "qcow2", "-S", sparse)
+                    self.good("convert", "-O", "qcow2", *below, "other.qcow2", "out.qcow2")
+                    self.same_image("out.qcow2")
+                    images.compare(str(self.ours / "out.qcow2"), str(self.images / "other.qcow2"), "qcow2", "qcow2")
+        self.good("convert", "-n", "-O", "qcow2", "-B", "base.qcow2", "other.qcow2", "top.qcow2")
+        self.same_image("top.qcow2")
+
     def test_into_a_target_that_is_zero(self) -> None:
         self.chain()
         self.make("blank.qcow2", "-f", "qcow2", "4M")
