@@ -103,9 +103,12 @@ func (a *amendment) run() error {
 	if size < 0 || size == a.node.Size() {
 		return nil
 	}
-	return a.s.d.Graph.Update(a.s.ctx, cause, func(tx *blockgraph.Tx) error {
+	p := a.s.newProgress(a.show)
+	err := a.s.d.Graph.Update(a.s.ctx, cause, func(tx *blockgraph.Tx) error {
 		return tx.Resize(a.node, size, true, qapi.PreallocModeOff)
 	})
+	p.end(err)
+	return err
 }
 
 // keepsTheRest holds that options which cannot change in an image that is there were

@@ -3,6 +3,7 @@ package img
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -116,6 +117,9 @@ func (b *bitmap) do(a bitmapAction) error {
 	switch a.name {
 	case "add":
 		o.Set("persistent", true)
+		if b.granularity > math.MaxUint32 {
+			return errors.New("Granularity must be power of 2 and at least 512")
+		}
 		if b.granularity != 0 {
 			o.Set("granularity", b.granularity)
 		}

@@ -1,7 +1,6 @@
 package img
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -36,7 +35,7 @@ func checkCommand(t *tool) *cobra.Command {
 			fix = "none"
 		case "leaks", "all":
 		default:
-			return errors.New("--repair (-r) expects 'leaks' or 'all'")
+			return fmt.Errorf("Unknown option value for -r (expecting 'leaks' or 'all'): %s", repair)
 		}
 		o.name = args[0]
 		n, err := s.openImage(o, mode{writable: fix != "none", noBacking: true, repair: fix != "none"})

@@ -35,7 +35,7 @@ func compareCommand(t *tool) *cobra.Command {
 			return &cli.Exit{Code: exitOpen, Err: err}
 		}
 		defer s.closeRoot(right)
-		c := comparison{s: s, left: left, right: right, strict: strict, p: progress{s: s, wanted: show, shown: -1}}
+		c := comparison{s: s, left: left, right: right, strict: strict, p: s.newProgress(show)}
 		err = c.run()
 		var exit *cli.Exit
 		if errors.As(err, &exit) && exit.Code == exitDiffer {
@@ -74,7 +74,7 @@ type comparison struct {
 	s           *session
 	left, right *blockgraph.Root
 	strict      bool
-	p           progress
+	p           *progress
 }
 
 // differ is the result that the images are not the same.

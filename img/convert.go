@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ type conversion struct {
 	backingFormat string
 	snapshot      string
 	sparse, rate  string
-	coroutines    int64
+	coroutines    string
 	compress      bool
 	copyRange     bool // -C
 	existing      bool // -n
@@ -78,7 +79,7 @@ func convertCommand(t *tool) *cobra.Command {
 	f.StringVarP(&c.sparse, "sparse", "S", "4k", "bytes of zeroes in a row that are not written as data, 0 to write everything")
 	f.StringVarP(&c.rate, "rate", "r", "", "bytes per second, 0 for no limit")
 	f.BoolP("out-of-order", "W", false, "accepted: writes never keep an order")
-	f.Int64VarP(&c.coroutines, "parallel", "m", 8, "accepted, 1 to 16: requests in flight follow the storage")
+	f.StringVarP(&c.coroutines, "parallel", "m", "8", "accepted, 1 to 16: requests in flight follow the storage")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return c.check(cmd.Flags().Changed) }
 	return cmd
 }
@@ -103,8 +104,12 @@ func (c *conversion) check(given func(option string) bool) (err error) {
 			return err
 		}
 	}
+	if err := checkLists(c.options); err != nil {
+		return err
+	}
+	coroutines, err := strconv.ParseUint(c.coroutines, 10, 64)
 	switch {
-	case c.coroutines < 1 || c.coroutines > maxCoroutines:
+	case err != nil || coroutines < 1 || coroutines > maxCoroutines:
 		return fmt.Errorf("Invalid number of coroutines. Allowed number of coroutines is between 1 and %d", maxCoroutines)
 	case c.skipBroken && !c.bitmaps:
 		return errors.New("Use of --skip-broken-bitmaps requires --bitmaps")
@@ -208,10 +213,20 @@ func (c *conversion) checkTarget(s *session, size int64) error {
 		if err := s.checkFormat(c.to.format); err != nil {
 			return err
 		}
-		if c.backing != "" {
-			c.parsed.Set("backing_file", c.backing)
-			if c.backingFormat != "" {
-				c.parsed.Set("backing_fmt", c.backingFormat)
+		known := ofImage(c.to.format)
+		if err := known.check(c.parsed.Flatten()); err != nil {
+			return err
+		}
+		for _, word := range []struct{ value, option, text string }{
+			{c.backing, "backing_file", "Backing file not supported for file format '%s'"},
+			{c.backingFormat, "backing_fmt", "Backing file format not supported for file format '%s'"},
+		} {
+			switch {
+			case word.value == "":
+			case !known.have(word.option):
+				return fmt.Errorf(word.text, c.to.format)
+			default:
+				c.parsed.Set(word.option, word.value)
 			}
 		}
 		c.parsed.Set("size", fmt.Sprint(size))
@@ -254,8 +269,12 @@ func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph
 		}
 	}
 	from, err := s.concatenate(sources)
-	if err != nil || from.Size() == 0 {
+	if err != nil {
 		return err
+	}
+	if from.Size() == 0 {
+		s.newProgress(c.show).end(nil)
+		return nil
 	}
 	if to.Size() != from.Size() {
 		// A job wants equal lengths; what is beyond the sources stays.

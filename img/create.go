@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -57,6 +58,7 @@ func createCommand(t *tool) *cobra.Command {
 // newImage is an image that is to be made.
 type newImage struct {
 	file, format string
+	path         string // of the file, within its name
 	// options are in the words of qemu-img: with underscores.
 	options *qapi.Object
 	// sized is the length that was given beside them, "" for none; so are the other
@@ -73,6 +75,10 @@ func (s *session) create(n *newImage) error {
 	if err := s.checkFormat(n.format); err != nil {
 		return err
 	}
+	var err error
+	if n.path, err = s.pathOf(n.file); err != nil {
+		return err
+	}
 	if err := n.takeOptions(); err != nil {
 		return err
 	}
@@ -84,7 +90,6 @@ func (s *session) create(n *newImage) error {
 	if !ok {
 		return errors.New("Image creation needs a size parameter")
 	}
-	var err error
 	if n.size, err = parseSize("image size", word.(string)); err != nil {
 		return err
 	}
@@ -93,7 +98,30 @@ func (s *session) create(n *newImage) error {
 			return err
 		}
 	}
-	return n.make(s, flat)
+	err = n.make(s, flat)
+	if err != nil && strings.HasSuffix(err.Error(), blockgraph.Strerror(syscall.EFBIG)) {
+		err = fmt.Errorf("The image size is too large for file format '%s'", n.format)
+		if created[n.format].have("cluster_size") {
+			err = fmt.Errorf("%w (try using a larger cluster size)", err)
+		}
+	}
+	return err
+}
+
+// pathOf is the path of a file that is to be made, whose name may have a protocol
+// before it.
+func (s *session) pathOf(name string) (string, error) {
+	if strings.HasPrefix(name, "json:") {
+		return "", errors.New("Unknown protocol 'json'") // options name what is there
+	}
+	ref, _, err := s.d.Graph.ParseFilename(name)
+	if err != nil {
+		return "", err
+	}
+	if ref.Definition.File == nil {
+		return "", fmt.Errorf("Protocol driver '%s' does not support image creation", ref.Definition.Driver)
+	}
+	return ref.Definition.File.Filename, nil
 }
 
 // takeOptions has what was given beside the options among them, and refuses what
@@ -127,7 +155,7 @@ func (n *newImage) takeOptions() error {
 // make makes the image and, before it, the files that it is in. Those that it made
 // are gone again when it fails.
 func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
-	file := qapi.NewObject("driver", "file", "filename", n.file)
+	file := qapi.NewObject("driver", "file", "filename", n.path)
 	size := n.size
 	if n.format != "luks" { // whose field's tool takes it as it is
 		size = roundUp(size, 512)
@@ -154,7 +182,7 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 			below = "header"
 		}
 	}
-	format.Set(below, qapi.NewObject("driver", "file", "filename", n.file))
+	format.Set(below, qapi.NewObject("driver", "file", "filename", n.path))
 	name, external := format.Get("data-file")
 	data, _ := name.(string)
 	if external {
@@ -170,7 +198,7 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 			return err
 		}
 	}
-	if external && sameFile(data, n.file) {
+	if external && sameFile(data, n.path) {
 		return fmt.Errorf("The data file '%s' is the image itself", data)
 	}
 	var made []string
@@ -195,7 +223,7 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 			return err
 		}
 	}
-	if err := empty(file, n.file); err != nil {
+	if err := empty(file, n.path); err != nil {
 		return err
 	}
 	return s.createBy(typed)

@@ -3,6 +3,7 @@ package img
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -52,28 +53,25 @@ func (p *part) set(word string) error {
 		p.to = value
 		return nil
 	}
-	n, err := qapi.ParseSize(value)
-	if err != nil || n > 1<<62 {
-		return fmt.Errorf("invalid number: '%s'", value)
-	}
+	var err error
 	switch key {
 	case "bs":
-		if n == 0 || n > 1<<31-1 {
-			return fmt.Errorf("invalid number: '%s'", value)
-		}
-		p.block = int64(n)
+		p.block, err = parseWithin(key, value, 1, math.MaxInt32)
 	case "count":
-		p.count = int64(n)
+		p.count, err = parseSize(key, value)
 	case "skip":
-		p.skip = int64(n)
+		p.skip, err = parseSize(key, value)
 	default:
-		return fmt.Errorf("unrecognized operand %s", key)
+		err = fmt.Errorf("unrecognized operand %s", key)
 	}
-	return nil
+	return err
 }
 
 // copy makes the target, and copies by a job over views of that part.
 func (p *part) copy(s *session, from, to source) error {
+	if s.d.Graph.DriverType(to.format) == nil {
+		return errors.New("Unknown file format")
+	}
 	n, err := s.openImage(from, mode{})
 	if err != nil {
 		return err

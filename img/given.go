@@ -26,6 +26,9 @@ func allowEmpty(f *pflag.FlagSet, names ...string) {
 // some.
 func checkGiven(cmd *cobra.Command, args []string) (err error) {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if lists, ok := f.Value.(pflag.SliceValue); ok && f.Name == "options" && err == nil {
+			err = checkLists(lists.GetSlice())
+		}
 		_, ok := f.Annotations[mayBeEmpty]
 		if ok || err != nil || f.Value.Type() != "string" || f.Value.String() != "" {
 			return
@@ -43,6 +46,24 @@ func checkGiven(cmd *cobra.Command, args []string) (err error) {
 			err = fmt.Errorf("Option --%s has no value", f.Name)
 		}
 	})
+	return err
+}
+
+// unknownFlag is the field's text for an option that there is not, or that lacks its
+// value.
+func unknownFlag(_ *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	var alone *pflag.ValueRequiredError
+	switch {
+	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
+		return fmt.Errorf("unrecognized option '-%s'", unknown.GetSpecifiedShortnames())
+	case errors.As(err, &unknown):
+		return fmt.Errorf("unrecognized option '--%s'", unknown.GetSpecifiedName())
+	case errors.As(err, &alone) && alone.GetSpecifiedShortnames() != "":
+		return fmt.Errorf("missing argument for option '-%s'", alone.GetSpecifiedShortnames())
+	case errors.As(err, &alone):
+		return fmt.Errorf("missing argument for option '--%s'", alone.GetSpecifiedName())
+	}
 	return err
 }
 

@@ -42,7 +42,15 @@ func Command(env *cli.Environment, start NewDaemon) *cobra.Command {
 		PersistentPreRun: func(*cobra.Command, []string) { slog.SetLogLoggerLevel(slog.LevelWarn) },
 		Use:              "img", Short: "Make, inspect and change disk images",
 		Long: "Works on images that no daemon has open, with the options and the output of qemu-img.",
+		Args: cobra.ArbitraryArgs, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("Command not found: %s", args[0])
+			}
+			return cmd.Help()
+		},
 	}
+	cmd.SetFlagErrorFunc(unknownFlag)
 	cmd.AddCommand(
 		createCommand(t), amendCommand(t), infoCommand(t), checkCommand(t), mapCommand(t), compareCommand(t), convertCommand(t), resizeCommand(t),
 		snapshotCommand(t), commitCommand(t), rebaseCommand(t), bitmapCommand(t), measureCommand(t), ddCommand(t),

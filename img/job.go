@@ -20,6 +20,13 @@ type progress struct {
 	shown  int // of 10,000, -1 before the first
 }
 
+// newProgress begins, if it is wanted, with nothing done.
+func (s *session) newProgress(wanted bool) *progress {
+	p := &progress{s: s, wanted: wanted, shown: -1}
+	p.set(0, 1)
+	return p
+}
+
 // set shows a state.
 func (p *progress) set(done, total int64) {
 	if !p.wanted || p.s.quiet {
@@ -67,8 +74,8 @@ func (s *session) jobResult(command string, arguments *qapi.Object, show bool) (
 	if _, err := s.execute(command, arguments); err != nil {
 		return nil, err
 	}
-	p := progress{s: s, wanted: show, shown: -1}
-	result, err := s.follow(id, &p)
+	p := s.newProgress(show)
+	result, err := s.follow(id, p)
 	p.end(err)
 	// The daemon goes on although the user has interrupted it.
 	if _, dismissal := s.c.Execute(context.WithoutCancel(s.ctx), "job-dismiss", qapi.NewObject("id", id)); err == nil {

@@ -52,10 +52,13 @@ func mapCommand(t *tool) *cobra.Command {
 }
 
 // parseSize reads a count of bytes with a suffix.
-func parseSize(what, word string) (int64, error) {
+func parseSize(what, word string) (int64, error) { return parseWithin(what, word, 0, math.MaxInt64) }
+
+// parseWithin reads a count with a suffix, between least and most.
+func parseWithin(what, word string, least, most uint64) (int64, error) {
 	n, err := qapi.ParseSize(word)
-	if errors.Is(err, qapi.ErrSizeRange) || err == nil && n > math.MaxInt64 {
-		return 0, fmt.Errorf("Invalid %s specified. Must be between 0 and %d.", what, math.MaxInt64)
+	if errors.Is(err, qapi.ErrSizeRange) || err == nil && (n < least || n > most) {
+		return 0, fmt.Errorf("Invalid %s specified. Must be between %d and %d.", what, least, most)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("Invalid %s specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.", what)

@@ -112,6 +112,10 @@ func (m *measurement) measure() (*qapi.Object, error) {
 	return m.qcow2(typed.Qcow2)
 }
 
+// maxTables is how many L2 tables an image of qcow2 may have: its L1 table may have
+// 32 MiB.
+const maxTables = 32 << 20 / 8
+
 func (m *measurement) qcow2(o *qapi.BlockdevCreateOptionsQcow2) (*qapi.Object, error) {
 	o.Size = uint64(roundUp(int64(o.Size), 512))
 	cluster := int64(65536)
@@ -121,6 +125,13 @@ func (m *measurement) qcow2(o *qapi.BlockdevCreateOptionsQcow2) (*qapi.Object, e
 	// It also refuses cluster sizes that are none.
 	if _, _, err := qcow2.Measure(o, 0); err != nil {
 		return nil, err
+	}
+	entry := int64(8)
+	if o.ExtendedL2 != nil && *o.ExtendedL2 {
+		entry = 16
+	}
+	if table := cluster / entry * cluster; (int64(o.Size)-1)/table >= maxTables {
+		return nil, errors.New("The image size is too large (try using a larger cluster size)")
 	}
 	header, data := int64(0), int64(0)
 	var err error

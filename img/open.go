@@ -3,6 +3,7 @@ package img
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -57,6 +58,9 @@ func (s *session) openImage(o source, m mode) (*blockgraph.Node, error) {
 	if err := o.checkCache(); err != nil {
 		return nil, err
 	}
+	if o.imageOpts && o.format != "" {
+		return nil, errors.New("--image-opts and --format are mutually exclusive")
+	}
 	n, err := s.openNode(o, m)
 	if err != nil {
 		return nil, fmt.Errorf("Could not open '%s': %w", o.name, err)
@@ -95,10 +99,30 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	if m.discard {
 		options.Set("discard", "unmap")
 	}
+	// What is said of a backing file is judged although none is opened.
+	if given, ok := givenBacking(filename, options); given == "" && ok {
+		fmt.Fprintln(s.env.Err, `warning: Use of "backing": "" is deprecated; use "backing": null instead`)
+	} else if ok {
+		m.noBacking = false
+	}
 	if m.noBacking {
 		options.Set("backing", nil)
 	}
 	return s.openEncrypted(filename, options, m)
+}
+
+// givenBacking is the node that options, which may be within a file name, name as the
+// backing file, if they do.
+func givenBacking(filename string, options *qapi.Object) (string, bool) {
+	if text, ok := strings.CutPrefix(filename, "json:"); ok {
+		v, _ := qapi.ParseJSON([]byte(text))
+		if options, ok = v.(*qapi.Object); !ok {
+			return "", false // which opening it says
+		}
+	}
+	given, _ := options.Get("backing")
+	name, ok := given.(string)
+	return name, ok
 }
 
 // sized are options that take a suffix among image options, as they do not in QMP.
@@ -255,9 +279,4 @@ const chunk = 2 << 20
 // buffer is memory for chunk bytes, from the process's budget.
 func (s *session) buffer() (*ioengine.Buffer, error) {
 	return ioengine.Process.Acquire(s.ctx, chunk)
-}
-
-// parseOptions reads -o options, which may be given several times.
-func parseOptions(list []string) (*qapi.Object, error) {
-	return qapi.ParseKeyval(strings.Join(list, ","), "")
 }

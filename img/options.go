@@ -207,16 +207,6 @@ func (o option) shown(word string) string {
 	return word
 }
 
-// wantsHelp tells whether one of the words of -o asks what there is.
-func wantsHelp(list []string) bool {
-	for word := range strings.SplitSeq(strings.Join(list, ","), ",") {
-		if word == "help" || word == "?" {
-			return true
-		}
-	}
-	return false
-}
-
 // explain prints the options of a new image in a file or, without one, of its format.
 func (s *session) explain(format, file string) error {
 	if err := s.checkFormat(format); err != nil {

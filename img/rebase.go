@@ -51,7 +51,9 @@ func (r *rebasing) run(o source) error {
 	if err := (&source{cache: o.cache, readCache: r.sourceCache}).checkCache(); err != nil {
 		return err
 	}
-	n, err := r.s.openImage(o, mode{writable: true, noBacking: r.unsafe})
+	top := o
+	top.share = false // -U is about the backing files: others may not write the image meanwhile
+	n, err := r.s.openImage(top, mode{writable: true, noBacking: r.unsafe})
 	if err != nil {
 		return err
 	}
@@ -103,7 +105,7 @@ func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
 		return err
 	}
 	defer r.s.closeRoot(r.image)
-	p := progress{s: r.s, wanted: r.show, shown: -1}
+	p := r.s.newProgress(r.show)
 	defer func() { p.end(err) }()
 	for off, size := int64(0), n.Size(); off < size; {
 		k, err := r.step(n, off, size-off)

@@ -62,7 +62,7 @@ func resizeCommand(t *tool) *cobra.Command {
 			return errors.New("Not enough arguments")
 		}
 		if err := cmd.Flags().Parse(args[:size]); err != nil {
-			return err
+			return unknownFlag(cmd, err)
 		}
 		args = append(cmd.Flags().Args(), args[size])
 		if len(args) != 2 {

@@ -40,6 +40,9 @@ func snapshotCommand(t *tool) *cobra.Command {
 			return named(ofTheTool(err), "Could not create snapshot '%s': %w", create)
 		case apply != "":
 			id, err := s.findSnapshot(n, apply, "id", "name")
+			if _, ok := n.Driver().(blockgraph.InternalSnapshotter); !ok && id == "" && err == nil {
+				err = errors.New("Block driver does not support snapshots")
+			}
 			if id == "" && err == nil {
 				err = errors.New("Failed to load snapshot: No such file or directory")
 			}
@@ -121,7 +124,7 @@ func parseSnapshot(text string) (snapshotName, error) {
 func (s *session) loadSnapshot(n *blockgraph.Node, ask snapshotName) error {
 	shower, ok := n.Driver().(blockgraph.SnapshotShower)
 	if !ok {
-		return fmt.Errorf("Block format '%s' used by device '' does not support feature 'internal snapshots'", n.Type().Name)
+		return fmt.Errorf("Block format '%s' used by device '' does not support temporarily loading internal snapshots", n.Type().Name)
 	}
 	return s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
 		if err := tx.Drain(n); err != nil {

@@ -221,7 +221,8 @@ func (v *view) snapshots(n *blockgraph.Node, info *qapi.ImageInfo) error {
 
 // allocatedSize returns what the node's own storage takes, in bytes: its
 // driver's answer, that of what a filter filters, or that of the children that
-// hold its data and metadata.
+// hold its data and metadata. Filters with file names of their own count as
+// protocols, which have no answer but their own.
 func (v *view) allocatedSize(ctx context.Context, n *blockgraph.Node) (size int64, known bool, err error) {
 	if !n.Inspect(func(drv blockgraph.Driver) {
 		if d, ok := drv.(blockgraph.AllocatedSizer); ok {
@@ -232,7 +233,7 @@ func (v *view) allocatedSize(ctx context.Context, n *blockgraph.Node) (size int6
 	}) {
 		return 0, false, errNodeClosed
 	}
-	if known || n.Type().Protocol {
+	if known || n.Type().Protocol || n.Type().ExactFilename != nil {
 		return size, known, nil
 	}
 	size = 0

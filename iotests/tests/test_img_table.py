@@ -110,6 +110,27 @@ class Table(ImgCase):
             create -f qcow2 nodir/n.qcow2 1M
             create -f nonsense -o help n.raw
             create -f luks n.img 1M
+            create -f qcow2 n.qcow2 1
+            create -f qcow2 n.qcow2 9E
+            create -f qcow2 n.qcow2 7E
+            create n.raw 16E
+            create -f raw -o nocow n.raw 1M
+            create -f raw -o size n.raw
+            create -f qcow2 -o lazy_refcounts n.qcow2 1M
+            create -f qcow2 -o lazy_refcounts=on,nolazy_refcounts n.qcow2 1M
+            create -f qcow2 -o extended_l2,cluster_size=64k n.qcow2 1M
+            create -f qcow2 -o compat n.qcow2 1M
+            create -f qcow2 -o refcount_bits n.qcow2 1M
+            create -f qcow2 -o '' n.qcow2 1M
+            create -f qcow2 -o , n.qcow2 1M
+            create -f qcow2 -o cluster_size=4k, n.qcow2 1M
+            create -f qcow2 -o ,cluster_size=4k n.qcow2 1M
+            create -f blkverify n.raw 1M
+            create -f qcow2 file:n.qcow2 1M
+            create -f qcow2 nope:n.qcow2 1M
+            create -f qcow2 ./a:n.qcow2 1M
+            create --help-me
+            create -1
             create --object secret,id=s,file=missing -f luks -o key-secret=s n.img 1M
             """
         )
@@ -117,6 +138,36 @@ class Table(ImgCase):
     def test_a_backing_file_is_not_read_to_create(self) -> None:
         self.luks()
         self.good("create", "-f", "qcow2", "-b", "enc.qcow2", "-F", "qcow2", "n.qcow2")
+
+    def test_convert(self) -> None:
+        self.rows(
+            """
+            convert -O raw -B base.qcow2 top.qcow2 n.raw
+            convert -O raw -B base.qcow2 -F qcow2 top.qcow2 n.raw
+            convert -O raw -F qcow2 top.qcow2 n.raw
+            convert -O raw -o backing_file=base.qcow2 top.qcow2 n.raw
+            convert -O qcow2 -F qcow2 top.qcow2 n.qcow2
+            convert -O qcow2 -o size=x base.qcow2 n.qcow2
+            convert --image-opts -f qcow2 driver=qcow2,file.filename=base.qcow2 n.raw
+            convert -n --target-image-opts -O qcow2 base.qcow2 driver=qcow2,file.filename=other.qcow2
+            convert -m x base.qcow2 n.raw
+            convert -m 3x base.qcow2 n.raw
+            convert -l one -O raw -f raw plain.raw n.raw
+            convert -p -f raw -O raw empty.raw n.raw
+            """
+        )
+
+    def test_dd(self) -> None:
+        self.rows(
+            """
+            dd if=odd.raw of=n.raw bs=x
+            dd if=odd.raw of=n.raw bs=0
+            dd if=odd.raw of=n.raw bs=2G
+            dd if=odd.raw of=n.raw count=x
+            dd if=odd.raw of=n.raw skip=9E
+            dd -O nonsense if=odd.raw of=n.raw
+            """
+        )
 
     def test_amend(self) -> None:
         self.luks()
@@ -146,6 +197,9 @@ class Table(ImgCase):
             amend -o data_file=x base.qcow2
             amend -o data_file_raw=on base.qcow2
             amend base.qcow2
+            amend -o '' base.qcow2
+            amend -o size base.qcow2
+            amend -p -o size=8M base.qcow2
             amend -o size=8M
             amend -o size=8M missing
             amend -f raw -o size=8M plain.raw
@@ -250,6 +304,7 @@ class Table(ImgCase):
             rebase -b other.qcow2 -F nonsense top.qcow2
             rebase -T nonsense -b '' top.qcow2
             rebase top.qcow2
+            rebase -U -b other.qcow2 -F qcow2 top.qcow2
             """
         )
 
@@ -260,6 +315,7 @@ class Table(ImgCase):
             bitmap --add base.qcow2
             bitmap --add -g x base.qcow2 b
             bitmap --add -g 3k base.qcow2 b
+            bitmap --add -g 4G base.qcow2 b
             bitmap -g 64k --remove base.qcow2 b0
             bitmap -b other.qcow2 --clear base.qcow2 b0
             bitmap -F qcow2 --clear base.qcow2 b0
@@ -276,17 +332,34 @@ class Table(ImgCase):
             info --image-opts driver=raw,file.filename=plain.raw,offset=1M,size=4M
             info --image-opts driver=raw,file.filename=plain.raw,offset=512,size=1000
             info --image-opts driver=raw,file.filename=plain.raw,size=x
+            info --image-opts driver=raw,backing=base.qcow2,file.filename=plain.raw
+            info --image-opts driver=raw,backing=,file.filename=plain.raw
+            info --image-opts driver=qcow2,backing=,file.filename=top.qcow2
+            info 'json:{"driver":"qcow2","backing":"","file":{"driver":"file","filename":"top.qcow2"}}'
+            info 'json:{"driver":"raw","backing":"x","file":{"driver":"file","filename":"plain.raw"}}'
+            info 'json:{'
+            info --image-opts driver=blkdebug,image.driver=file,image.filename=plain.raw
+            info blkdebug::base.qcow2
             map --image-opts driver=raw,file.filename=plain.raw,offset=1M,size=128k
             map -s x top.qcow2
             map odd.raw
             map empty.raw
             check -T nonsense base.qcow2
+            check -r nonsense base.qcow2
+            check --image-opts -f qcow2 driver=qcow2,file.filename=base.qcow2
             compare -T nonsense base.qcow2 top.qcow2
             compare base.qcow2
             compare odd.raw empty.raw
             measure -O qcow2 --size 1G base.qcow2
             measure -O qcow2 -o nonsense=3 --size 1G
             measure -O qcow2 --size 8E
+            measure -O qcow2 --size 7E
+            measure -O qcow2 --size 2P
+            measure -O qcow2 --size 3P
+            measure -O qcow2 -o extended_l2 --size 1P
+            measure -O qcow2 -o extended_l2 --size 1026T
+            measure -O qcow2 -o nolazy_refcounts --size 1G
+            nonsense
             measure -O qcow2 odd.raw
             """
         )
