@@ -155,7 +155,7 @@ def run(
         (folder / "runs").mkdir()
         store = Store(folder / "store", size, disk)
         session = Session(
-            left, right, store, folder / "runs", rounds=rounds, quick=not (flags.rounds or flags.record), say=print
+            left, right, store, folder / "runs", rounds=rounds, exact=bool(flags.rounds), say=print
         )
         entries: dict[str, Any] = {}
         growth: dict[str, Any] = {}
@@ -198,5 +198,7 @@ def save(record: bool, entries: dict[str, Any], growth: dict[str, Any], where: d
     text = report.markdown(results, order, picture.name)
     if results["growth"]:
         growing.write_text(growth_plot.curves(results["growth"]))
-        text += "\n\n" + growth_report.markdown(results["growth"], [kind.name for kind in Series.registry], growing.name)
+        text += "\n\n" + growth_report.markdown(
+            results["growth"], [kind.name for kind in Series.registry], growing.name, results["environment"]
+        )
     report.into_document(document, text)

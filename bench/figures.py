@@ -33,6 +33,8 @@ class Outcome:
     audits: tuple[Audit, Audit] | None = None
     audit_reason: str = ""
     size: int = 0
+    # Seconds that it took to measure the row, with all that is not timed.
+    took: float = 0.0
 
     def figures(self) -> dict[str, Any]:
         """The row as JSON: raw values, and what is computed from them."""
@@ -50,6 +52,7 @@ class Outcome:
         left, right = [list(side) for side in zip(*self.rounds)]
         ratios = [theirs.value / ours.value for ours, theirs in self.rounds]
         entry.update(
+            took=round(self.took, 1),
             left=self._side(left),
             right=self._side(right),
             ratios=ratios,

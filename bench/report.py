@@ -57,6 +57,7 @@ def line(name: str, entry: Entry) -> str:
     )
     wanted = goal(entry)
     text += f"   goal {wanted}: {entry['verdict']}" if wanted else ""
+    text += f"   [{entry['took']:.0f} s]"
     unflushed = _unflushed(entry)
     return text + (f"   NOT FLUSHED: {unflushed}" if unflushed else "")
 
@@ -71,10 +72,21 @@ def _unflushed(entry: Entry) -> str:
 def merge(
     old: Mapping[str, Any], rows: Mapping[str, Entry], growth: Mapping[str, Entry], environment: Entry
 ) -> dict[str, Any]:
-    """New rows over those of an earlier recording; every row keeps the environment of its own run."""
+    """
+    New rows over those of an earlier recording; every row keeps the environment of its own run. A row that
+    came to no figure now keeps those that it has, and what became of it since is noted beside them.
+    """
 
     def over(kept: Mapping[str, Entry], new: Mapping[str, Entry]) -> dict[str, Any]:
-        return {**kept, **{name: {**entry, "environment": environment} for name, entry in new.items()}}
+        merged = dict(kept)
+        for name, entry in new.items():
+            older = kept.get(name, {})
+            if entry["status"] != MEASURED and older.get("status") == MEASURED:
+                since = {"status": entry["status"], "reason": entry["reason"], "date": environment["date"]}
+                merged[name] = {**older, "since": since}
+            else:
+                merged[name] = {**entry, "environment": environment}
+        return merged
 
     return {
         "environment": environment,
@@ -114,7 +126,7 @@ def markdown(results: Mapping[str, Any], order: Sequence[str], plot: str) -> str
     parts = [_environment(environment), ""]
     if plot:
         parts += [f"![ratios of the rows]({plot})", ""]
-    parts += _ratios(rows)
+    parts += _ratios(rows, environment)
     parts += ["", "### What it cost", ""] + _costs(measured)
     audited = {name: entry for name, entry in measured.items() if "flushes" in entry}
     if audited:
@@ -133,10 +145,23 @@ def _environment(environment: Entry) -> str:
     )
 
 
-def _ratios(rows: Mapping[str, Entry]) -> list[str]:
+def aside(entry: Entry, environment: Entry) -> str:
+    """What must be known of figures that are not of the latest run: when they were taken, and why not since."""
+    own = entry["environment"]
+    notes = []
+    if own["date"] != environment["date"]:
+        notes.append(f"of {own['date']}, {own['rounds']} rounds")
+    if "since" in entry:
+        since = entry["since"]
+        notes.append(f"{since['status']} on {since['date']}: {_cell(since['reason'])}")
+    return "; ".join(notes)
+
+
+def _ratios(rows: Mapping[str, Entry], environment: Entry) -> list[str]:
     lines = [
         "The ratio is the rival's figure over ours, the median over the rounds (middle half of the rounds "
-        "in parentheses); above 1, blockd is ahead.",
+        "in parentheses); above 1, blockd is ahead. A row says when it was measured if that was not in the run "
+        "named above.",
         "",
         "| row | work | blockd | rival | ratio | goal | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -149,7 +174,7 @@ def _ratios(rows: Mapping[str, Entry]) -> list[str]:
                 value(entry["right"]["median"], unit),
                 f"**{entry['ratio']:.2f}** ({entry['ratio_low']:.2f} to {entry['ratio_high']:.2f})",
                 goal(entry),
-                entry["verdict"],
+                "; ".join(filter(None, (entry["verdict"], aside(entry, environment)))),
             ]
         else:
             cells = ["", "", entry["status"], goal(entry), _cell(entry["reason"])]

@@ -37,8 +37,9 @@ class Row:
     # How much data the run handles, for CPU seconds per GiB; 0 where that says nothing.
     bytes_per_size: ClassVar[float] = 0.0
 
-    # At most so many rounds unless the number is asked for, for rows that take minutes; 0 for no bound.
-    quick_rounds: ClassVar[int] = 0
+    # At most so many rounds unless the number is asked for; 0 for no bound. For rows that take long and are
+    # not measured by the other side.
+    most_rounds: ClassVar[int] = 0
 
     registry: ClassVar[list[type["Row"]]] = []
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Callable, Sequence
 
 from iotests.harness.deadline import DeadlineExceeded
@@ -19,20 +21,22 @@ from .store import Store
 from .trial import Sample, Trial
 
 # What a run may die of without taking the others along.
-FAILURES = (AssertionError, ConnectionClosed, DeadlineExceeded, OSError, QMPError, ToolFailed, TimeoutError)
+FAILURES = (
+    AssertionError, ConnectionClosed, DeadlineExceeded, OSError, QMPError, SubprocessError, ToolFailed, TimeoutError,
+)  # fmt: skip
 
 
 class Session:
-    """One call of the benchmark. `quick` lets rows that take minutes do with fewer rounds."""
+    """One call of the benchmark. `exact` is for as many rounds as said, of rows that bound their number, too."""
 
     def __init__(
-        self, left: Side, right: Side, store: Store, runs: Path, *, rounds: int, quick: bool, say: Callable[[str], None]
+        self, left: Side, right: Side, store: Store, runs: Path, *, rounds: int, exact: bool, say: Callable[[str], None]
     ) -> None:
         self.sides = (left, right)
         self.store = store
         self.runs = runs
         self.rounds = rounds
-        self.quick = quick
+        self.exact = exact
         self.say = say
         self._no_audit = flushes.unavailable()
 
@@ -46,8 +50,11 @@ class Session:
             lacking = row.missing_from(side.schema)
             if lacking:
                 return Outcome(kind, NOT_YET, f"{side.label} has no {', '.join(lacking)}")
+        started = time.monotonic()
         try:
-            return self._measured(row)
+            outcome = self._measured(row)
+            outcome.took = time.monotonic() - started
+            return outcome
         except FAILURES as error:
             return Outcome(kind, FAILED, f"{type(error).__name__}: {error}".strip()[:1000])
 
@@ -56,7 +63,7 @@ class Session:
         outcome = Outcome(type(row), MEASURED, size=self.store.size)
         for side in self.sides:
             self._run(row, side, thorough=True)
-        rounds = min(self.rounds, row.quick_rounds) if self.quick and row.quick_rounds else self.rounds
+        rounds = min(self.rounds, row.most_rounds) if row.most_rounds and not self.exact else self.rounds
         for number in range(rounds):
             # Who goes first changes, so that neither always finds what the other left in the caches.
             order = (0, 1) if number % 2 == 0 else (1, 0)

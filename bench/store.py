@@ -93,6 +93,8 @@ class Store:
     def _once(self, name: str, make: Callable[[str], object]) -> str:
         path = self.directory / name
         if not path.exists():
+            # Somebody may have tidied up below a run that takes half an hour.
+            self.directory.mkdir(parents=True, exist_ok=True)
             unfinished = str(self.directory / f"unfinished-{name}")
             make(unfinished)
             Path(unfinished).rename(path)

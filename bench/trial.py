@@ -70,6 +70,7 @@ class Trial:
     ) -> None:
         self.side = side
         self.thorough = thorough
+        parent.mkdir(parents=True, exist_ok=True)
         self.directory = Path(tempfile.mkdtemp(prefix="run", dir=parent))
         self.window = Window()
         self.more: dict[str, float] = {}
@@ -121,6 +122,7 @@ class Trial:
 
     def folder_on(self, parent: Path) -> Path:
         """A further folder of this run, on another file system."""
+        parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="run", dir=parent))
         self._folders.append(folder)
         return folder

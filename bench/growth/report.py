@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping, Sequence
 
 from ..figures import MEASURED
-from ..report import value
+from ..report import aside, value
 from .series import FLAT, FLAT_FACTOR, LINEAR_EXPONENT, exponent
 
 Entry = Mapping[str, Any]
@@ -21,7 +21,7 @@ def lines(name: str, entry: Entry) -> list[str]:
     ]
 
 
-def markdown(series: Mapping[str, Entry], order: Sequence[str], plot: str) -> str:
+def markdown(series: Mapping[str, Entry], order: Sequence[str], plot: str, environment: Entry) -> str:
     """A table a series, blockd / rival."""
     parts = [
         "### How it grows",
@@ -35,7 +35,8 @@ def markdown(series: Mapping[str, Entry], order: Sequence[str], plot: str) -> st
         if name not in series:
             continue
         entry = series[name]
-        parts += ["", f"**`{name}`: {entry['title']}**", ""]
+        note = aside(entry, environment)
+        parts += ["", f"**`{name}`: {entry['title']}**" + (f" ({note})" if note else ""), ""]
         if entry["status"] != MEASURED:
             parts.append(f"{entry['status']}: {' '.join(entry['reason'].split())}")
             continue

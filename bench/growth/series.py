@@ -11,6 +11,7 @@ import math
 import shutil
 import statistics
 import time
+from subprocess import TimeoutExpired
 from typing import Any, ClassVar, Mapping, Sequence
 
 from iotests.harness.deadline import DeadlineExceeded
@@ -119,7 +120,7 @@ def measured(kind: type[Series], session: Session, repeats: int) -> dict[str, An
                     started = time.monotonic()
                     try:
                         runs[side.position].append(_run(series, session, side, number))
-                    except (DeadlineExceeded, TimeoutError):
+                    except (DeadlineExceeded, TimeoutError, TimeoutExpired):
                         if side.position == LEFT:
                             raise
                         gave_up.add(side.position)

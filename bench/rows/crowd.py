@@ -38,7 +38,7 @@ class QueryBesideJobs(Row):
     limit = 5.0
     needs = (command("blockdev-backup"), driver("null-co"))
     # The rival uses all of its time.
-    quick_rounds = 2
+    most_rounds = 3
 
     def prepare(self) -> None:
         self.store.full_qcow2()

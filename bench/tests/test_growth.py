@@ -13,6 +13,7 @@ from bench.growth.series import FLAT, LINEAR, Curve, Series, exponent, verdict
 from bench.row import MICROSECONDS, SECONDS
 
 POINTS = (1, 10, 100, 1000)
+RUN = {"date": "d", "rounds": 3}
 CURVES = (Curve("add", "one more", MICROSECONDS, FLAT), Curve("query", "all of them", SECONDS, LINEAR))
 
 
@@ -27,6 +28,7 @@ def entry(add: list[float], query: list[float]) -> dict[str, Any]:
         "status": MEASURED,
         "reason": "",
         "values": {"left": left, "right": {name: [2 * number for number in side] for name, side in left.items()}},
+        "environment": RUN,
         "verdicts": {curve.name: verdict(curve.law, POINTS, left[curve.name]) for curve in CURVES},
     }
 
@@ -46,7 +48,7 @@ class Laws(unittest.TestCase):
 
 class Shown(unittest.TestCase):
     def test_a_row_has_a_cell_for_each_number_and_one_for_its_growth(self) -> None:
-        text = report.markdown({"a": entry([1, 1, 1, 1], [1, 10, 100, 1000])}, ["a"], "p.svg")
+        text = report.markdown({"a": entry([1, 1, 1, 1], [1, 10, 100, 1000])}, ["a"], "p.svg", RUN)
         for line in text.splitlines():
             if line.startswith("|"):
                 self.assertEqual(line.count("|"), len(POINTS) + 3, line)
@@ -57,12 +59,12 @@ class Shown(unittest.TestCase):
     def test_a_side_that_gave_up_has_no_figures_from_there_on(self) -> None:
         short = entry([1, 1, 1, 1], [1, 10, 100, 1000])
         short["values"]["right"]["add"] = [1, 2, None, None]
-        self.assertIn("1 us / gave up", report.markdown({"a": short}, ["a"], "p.svg"))
+        self.assertIn("1 us / gave up", report.markdown({"a": short}, ["a"], "p.svg", RUN))
         xml.etree.ElementTree.fromstring(plot.curves({"a": short}))
 
     def test_one_that_did_not_run_says_why(self) -> None:
-        skipped = {"title": "t", "status": SKIPPED, "reason": "needs fio on this machine"}
-        self.assertIn("needs fio", report.markdown({"a": skipped}, ["a"], "p.svg"))
+        skipped = {"title": "t", "status": SKIPPED, "reason": "needs fio on this machine", "environment": RUN}
+        self.assertIn("needs fio", report.markdown({"a": skipped}, ["a"], "p.svg", RUN))
         self.assertIn("needs fio", report.lines("a", skipped)[0])
 
     def test_the_picture_has_a_line_for_each_side_of_each_curve(self) -> None:

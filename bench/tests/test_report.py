@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import plot, report
 from bench.cli import select
-from bench.figures import FAILED, NOT_YET, Outcome
+from bench.figures import FAILED, MEASURED, NOT_YET, Outcome
 from bench.fio import read_report
 from bench.growth.series import Series
 from bench.row import MICROSECONDS, SECONDS, Row
@@ -74,6 +74,26 @@ class Tables(unittest.TestCase):
         again = report.merge(first, {"b": Outcome(row(), FAILED, "x").figures()}, {}, {**ENVIRONMENT, "date": "later"})
         self.assertEqual(again["rows"]["a"], first["rows"]["a"])
         self.assertEqual(again["rows"]["b"]["environment"]["date"], "later")
+
+    def test_a_row_that_fails_keeps_the_figures_of_before_and_says_so(self) -> None:
+        first = self.results()
+        failed = {"a": Outcome(row(goal=1.5), FAILED, "the store|went").figures()}
+        second = report.merge(first, failed, {}, {**ENVIRONMENT, "date": "later"})
+        kept = second["rows"]["a"]
+        self.assertEqual((kept["status"], kept["ratio"], kept["environment"]["date"]), (MEASURED, 2.0, "d"))
+        text = report.markdown(second, ["a"], "")
+        self.assertIn("| met; of d, 3 rounds; failed on later: the store\\|went |", text)
+        # A figure of its own ends that.
+        third = report.merge(second, first["rows"], {}, {**ENVIRONMENT, "date": "latest"})
+        self.assertNotIn("since", third["rows"]["a"])
+        self.assertIn("| met |", report.markdown(third, ["a"], ""))
+
+    def test_a_series_that_fails_keeps_its_figures_too(self) -> None:
+        first = report.merge({}, {}, {"s": {"status": MEASURED, "values": 1}}, ENVIRONMENT)
+        failed = {"s": {"status": FAILED, "reason": "x"}}
+        second = report.merge(first, {}, failed, {**ENVIRONMENT, "date": "later"})
+        self.assertEqual(second["growth"]["s"]["values"], 1)
+        self.assertEqual(second["growth"]["s"]["since"], {"status": FAILED, "reason": "x", "date": "later"})
 
     def test_an_unflushed_side_is_shouted(self) -> None:
         entry = outcome(row(), (1.0, 2.0)).figures()
