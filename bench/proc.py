@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 from pathlib import Path
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -30,6 +31,15 @@ def usage(pid: int) -> Usage:
         resident=_kilobytes(status["VmRSS"]),
         peak_resident=_kilobytes(status["VmHWM"]),
     )
+
+
+def allow_files(number: int) -> None:
+    """Raise the limit of this process, which the daemons that it starts inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        if hard != resource.RLIM_INFINITY and hard < number:
+            raise OSError(f"this machine allows {hard} open files, {number} are needed")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
 def opened_direct(pid: int, path: str) -> bool:

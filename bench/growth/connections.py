@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from typing import Mapping
 
 from iotests.harness import images as tools
 
+from ..proc import allow_files
 from ..row import MEBIBYTES, MICROSECONDS, SECONDS
 from ..schema import command
 from ..trial import Trial
@@ -16,15 +16,6 @@ from .series import FLAT, LINEAR, Curve, Series
 
 # Descriptors that a process needs besides its connections.
 _OTHER_FILES = 200
-
-
-def _allow_files(number: int) -> None:
-    """Raise the limit of this process, which the daemons that it starts inherit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < number:
-        if hard != resource.RLIM_INFINITY and hard < number:
-            raise OSError(f"this machine allows {hard} open files, {number} are needed")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
 class Connections(Series):
@@ -72,7 +63,7 @@ class Idle(Series):
     def measure(self, trial: Trial, number: int) -> Mapping[str, float]:
         import nbd  # not on every machine, and needed by this series alone
 
-        _allow_files(2 * number + _OTHER_FILES)
+        allow_files(2 * number + _OTHER_FILES)
         trial.node("disk", self.store.half_qcow2())
         uri = trial.export("disk")
         clients = []

@@ -6,6 +6,7 @@ import time
 
 from iotests.harness.qmp import QMPError
 
+from ..proc import allow_files
 from ..row import TIMES, Row
 from ..schema import command, driver
 from ..side import LEFT
@@ -22,6 +23,8 @@ PROBES = 1500
 PROBE_SECONDS = 10.0
 # A client that asks now and then, not one that keeps the daemon awake.
 GAP_SECONDS = 0.001
+# Descriptors that the side needs which has a connection for each job, at either end.
+_FILES = 4096
 # So many probes apart the jobs that have ended are started again.
 BATCH = 50
 
@@ -43,7 +46,15 @@ class QueryBesideJobs(Row):
     def prepare(self) -> None:
         self.store.full_qcow2()
 
+    def sources(self, trial: Trial) -> None:
+        """Make what the jobs' sources need, before the first of them."""
+
+    def source(self, trial: Trial, number: int) -> None:
+        """Add the node of the job's source."""
+        trial.node(f"source{number}", self.store.full_qcow2(), file={"locking": "off"}, read_only=True)
+
     def measure(self, trial: Trial) -> Sample:
+        self.sources(trial)
         beside = trial.beside()
         few = self._start(beside, FEW)
         assert few == FEW
@@ -73,8 +84,7 @@ class QueryBesideJobs(Row):
             if time.monotonic() > until:
                 return number
             try:
-                file = {"locking": "off"}
-                trial.node(f"source{number}", self.store.full_qcow2(), file=file, read_only=True)
+                self.source(trial, number)
                 trial.add(f"target{number}", "null-co", size=self.store.size)
                 self._backup(trial, number)
             except QMPError:
@@ -110,6 +120,33 @@ class QueryBesideJobs(Row):
                         self._backup(trial, number)
                 trial.qmp.take_events()
         return sorted(times)
+
+
+class QueryBesideNBDJobs(QueryBesideJobs):
+    """
+    The same with sources over NBD, each with a connection to a second daemon of the same side, which exports
+    null-co: steps that wait for answers, and are all answered as fast as that daemon can.
+    """
+
+    name = "jobs-1000-nbd"
+    title = "1,000 jobs at once over NBD: p99 of query-version, in times of that with 2 jobs"
+    needs = (*QueryBesideJobs.needs, driver("nbd"), command("block-export-add"))
+
+    # Of the server.
+    _address: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        """Nothing lies in files."""
+
+    def sources(self, trial: Trial) -> None:
+        allow_files(_FILES)
+        server = trial.beside()
+        server.add("disk", "null-co", size=self.store.size)
+        server.export("disk")
+        self._address = {"type": "unix", "path": server.path("nbd")}
+
+    def source(self, trial: Trial, number: int) -> None:
+        trial.add(f"source{number}", "nbd", server=self._address, export="disk", read_only=True)
 
 
 def _p99(ordered: list[float]) -> float:
