@@ -21,6 +21,23 @@ func openFlags(t *testing.T, path string, flags int) int {
 	return fd
 }
 
+func TestOpenNetworkDisksHaveProcessors(t *testing.T) {
+	few := runtime.GOMAXPROCS(0)
+	own := cap(Receiving) + 1
+	for _, step := range []struct {
+		direct, network, more int
+	}{
+		{0, 1, own}, {0, 1, own}, {1, 0, own + waitingProcessors}, {0, -1, own + waitingProcessors},
+		{0, -1, waitingProcessors}, {0, 1, own + waitingProcessors}, {-1, 0, own}, {0, -1, 0},
+	} {
+		countDirect(step.direct)
+		CountNetwork(step.network)
+		if n := runtime.GOMAXPROCS(0); n != few+step.more {
+			t.Errorf("%+v: %d processors, of %d at first", step, n, few)
+		}
+	}
+}
+
 func TestFilesPastThePageCacheHaveProcessors(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
 	fd := openFlags(t, path, unix.O_DIRECT)

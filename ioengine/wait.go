@@ -7,8 +7,11 @@ import "context"
 // the core to others.
 type Waiter interface {
 	// Waits is called on the request's goroutine before it waits, perhaps more
-	// than once in a request. It does not block.
-	Waits()
+	// than once in a request. It does not block. What it returns is for Resumes.
+	Waits() uint64
+	// Resumes is called when the wait is over, with what Waits returned; it
+	// returns when the request may compute again, or when ctx ends.
+	Resumes(ctx context.Context, wait uint64)
 }
 
 type waiterKey struct{}
@@ -20,9 +23,10 @@ func WithWaiter(ctx context.Context, w Waiter) context.Context {
 
 // Waits tells the context's Waiter, if it has one. It is for drivers over a
 // network; a call to a file is mostly one to memory, and what of it waits is
-// not known before.
-func Waits(ctx context.Context) {
+// not known before. The wait ends with Resumes.
+func Waits(ctx context.Context) (w Waiter, wait uint64) {
 	if w, ok := ctx.Value(waiterKey{}).(Waiter); ok {
-		w.Waits()
+		return w, w.Waits()
 	}
+	return nil, 0
 }

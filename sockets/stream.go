@@ -27,7 +27,8 @@ type Stream struct {
 	buf        *readBuffer // nil while idle on a socket
 	start, end int         // of what is buffered
 	readFn     func(fd uintptr) bool
-	dst        []byte // what readFn fills; nil: the free part of buf
+	places     chan struct{} // see LimitLong; nil: no limit
+	dst        []byte        // what readFn fills; nil: the free part of buf
 	readN      int
 	readErr    error
 
@@ -67,6 +68,12 @@ func NewStream(c net.Conn) *Stream {
 	return t
 }
 
+// LimitLong has each read past the buffer take one of the places for the time of
+// its system call, which does not wait: so many copy from their sockets at a time.
+// It is called before the first read, and has no effect on what does not read from
+// a socket itself (TLS).
+func (t *Stream) LimitLong(places chan struct{}) { t.places = places }
+
 // Replace lets the stream go on over c, which works on top of the former
 // connection (TLS). Nothing may be buffered.
 func (t *Stream) Replace(c net.Conn) {
@@ -77,6 +84,16 @@ func (t *Stream) Replace(c net.Conn) {
 // readSome is one read from a socket; false makes the caller wait until there
 // is something to read.
 func (t *Stream) readSome(fd uintptr) bool {
+	if t.places == nil || t.dst == nil {
+		return t.readNow(fd)
+	}
+	t.places <- struct{}{}
+	ok := t.readNow(fd)
+	<-t.places
+	return ok
+}
+
+func (t *Stream) readNow(fd uintptr) bool {
 	p := t.dst
 	if p == nil {
 		if t.buf == nil {

@@ -122,7 +122,10 @@ type step struct {
 }
 
 // Waits implements ioengine.Waiter.
-func (s *step) Waits() { s.sched.leave(&s.turn) }
+func (s *step) Waits() uint64 { return s.sched.leave(&s.turn) }
+
+// Resumes implements ioengine.Waiter.
+func (s *step) Resumes(ctx context.Context, wait uint64) { s.sched.rejoin(ctx, &s.turn, wait) }
 
 type stepFault struct {
 	piece Piece

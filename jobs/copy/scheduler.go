@@ -50,7 +50,9 @@ func KeepProcessorFree() { runtime.GOMAXPROCS(cores + 1) }
 // with one request at a time, so turns go round over the jobs. A step that
 // waits for I/O no longer counts as runnable: its turn goes to the next in the
 // queue, at once when a driver says that it waits (ioengine.Waits), and after
-// lendAfter in any case. So a job over a source with long latency has as many
+// lendAfter in any case. With its answer it takes a turn again, before those that
+// begin; else a thousand jobs whose answers come together would all be runnable,
+// and keep everything else from running. So a job over a source with long latency has as many
 // steps in flight as its window holds, and a stuck target stops nobody else.
 // While the process keeps its cores full a step takes long because it wants a
 // core itself, and more steps would only make all of them wait; then turns are
@@ -67,8 +69,11 @@ type Scheduler struct {
 	running []*turn // granted and not lent
 	bytes   int64   // of all granted turns
 	// +checklocks:mu
-	queue  []*turn     // in order of arrival
-	lender clock.Timer // +checklocks:mu
+	queue []*turn // in order of arrival
+	// returning are turns that were left and are wanted back, in order.
+	// +checklocks:mu
+	returning []*turn
+	lender    clock.Timer // +checklocks:mu
 	// since and spentBy are the time and the time of processors when the lender
 	// was armed.
 	since   time.Time     // +checklocks:mu
@@ -88,6 +93,11 @@ type turn struct {
 	bytes int64 // granted
 	since time.Time
 	ready chan struct{} // capacity 1
+	// left counts how often the turn was left, or ended; guarded by Scheduler.mu.
+	left uint64
+	// back is there while its step wants it again, and closed when it may go on.
+	// Guarded by Scheduler.mu.
+	back chan struct{}
 }
 
 // NewScheduler returns a scheduler of the given number of turns, with share
@@ -137,16 +147,21 @@ func (s *Scheduler) grant(t *turn, now time.Time) bool {
 //
 // +checklocks:s.mu
 func (s *Scheduler) serve(now time.Time) {
-	if len(s.queue) == 0 {
-		return
+	for len(s.returning) > 0 && len(s.running) < s.turns {
+		t := s.returning[0]
+		t.since = now
+		s.running = append(s.running, t)
+		s.goOn(t)
 	}
-	s.queue = slices.DeleteFunc(s.queue, func(t *turn) bool {
-		if len(s.running) >= s.turns || !s.grant(t, now) {
-			return false
-		}
-		t.ready <- struct{}{}
-		return true
-	})
+	if len(s.queue) > 0 && len(s.running) < s.turns {
+		s.queue = slices.DeleteFunc(s.queue, func(t *turn) bool {
+			if len(s.running) >= s.turns || !s.grant(t, now) {
+				return false
+			}
+			t.ready <- struct{}{}
+			return true
+		})
+	}
 	s.lendLater(now)
 }
 
@@ -154,7 +169,7 @@ func (s *Scheduler) serve(now time.Time) {
 //
 // +checklocks:s.mu
 func (s *Scheduler) lendLater(now time.Time) {
-	if len(s.queue) == 0 || s.lender != nil || len(s.running) == 0 {
+	if len(s.queue)+len(s.returning) == 0 || s.lender != nil || len(s.running) == 0 {
 		return
 	}
 	s.since = now
@@ -194,14 +209,68 @@ func (s *Scheduler) full(now time.Time) bool {
 }
 
 // leave gives a turn to the next in the queue at once, as lend does after a time:
-// its step says that it waits. What is left of the step runs without one. A
-// request that its filter left behind may say so when the turn is no longer its.
-func (s *Scheduler) leave(t *turn) {
+// its step says that it waits. It returns what rejoin takes; 0 when there was no
+// turn to give, because of lend or because another request of the same step waits
+// already. A request that its filter left behind may come when the turn is no
+// longer its.
+func (s *Scheduler) leave(t *turn) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.drop(t) && len(s.queue) > 0 {
-		s.serve(s.clock.Now())
+	if !s.drop(t) {
+		return 0
 	}
+	t.left++
+	s.serve(s.clock.Now())
+	return t.left
+}
+
+// rejoin waits until a step that has left its turn may run again. It returns
+// without one when the step has ended meanwhile, which had left a request of it
+// behind, and when ctx ends. Turns of steps that take long are lent to it as to
+// those in the queue, so a step that hangs does not hold it up.
+func (s *Scheduler) rejoin(ctx context.Context, t *turn, left uint64) {
+	if left == 0 {
+		return
+	}
+	s.mu.Lock()
+	if t.left != left {
+		s.mu.Unlock()
+		return
+	}
+	now := s.clock.Now()
+	if len(s.running) < s.turns {
+		t.since = now
+		s.running = append(s.running, t)
+		s.mu.Unlock()
+		return
+	}
+	back := make(chan struct{})
+	t.back = back
+	s.returning = append(s.returning, t)
+	s.lendLater(now)
+	s.mu.Unlock()
+	select {
+	case <-back:
+	case <-ctx.Done():
+		s.mu.Lock()
+		if t.back == back { // else it came just now, or is another step's
+			s.goOn(t)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// goOn ends the wait of a step that wants its turn back, if one does. mu is held.
+//
+// +checklocks:s.mu
+func (s *Scheduler) goOn(t *turn) {
+	if t.back == nil {
+		return
+	}
+	i := slices.Index(s.returning, t)
+	s.returning = slices.Delete(s.returning, i, i+1)
+	close(t.back)
+	t.back = nil
 }
 
 // drop takes a turn out of those that run, if it is one of them. mu is held.
@@ -250,10 +319,10 @@ func (s *Scheduler) release(t *turn) {
 	s.bytes -= t.bytes
 	t.of.held--
 	t.bytes = 0
+	t.left++
+	s.goOn(t)
 	s.drop(t)
-	if len(s.queue) > 0 {
-		s.serve(s.clock.Now())
-	}
+	s.serve(s.clock.Now())
 	s.mu.Unlock()
 }
 

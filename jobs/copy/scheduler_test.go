@@ -52,6 +52,132 @@ func TestStepThatWaitsGivesItsTurnAtOnce(t *testing.T) {
 	})
 }
 
+// Steps whose answers come together go on one after the other, as far as there are
+// turns.
+func TestStepWithAnAnswerTakesATurnAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := options()
+		o.Scheduler = NewScheduler(clock.Real(), 2, DefaultShare)
+		o.Window = 8 << 20
+		answers := make(chan struct{})
+		var mu sync.Mutex
+		var asked, now, most int
+		w := &fakeWork{unit: 65536, length: 8 << 20, do: func(ctx context.Context, _ Piece, _ []byte) error {
+			waiter, wait := ioengine.Waits(ctx)
+			mu.Lock()
+			if asked++; asked == 8 {
+				close(answers)
+			}
+			mu.Unlock()
+			<-answers
+			waiter.Resumes(ctx, wait)
+			mu.Lock()
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			time.Sleep(lendAfter / 4)
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return nil
+		}}
+		if err := NewJob(w, o).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if most != 2 {
+			t.Errorf("%d steps at once", most)
+		}
+		checkUnused(t, o.Scheduler)
+	})
+}
+
+func TestStepWithAnAnswerDoesNotWaitForOneThatIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(clock.Real(), 1, DefaultShare)
+		first := &turn{of: &member{}, ready: make(chan struct{}, 1)}
+		stuck := &turn{of: &member{}, ready: make(chan struct{}, 1)}
+		if !s.request(first, 65536, 65536) {
+			t.Fatal("not granted")
+		}
+		left := s.leave(first)
+		if !s.request(stuck, 65536, 65536) {
+			t.Fatal("a turn that was left is not granted")
+		}
+		began := time.Now()
+		s.rejoin(t.Context(), first, left)
+		if took := time.Since(began); took != lendAfter {
+			t.Errorf("went on after %v", took)
+		}
+		checkRuns(t, s, first)
+		s.release(first)
+		s.release(stuck)
+		checkUnused(t, s)
+	})
+}
+
+// What no longer concerns the step neither waits nor takes a turn from its successor.
+func TestNobodyWaitsForATurnInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewScheduler(clock.Real(), 1, DefaultShare)
+		s.spent = func() time.Duration { return time.Duration(time.Now().UnixNano()) } // turns are kept
+		var m, other member
+		first := &turn{of: &m, ready: make(chan struct{}, 1)}
+		second := &turn{of: &other, ready: make(chan struct{}, 1)}
+		began := time.Now()
+		s.request(first, 65536, 65536)
+		left := s.leave(first)
+		if left == 0 || s.leave(first) != 0 {
+			t.Error("a turn is left once")
+		}
+		s.request(second, 65536, 65536)
+
+		// The step ends while a request that it left behind waits.
+		gone := make(chan struct{})
+		go func() { s.rejoin(t.Context(), first, left); close(gone) }()
+		synctest.Wait()
+		s.release(first)
+		<-gone
+		s.rejoin(t.Context(), first, left) // and one that comes later still
+
+		// A cancelled one.
+		s.request(first, 65536, 65536)
+		s.release(second)
+		<-first.ready
+		left = s.leave(first)
+		s.request(second, 65536, 65536)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		s.rejoin(ctx, first, left)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("waited for %v", took)
+		}
+		checkRuns(t, s, second)
+		s.release(first)
+		s.release(second)
+		checkUnused(t, s)
+	})
+}
+
+// checkUnused demands that nobody has a turn or wants one.
+func checkUnused(t *testing.T, s *Scheduler) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.running)+len(s.returning)+len(s.queue) != 0 || s.bytes != 0 {
+		t.Errorf("left: %d running, %d returning, %d queued, %d bytes", len(s.running), len(s.returning), len(s.queue), s.bytes)
+	}
+}
+
+// checkRuns demands that a turn is the only one, and that nobody wants one back.
+func checkRuns(t *testing.T, s *Scheduler, only *turn) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.running) != 1 || s.running[0] != only || len(s.returning) != 0 {
+		t.Errorf("%d running, %d returning", len(s.running), len(s.returning))
+	}
+}
+
 // A filter may answer before all of its requests have: what these say concerns
 // a turn that another step has, or waits for.
 func TestRequestLeftBehindTakesNoTurn(t *testing.T) {

@@ -70,6 +70,7 @@ type extent struct {
 }
 
 func newLink(t *sockets.Stream, socket net.Conn, info *exportInfo) *link {
+	t.LimitLong(ioengine.Receiving)
 	l := &link{t: t, socket: socket, structured: info.structured, framing: info.framing, context: info.context, free: make(chan int, maxInFlight), done: make(chan struct{})}
 	for i := range l.slots {
 		l.slots[i].answer = make(chan error, 1)
@@ -86,7 +87,9 @@ func (l *link) do(ctx context.Context, r nbdproto.Request, payload, data *blockg
 	select {
 	case i = <-l.free:
 	default:
-		ioengine.Waits(ctx)
+		if w, wait := ioengine.Waits(ctx); w != nil {
+			defer w.Resumes(ctx, wait)
+		}
 		select {
 		case i = <-l.free:
 		case <-l.done:
@@ -113,7 +116,7 @@ func (l *link) do(ctx context.Context, r nbdproto.Request, payload, data *blockg
 		// The receiver answers every slot when it ends.
 		l.shut()
 	}
-	ioengine.Waits(ctx)
+	w, wait := ioengine.Waits(ctx)
 	var err error
 	select {
 	case err = <-s.answer:
@@ -127,6 +130,9 @@ func (l *link) do(ctx context.Context, r nbdproto.Request, payload, data *blockg
 		*status = s.extent
 	}
 	l.release(i)
+	if w != nil {
+		w.Resumes(ctx, wait)
+	}
 	return err
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -133,21 +135,46 @@ func TestServerErrorsBecomeErrnos(t *testing.T) {
 	}
 }
 
-type waits chan struct{}
+type waits struct {
+	waits   chan struct{}
+	resumed []uint64
+}
 
-func (w waits) Waits() { close(w) }
+func (w *waits) Waits() uint64 { close(w.waits); return 7 }
 
-func TestRequestTellsThatItWaits(t *testing.T) {
+func (w *waits) Resumes(_ context.Context, wait uint64) { w.resumed = append(w.resumed, wait) }
+
+func TestRequestTellsThatItWaitsAndGoesOn(t *testing.T) {
 	d, c := openFake(t)
-	w := make(waits)
+	w := &waits{waits: make(chan struct{})}
 	go func() {
 		r, _ := c.request()
-		<-w // before there is an answer
+		<-w.waits // before there is an answer
 		c.answer(r)
 		c.serve()
 	}()
 	if _, err := read(ioengine.WithWaiter(t.Context(), w), d, 0, 4096); err != nil {
 		t.Fatal(err)
+	}
+	if !slices.Equal(w.resumed, []uint64{7}) {
+		t.Errorf("went on with %v", w.resumed)
+	}
+}
+
+func TestOpenDiskHasProcessorsForItsAnswers(t *testing.T) {
+	few := runtime.GOMAXPROCS(0)
+	d, c := openFake(t)
+	go c.serve()
+	if n := runtime.GOMAXPROCS(0); n <= few {
+		t.Errorf("%d processors, of %d before", n, few)
+	}
+	for range 2 {
+		if err := d.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := runtime.GOMAXPROCS(0); n != few {
+			t.Errorf("%d processors after, of %d before", n, few)
+		}
 	}
 }
 

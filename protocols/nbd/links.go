@@ -11,6 +11,7 @@ import (
 
 	"blockd/blockgraph"
 	"blockd/clock"
+	"blockd/ioengine"
 	"blockd/nbdproto"
 	"blockd/qapi"
 	"blockd/sockets"
@@ -35,6 +36,7 @@ type links struct {
 
 	places []place
 	turn   atomic.Uint32
+	closed sync.Once
 
 	mu sync.Mutex
 	// changed is closed and made anew when a link comes, or the wait for one ends.
@@ -99,6 +101,7 @@ func connect(ctx context.Context, o *options, cfg *Config) (*links, exportInfo, 
 	if ls.info.flags&nbdproto.CanMultiConn != 0 && !o.once() {
 		ls.places = make([]place, o.connections)
 	}
+	ioengine.CountNetwork(1)
 	ls.ctx, ls.cancel = context.WithCancel(context.Background()) // a node outlives the command that made it
 	ls.places[0].link.Store(first)
 	for i := range ls.places {
@@ -338,6 +341,7 @@ const partingTime = time.Second
 func (ls *links) close() {
 	ls.cancel()
 	ls.wg.Wait()
+	ls.closed.Do(func() { ioengine.CountNetwork(-1) })
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	if ls.timer != nil {
