@@ -250,9 +250,12 @@ def _permissions(edge: Message, names: Message, filters: set[str]) -> str:
 
 
 def _refused(steps: Sequence[Step], record: Record) -> set[str]:
-    """The files that commands were to make which were refused."""
+    """The files that commands and jobs were to make which were refused, or failed."""
     found: set[str] = set()
+    failed = {job["id"] for seen in record.steps for job in seen.jobs if "error" in job}
     for step, seen in zip(steps, record.steps):
+        if isinstance(step.action, Command) and step.action.name == "blockdev-create" and step.action.arguments.get("job-id") in failed:
+            found.add(str(step.action.arguments["options"].get("filename")))
         if isinstance(step.action, Command) and "error" in seen.reply:
             actions = step.action.arguments.get("actions")
             for data in (step.action.arguments, *(action["data"] for action in (actions if isinstance(actions, list) else ()))):

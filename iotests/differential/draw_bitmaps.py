@@ -34,7 +34,7 @@ class BitmapPen(JobPen, NodePen):
 
     def bitmap_command(self, *, within: bool = False) -> tuple[str, Message]:
         """Its name and arguments; the rival does not survive one `within` a transaction that enables what is not there."""
-        verb = self.rng.choice(["add", "add", "add", "add", "remove", "clear", "enable", "disable", "merge", "merge"])
+        verb = self.rng.choice(["add", "add", "add", "remove", "clear", "enable", "disable", "merge", "merge"])
         there = any(node.bitmaps for node in self.world.nodes.values())
         if not there and (within or self.chance(APT)):
             verb = "add"
@@ -44,6 +44,8 @@ class BitmapPen(JobPen, NodePen):
             name = self.pick([node.name for node in self.world.nodes.values() if node.bitmaps])
         node = self.world.nodes.get(name)
         known = self.rng.choice(node.bitmaps) if node and node.bitmaps else "nobitmap"
+        if verb != "add" and self.world.busy and self.chance(0.25):
+            name, known = self.rng.choice(self.world.busy)
         if within and verb == "enable" and known == "nobitmap":
             verb = "disable"
         arguments: Message = {"node": name, "name": known}

@@ -126,8 +126,7 @@ class JobPen(Pen):
         source = self.pick(self.world.writable_tops())
         arguments: Message = {"device": source, "sync": self.rng.choice(["full", "full", "top", "none", "incremental"][: 5 if self.chance(0.3) else 4])}
         # The rival's copies what is below a copy-before-write filter without its backing files.
-        if any(self.world.nodes[name].driver == "copy-before-write" for name in [source, *self.world.chain(source)] if name in self.world.nodes):
-            self.world.partial = True
+        self.world.partial = self.world.partial or self._copies_before_writes(source)
         if self.chance(0.2):
             arguments["copy-mode"] = self.rng.choice(["write-blocking", "background"])
         if self.chance(0.15):
@@ -142,11 +141,17 @@ class JobPen(Pen):
             self.start("drive-mirror", "mirror", arguments)
             return
         arguments["target"] = self.pick(self.world.targets(source))
+        # The rival writes zeroes over zeroes, so that such a filter copies these.
+        self.world.partial = self.world.partial or self._copies_before_writes(arguments["target"])
         if self.chance(0.1):
             arguments["replaces"] = self.rng.choice([source, self.world.any_node()])
         if self.chance(0.1):
             arguments["filter-node-name"] = self.world.new_name("mirrorfilter")
         self.start("blockdev-mirror", "mirror", arguments)
+
+    def _copies_before_writes(self, node: str) -> bool:
+        """Whether there should be a copy-before-write filter in a node's chain."""
+        return any(self.world.nodes[name].driver == "copy-before-write" for name in [node, *self.world.chain(node)] if name in self.world.nodes)
 
     def commit(self) -> None:
         """block-commit."""

@@ -198,7 +198,12 @@ class NodePen(Pen):
         if not images:
             return
         chosen = self.rng.sample(images, min(len(images), self.rng.choice([1, 1, 1, 2])))
+        written = [node for node in images if node.name in self.world.exports.values() and not node.read_only]
+        if written and self.chance(0.3):
+            chosen = [self.rng.choice(written)]
         options = [self._reopen_options(node) for node in chosen]
+        if chosen[0] in written and self.chance(0.3):
+            options[0]["read-only"] = True
         if self.chance(0.05) and len(options) == 1:
             options[0] = {"driver": chosen[0].driver, "node-name": chosen[0].name, "read-only": False, "file": {"driver": "file", "filename": "elsewhere.qcow2"}}
         elif self.chance(0.05):

@@ -64,7 +64,7 @@ class ServicePen(Pen):
         node = self.pick(self.world.tops())
         known = self.world.nodes.get(node)
         identity = self.rng.choice([self.world.new_name("export")] * 8 + [*self.world.exports, "1 bad"])
-        writable = self.chance(0.8 if known and not known.read_only else 0.2)
+        writable = self.chance(0.75 if known and not known.read_only else 0.2)
         arguments: Message = {"type": "nbd", "id": identity, "node-name": node, "name": identity, "writable": writable}
         if self.chance(0.1):
             arguments["name"] = self.rng.choice(["a" * 4097, *self.world.exports, *self.world.exports])
@@ -76,6 +76,7 @@ class ServicePen(Pen):
             arguments["writethrough"] = True
         if self.send("block-export-add", arguments):
             self.world.exports.setdefault(identity, node)
+            self.world.busy += [(node, name) for name in arguments.get("bitmaps", [])]
 
     def old_export(self) -> None:
         """nbd-server-add and nbd-server-remove."""

@@ -17,9 +17,11 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     if what == "reply":
         return _failed(ours) == _failed(theirs) and _reply(moment, ours, theirs)
     if what == "jobs":
-        return known_states.create_size(ours, theirs)
-    if what == "events" or known_states.rival_cannot_answer(theirs):
-        return what != "events"
+        return known_states.create_size(ours, theirs) or known_states.create_beside_a_mirror(moment, ours, theirs)
+    if what == "events":
+        return known_states.refused_later(moment, ours, theirs)
+    if known_states.rival_cannot_answer(theirs):
+        return True
     if "nodes" not in ours or "nodes" not in theirs:
         return False
     for follow in known_states.FOLLOWED:

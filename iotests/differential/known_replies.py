@@ -133,14 +133,23 @@ def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
     A persistent bitmap of an image that has become read-only can be merged into itself, until the rival has stored
     it on an occasion that opened the image for a moment.
     """
-    occasions = any(name in ("change-backing-file", "blockdev-reopen", "block-commit", "block-stream") for name, _ in moment.actions())
+    if not _undone(moment, ours):
+        return False
+    opening = ("change-backing-file", "blockdev-reopen", "block-commit", "block-stream")  # refused or not
+    occasions = any(isinstance(step.action, Command) and step.action.name in opening for step in moment.steps)
     text = "Bitmap '.*' is readonly and cannot be modified"
-    return occasions and ours == "" and re.fullmatch(text, theirs) is not None and unstored(moment.theirs[-2:-1])
+    return occasions and re.fullmatch(text, theirs) is not None and unstored(moment.theirs[-2:-1])
 
 
 def _bitmap_left_read_only(moment: Moment, ours: str, theirs: str) -> bool:
     """A reopen to read-only that is refused leaves all as it was; in the rival a persistent bitmap cannot be changed any more."""
-    return _refused_read_only(moment) and ours == "" and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
+    return _refused_read_only(moment) and _undone(moment, ours) and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
+
+
+def _undone(moment: Moment, ours: str) -> bool:
+    """Whether blockd has done what the rival has refused, be it that a later action of the same transaction was refused."""
+    action = moment.steps[-1].action
+    return ours == "" or isinstance(action, Command) and action.name == "transaction" and len(action.arguments["actions"]) > 1
 
 
 def _refused_read_only(moment: Moment) -> bool:

@@ -115,6 +115,7 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.jobs: dict[str, Job] = {}
         self.exports: dict[str, str] = {}  # id -> node
+        self.busy: list[tuple[str, str]] = []  # bitmaps that exports hold, or jobs: node, name
         self.groups: list[str] = []
         self.threads: list[str] = []
         self.chardevs: list[str] = []
