@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from .moment import FILTERS, Moment, ends, nodes, reached, unstored, without_permissions, without_writers
-from .step import Message
-from .world import MiB
+from .step import GuestClear, Message
+from .world import KiB, MiB
 
 
 def create_size(ours: Any, theirs: Any) -> bool:
@@ -27,13 +27,18 @@ def create_beside_a_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
 
 
 def refused_later(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """A backup whose target is below its source, by a copy-before-write filter that nobody uses yet, is refused when there is a job."""
-    text = "Could not (create|replace) node: Permission conflict on node '.*' .* \\(uses node '.*' as 'target' child\\) and unshared by .*"
-    if not re.fullmatch(text, moment.theirs[-1].reply.get("error", {}).get("desc", "")) or "error" not in moment.ours[-1].reply:
-        return False
+    """
+    A copy-before-write filter that nobody uses yet lets others write below it, in the rival only one that nothing is
+    above. So a job over one, or one that makes its own, is there already when it is refused for that.
+    """
+    refused = [str(seen.reply.get("error", {}).get("desc")) for seen in (moment.ours[-1], moment.theirs[-1])]
+    filtered = any(name.endswith("-backup") for name in moment.names()) or any(node["drv"] == "copy-before-write" for node in nodes(moment.theirs[-1]))
     jobs = {about for about in ours if about not in theirs}
-    return {about: list_ for about, list_ in ours.items() if about not in jobs} == theirs and all(
-        ours[job] == [("JOB_STATUS_CHANGE", [("id", job), ("status", status)]) for status in ("created", "null")] for job in jobs
+    return (
+        filtered
+        and all(re.match("(Could not (create|replace) node: )?Permission conflict on node ", text) for text in refused)
+        and {about: list_ for about, list_ in ours.items() if about not in jobs} == theirs
+        and all(ours[job] == [("JOB_STATUS_CHANGE", [("id", job), ("status", status)]) for status in ("created", "null")] for job in jobs)
     )
 
 
@@ -151,6 +156,21 @@ def _copied_through_a_filter(moment: Moment, ours: Any, theirs: Any) -> bool:
     )
 
 
+def _ends_of_a_discard(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """What of a guest's discard is less than a cluster is not done; the rival's bitmaps count it all the same."""
+    trims = [step.action for step in moment.steps if isinstance(step.action, GuestClear) and step.action.trim]
+    ends = sum((end % (64 * KiB) > 0) for trim in trims for end in (trim.offset, trim.offset + trim.length))
+    names = {name for name, node in theirs["nodes"].items() if node["bitmaps"]} & set(ours["nodes"])
+    missed = {name: _dirty(theirs["nodes"][name]) - _dirty(ours["nodes"][name]) for name in names}
+    counted = (int(size) for name in names for bitmap in theirs["nodes"][name]["bitmaps"] for size in re.findall(r"\('granularity', (\d+)\)", bitmap))
+    return (
+        ends > 0
+        and all(size >= 0 for size in missed.values())
+        and sum(missed.values()) <= sum(ends * max(size, 64 * KiB) for size in counted)
+        and _differ_in_bitmaps_of(moment, names, ours, theirs)
+    )
+
+
 def _dirty(node: Message) -> int:
     """How much all bitmaps of a node cover, in bytes."""
     return sum(int(count) for bitmap in node["bitmaps"] for count in re.findall(r"\('count', (\d+)\)", bitmap))
@@ -217,17 +237,19 @@ def _share_as_before(moment: Moment, ours: Any, theirs: Any) -> bool:
 
 def _bitmaps_of_a_sharer(moment: Moment, ours: Any, theirs: Any) -> bool:
     """Bitmaps are in their image at once; in the rival another node of that image does not find them before they are stored."""
-    opened = {arguments["node-name"]: _file_name(arguments) for name, arguments in moment.actions() if name == "blockdev-add" and "node-name" in arguments}
-    sharers = {arguments["node-name"] for _, arguments in moment.actions() if arguments.get("force-share") and "node-name" in arguments}
-    marked = {node["node-name"] for node in nodes(moment.ours[-1]) if any(bitmap.get("persistent") for bitmap in node.get("dirty-bitmaps", []))}
-    late = {name for name in sharers if any(opened.get(other) == opened.get(name) for other in marked - {name})}
-    return bool(late) and "nodes" in ours and "nodes" in theirs and _differ_in_bitmaps_of(moment, late, ours, theirs)
+    if "nodes" not in ours or "nodes" not in theirs:
+        return False
+    sharers = {name for _, arguments in moment.actions() for name in _sharers(arguments)}
+    late = reached(sharers, collections.Counter(map(without_permissions, theirs["graph"].elements())))
+    marked = {name: node["file"] for name, node in ours["nodes"].items() if any("('persistent', True)" in bitmap for bitmap in node["bitmaps"])}
+    late = {name for name in late & ours["nodes"].keys() if ours["nodes"][name]["file"] in (file for other, file in marked.items() if other != name)}
+    return bool(late) and _differ_in_bitmaps_of(moment, late, ours, theirs)
 
 
-def _file_name(options: Message) -> Any:
-    """The file that options for a node name, if they say it themselves."""
-    file = options.get("file")
-    return file.get("filename") if isinstance(file, dict) else None
+def _sharers(options: Message) -> set[str]:
+    """The nodes that options give force-share to; what is below has it from these."""
+    own = {str(options["node-name"])} if options.get("force-share") and "node-name" in options else set()
+    return own.union(*(_sharers(options[child]) for child in ("backing", "file") if isinstance(options.get(child), dict)))
 
 
 def _bitmap_below_a_snapshot(moment: Moment, ours: Any, theirs: Any) -> bool:
@@ -324,6 +346,7 @@ WANTED = (
     _tables_within_a_disk,
     _zeroes_over_a_target,
     _copied_through_a_filter,
+    _ends_of_a_discard,
     _target_of_a_slow_job,
 )
 

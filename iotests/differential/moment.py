@@ -37,6 +37,14 @@ class Moment:
         """The commands of the step at hand."""
         return list(Moment(self.steps[-1:], self.ours[-1:], self.theirs[-1:], self.state).actions())
 
+    def names(self) -> list[str]:
+        """The command of the step at hand, or the actions of its transaction, refused or not."""
+        action = self.steps[-1].action
+        if not isinstance(action, Command):
+            return []
+        actions = action.arguments.get("actions")
+        return [str(one["type"]) for one in actions] if isinstance(actions, list) else [action.name]
+
     def started_with(self, identity: str, name: str) -> Any:
         """What a job was given as that argument."""
         return next((arguments.get(name) for _, arguments in self.actions() if arguments.get("job-id") == identity), None)
