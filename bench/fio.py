@@ -29,6 +29,9 @@ class Load:
     size: int
     amount: int
     seconds: int = 0
+    # Requests may meet a block twice. Else fio keeps a map of the disk, which is slower than the disk when that
+    # has terabytes.
+    repeats: bool = False
 
     def arguments(self) -> list[str]:
         """fio's arguments but for where the requests go to."""
@@ -51,6 +54,8 @@ class Load:
             arguments += ["--verify=pattern", "--verify_pattern=%o", "--do_verify=0", "--end_fsync=1"]
             # Without a file of its state in the folder that the benchmark was called from.
             arguments += ["--verify_state_save=0"]
+        if self.repeats:
+            arguments.append("--norandommap")
         if self.seconds:
             arguments.append(f"--runtime={self.seconds}")
         return arguments

@@ -40,7 +40,7 @@ REPEATS = 3
 # A run that takes as long as this, in seconds, is not repeated: it is far above the noise.
 LONG_RUN = 10.0
 # Seconds that one job of the other side may take before that side gives up.
-PATIENCE = 60.0
+PATIENCE = 20.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,9 +46,8 @@ class Sparse(Series):
         started = time.monotonic()
         trial.node("disk", self._image(number))
         opened = time.monotonic() - started
-        answer = fio.over_nbd(
-            trial.export("disk"), fio.Load("read", connections=1, depth=16, size=number * GiB, amount=32 * MiB)
-        )
+        load = fio.Load("read", connections=1, depth=16, size=number * GiB, amount=32 * MiB, repeats=True)
+        answer = fio.over_nbd(trial.export("disk"), load)
         trial.unexport("disk")
         trial.node("target", trial.new_image("target.qcow2", number * GiB))
         started = time.monotonic()

@@ -16,14 +16,14 @@ import (
 
 // fake is an NBD server that answers as a test tells it to.
 type fake struct {
-	t    *testing.T
+	t    testing.TB
 	l    net.Listener
 	path string
 	// extended has it take the option, and framing is then that of requests.
 	extended bool
 }
 
-func listenFake(t *testing.T, path string) *fake {
+func listenFake(t testing.TB, path string) *fake {
 	t.Helper()
 	if path == "" {
 		path = filepath.Join(t.TempDir(), "s")
@@ -164,7 +164,7 @@ func openAt(ctx context.Context, clk clock.Clock, o *qapi.BlockdevOptionsNbd) (*
 }
 
 // openFake opens a node on a fake server and returns the server's side.
-func openFake(t *testing.T) (*Driver, *fakeConn) {
+func openFake(t testing.TB) (*Driver, *fakeConn) {
 	t.Helper()
 	f := listenFake(t, "")
 	d, c := f.open(t, clock.Real(), unixOptions(f.path))
@@ -172,7 +172,7 @@ func openFake(t *testing.T) (*Driver, *fakeConn) {
 	return d, c
 }
 
-func (f *fake) open(t *testing.T, clk clock.Clock, o *qapi.BlockdevOptionsNbd) (*Driver, *fakeConn) {
+func (f *fake) open(t testing.TB, clk clock.Clock, o *qapi.BlockdevOptionsNbd) (*Driver, *fakeConn) {
 	t.Helper()
 	conns := make(chan *fakeConn, 1)
 	go func() { conns <- f.accept() }()
