@@ -169,6 +169,25 @@ func errFixed(key string) error {
 	return blockgraph.WithHint(fmt.Errorf("Cannot amend the option '%s'", key), "You can use 'blockd img convert' to make an image with another value.")
 }
 
+// checkEncrypted refuses keys for an image that has none.
+func (a *amendment) checkEncrypted() error {
+	if a.node.Type().Name == "luks" {
+		return nil
+	}
+	info, err := a.s.infoOf(a.node)
+	if err != nil {
+		return err
+	}
+	data := qmpclient.Member(qmpclient.Member(info, "format-specific"), "data")
+	switch qmpclient.String(qmpclient.Member(data, "encrypt"), "format") {
+	case "":
+		return errors.New("Can't amend encryption options - encryption not present")
+	case "luks":
+		return nil
+	}
+	return errors.New("Only LUKS encryption options can be amended")
+}
+
 // keys changes keys, by the daemon's job.
 func (a *amendment) keys() error {
 	format := a.node.Type().Name
@@ -184,6 +203,9 @@ func (a *amendment) keys() error {
 	}
 	if format != "luks" && words.Len() == 1 {
 		return nil
+	}
+	if err := a.checkEncrypted(); err != nil {
+		return err
 	}
 	var typed qapi.BlockdevAmendOptions
 	if err := qapi.DecodeFlat(words, &typed); err != nil {

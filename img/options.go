@@ -155,7 +155,9 @@ func (o option) check(word string) error {
 			return fmt.Errorf("Parameter '%s' expects 'on' or 'off'", o.key)
 		}
 	case aNumber:
-		if _, err := strconv.ParseUint(word, 0, 64); err != nil {
+		// As in C, a number below zero is a large one; whether it is too large is the
+		// format's to say.
+		if _, err := strconv.ParseUint(strings.TrimPrefix(word, "-"), 0, 64); err != nil {
 			return fmt.Errorf("Parameter '%s' expects a number", o.key)
 		}
 	}
