@@ -255,7 +255,8 @@ def _refused(steps: Sequence[Step], record: Record) -> set[str]:
     failed = {job["id"] for seen in record.steps for job in seen.jobs if "error" in job}
     for step, seen in zip(steps, record.steps):
         if isinstance(step.action, Command) and step.action.name == "blockdev-create" and step.action.arguments.get("job-id") in failed:
-            found.add(str(step.action.arguments["options"].get("filename")))
+            options = step.action.arguments.get("options")
+            found.add(str(options.get("filename")) if isinstance(options, dict) else "")
         if isinstance(step.action, Command) and "error" in seen.reply:
             actions = step.action.arguments.get("actions")
             for data in (step.action.arguments, *(action["data"] for action in (actions if isinstance(actions, list) else ()))):

@@ -75,7 +75,7 @@ class BitmapPen(JobPen, NodePen):
         """Several actions, all or nothing."""
         grouped = self.chance(0.3)
         # Most of the grouped are of backups alone, as they have to be.
-        kinds = ["backup"] if grouped and self.chance(0.8) else ["backup", "snapshot-sync", "snapshot", "internal", "bitmap", "bitmap", "bitmap", "abort"]
+        kinds = ["backup"] if grouped and self.chance(0.8) else ["backup", "snapshot-sync", "snapshot", "internal", *["bitmap"] * 4, "abort"]
         actions: list[Message] = []
         made: list[Job] = []
         for _ in range(self.rng.randrange(1, 4)):
@@ -103,7 +103,11 @@ class BitmapPen(JobPen, NodePen):
         arguments: Message = {"actions": actions}
         if grouped:
             arguments["properties"] = {"completion-mode": "grouped"}
-        if self.send("transaction", arguments) and not any(action["type"] == "abort" for action in actions):
+        if not self.send("transaction", arguments):
+            # What is spoilt may start jobs all the same, which must not be waited for in vain.
+            self.world.jobs.update({job.id: job for job in made if job.endless})
+            self.settle_again()
+        elif not any(action["type"] == "abort" for action in actions):
             self._transaction_effect(actions, made, grouped)
 
     def _transaction_effect(self, actions: list[Message], made: list[Job], grouped: bool) -> None:

@@ -24,7 +24,7 @@ class NodePen(Pen):
             (4, self.resize),
             (4, self.snapshot_sync),
             (5, self.snapshot),
-            (5, self.internal_snapshot),
+            (7, self.internal_snapshot),
             (4, self.change_backing),
             (2, self.change_quorum),
             (3, self.set_iothread),
@@ -305,7 +305,7 @@ class NodePen(Pen):
             node = self.rng.choice(known)
             name = self.rng.choice([*node.snapshots, "nosnapshot"])
             arguments: Message = {"device": node.name}
-            if self.chance(0.8):
+            if self.chance(0.6):
                 arguments["name"] = name
             if self.chance(0.2):
                 arguments["id"] = self.rng.choice(["1", "2", "nosnapshot", ""])

@@ -64,11 +64,11 @@ class ServicePen(Pen):
         node = self.pick(self.world.tops())
         known = self.world.nodes.get(node)
         identity = self.rng.choice([self.world.new_name("export")] * 8 + [*self.world.exports, "1 bad"])
-        writable = self.chance(0.75 if known and not known.read_only else 0.2)
+        writable = self.chance(0.7 if known and not known.read_only else 0.2)
         arguments: Message = {"type": "nbd", "id": identity, "node-name": node, "name": identity, "writable": writable}
         if self.chance(0.1):
             arguments["name"] = self.rng.choice(["a" * 4097, *self.world.exports, *self.world.exports])
-        if self.chance(0.5 if known and known.bitmaps else 0.1):
+        if self.chance(0.6 if known and known.bitmaps else 0.1):
             arguments["bitmaps"] = self.rng.choice([known.bitmaps[:1], known.bitmaps[:2]]) if known and known.bitmaps else ["nobitmap"]
         if self.chance(0.1):
             arguments["iothread"] = self.rng.choice([*self.world.threads, "nothread"])

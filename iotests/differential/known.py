@@ -32,6 +32,8 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
 def parts(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     """Whether a difference is one of those, after which the rest of a sequence cannot be compared."""
     if what == "reply":
+        if known_replies.lost_chardev(moment):
+            return True
         if _failed(ours) != _failed(theirs):
             return _reply(moment, ours, theirs)
         return "guest" in ours and any(rule(moment, ours["guest"], theirs["guest"]) for rule in known_replies.GUESTS)

@@ -35,9 +35,9 @@ def _busy_for_another_reason(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _long_backing_format(moment: Moment, ours: str, theirs: str) -> bool:
-    """A format's name that a header has no room for is refused; the rival writes its first 15 letters."""
+    """A format's name that a header has no room for is refused, when the image is made; the rival writes its first 15 letters."""
     found = re.fullmatch("Could not assign backing file '.*' with format '(.*)': Invalid argument", ours)
-    return theirs == "" and found is not None and len(found[1]) > 15
+    return found is not None and len(found[1]) > 15
 
 
 def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
@@ -148,19 +148,17 @@ def _bitmap_left_read_only(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _undone(moment: Moment, ours: str) -> bool:
     """Whether blockd has done what the rival has refused, be it that a later action of the same transaction was refused."""
-    action = moment.steps[-1].action
-    return ours == "" or isinstance(action, Command) and action.name == "transaction" and len(action.arguments["actions"]) > 1
+    return ours == "" or len(moment.names()) > 1
 
 
 def _refused_read_only(moment: Moment) -> bool:
     """Whether a reopen to read-only was refused."""
-    return any(
-        isinstance(step.action, Command)
-        and step.action.name == "blockdev-reopen"
-        and "error" in seen.reply
-        and any(options.get("read-only") is True for options in step.action.arguments.get("options") or () if isinstance(options, dict))
-        for step, seen in zip(moment.steps, moment.theirs)
-    )
+    for step, seen in zip(moment.steps, moment.theirs):
+        if isinstance(step.action, Command) and step.action.name == "blockdev-reopen" and "error" in seen.reply:
+            options = step.action.arguments.get("options")
+            if isinstance(options, list) and any(one.get("read-only") is True for one in options):
+                return True
+    return False
 
 def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
     """A node that only the rival still has, for a job that is over, or one whose image that holds."""
@@ -204,6 +202,19 @@ RULES = (
     _overlay_of_a_backup,
     _backing_circle,
 )
+
+
+def lost_chardev(moment: Moment) -> bool:
+    """A chardev-change that is refused leaves the character device as it was; in the rival it is gone, if nobody uses it."""
+    action = moment.steps[-1].action
+    if not isinstance(action, Command) or "chardev" not in action.name:
+        return False
+    lost = {
+        step.action.arguments.get("id")
+        for step, ours, theirs in zip(moment.steps, moment.ours, moment.theirs)
+        if isinstance(step.action, Command) and step.action.name == "chardev-change" and "error" in ours.reply and "error" in theirs.reply
+    }
+    return bool(lost) if action.name == "query-chardev" else action.arguments.get("id") in lost
 
 
 # What guests get.

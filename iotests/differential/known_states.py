@@ -171,6 +171,14 @@ def _ends_of_a_discard(moment: Moment, ours: Any, theirs: Any) -> bool:
     )
 
 
+def _filter_over_a_resized(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The bitmaps of a filter follow when what is below it is resized; the rival's filter does not notice."""
+    resized = {str(arguments["node-name"]) for name, arguments in moment.actions() if name == "block_resize"}
+    edges = collections.Counter(map(without_permissions, theirs["graph"].elements()))
+    names = {name for name, node in ours["nodes"].items() if node["drv"] in FILTERS and resized & (reached({name}, edges) - {name})}
+    return _differ_in_bitmaps_of(moment, names, ours, theirs)
+
+
 def _dirty(node: Message) -> int:
     """How much all bitmaps of a node cover, in bytes."""
     return sum(int(count) for bitmap in node["bitmaps"] for count in re.findall(r"\('count', (\d+)\)", bitmap))
@@ -316,6 +324,22 @@ def _target_of_a_top(moment: Moment, ours: Any, theirs: Any) -> bool:
     return _differ_in_bitmaps_of(moment, {name for name, node in ours["nodes"].items() if node["bitmaps"]}, ours, theirs)
 
 
+def _top_to_what_takes_nothing(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """As above: where the target takes no writes, blockd's mirror fails, and the rival's has nothing to write."""
+    failed = {name for name, job in ours.items() if job["type"] == "mirror" and job.get("error") == "Operation not supported"}
+    return moment.top_of_nothing() and any(theirs.get(name, {}).get("status") == "ready" for name in failed)
+
+
+def _huge_buffer(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """A mirror's buffer is at most what all jobs may have; the rival's mirror needs as much as it is told, and fails."""
+    return any(
+        event["event"] == "BLOCK_JOB_COMPLETED"
+        and event["data"].get("error") == "Cannot allocate memory"
+        and moment.started_with(event["data"]["device"], "buf-size") > 1 << 30
+        for event in moment.theirs[-1].events
+    )
+
+
 def _image_past_the_end(moment: Moment, ours: Any, theirs: Any) -> bool:
     """An image that is to be made in a disk must fit into it; the rival writes past the end of the disk, where nobody can read it again."""
     text = "Could not write qcow2 header: Input/output error"
@@ -347,10 +371,11 @@ WANTED = (
     _zeroes_over_a_target,
     _copied_through_a_filter,
     _ends_of_a_discard,
+    _filter_over_a_resized,
     _target_of_a_slow_job,
 )
 
 # After these the rest cannot be compared.
-JOBS = (_compressed_again, _image_past_the_end, _held_by_a_pending_mirror)
+JOBS = (_compressed_again, _top_to_what_takes_nothing, _image_past_the_end, _huge_buffer, _held_by_a_pending_mirror)
 EVENTS = (_copied_up, _status_of_a_source, _compressed_again)
 STATES = (_cancelled_commit, _traces_of_a_refused_command, _bitmap_below_a_snapshot, _bitmaps_of_a_sharer, _target_of_a_top)
