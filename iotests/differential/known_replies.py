@@ -160,6 +160,7 @@ def _refused_read_only(moment: Moment) -> bool:
                 return True
     return False
 
+
 def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
     """A node that only the rival still has, for a job that is over, or one whose image that holds."""
     if len(moment.steps) < 2 or not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded") | moment.jobs("amend", "concluded"):
@@ -209,11 +210,13 @@ def lost_chardev(moment: Moment) -> bool:
     action = moment.steps[-1].action
     if not isinstance(action, Command) or "chardev" not in action.name:
         return False
-    lost = {
+    lost = [
         step.action.arguments.get("id")
         for step, ours, theirs in zip(moment.steps, moment.ours, moment.theirs)
-        if isinstance(step.action, Command) and step.action.name == "chardev-change" and "error" in ours.reply and "error" in theirs.reply
-    }
+        if isinstance(step.action, Command)
+        and step.action.name == "chardev-change"
+        and all(str(seen.reply.get("error", {}).get("desc")).startswith("Failed to add chardev") for seen in (ours, theirs))
+    ]
     return bool(lost) if action.name == "query-chardev" else action.arguments.get("id") in lost
 
 
