@@ -31,6 +31,9 @@ PLOT = ROOT / "docs/performance.svg"
 GROWTH_PLOT = ROOT / "docs/performance-growth.svg"
 QUICK_ROUNDS = 5
 RECORD_ROUNDS = 15
+# Minutes that a recording may take, and how many of them a series needs.
+RECORD_MINUTES = 30.0
+SERIES_MINUTES = 1.0
 
 _DESCRIPTION = """
 Runs the same work through two daemons in turn, on the same images with the same options, and prints the
@@ -60,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("rows", nargs="*", metavar="NAME", help="only rows whose names contain NAME")
     flags.add_argument("-l", "--list", action="store_true", help="list the rows and their goals")
     flags.add_argument("--rounds", type=_positive, help=f"rounds per row ({QUICK_ROUNDS}; {RECORD_ROUNDS} with --record)")
+    flags.add_argument(
+        "--minutes",
+        type=_positive,
+        help=f"rows end with fewer rounds when they would take longer ({RECORD_MINUTES:g} with --record; else no end)",
+    )
     flags.add_argument("--left", default=str(ROOT / "bin/blockd"), help="the program to judge (bin/blockd)")
     flags.add_argument("--right", default="qemu-storage-daemon", help="the program beside it (qemu-storage-daemon)")
     flags.add_argument("--size", type=_positive, default=1024, metavar="MIB", help="size of the images (1024)")
@@ -169,7 +177,8 @@ def run(
             # At once, so that a run that is broken off has not been for nothing.
             save(flags.record, entries, growth, where)
 
-        measure(session, chosen, shown)
+        minutes = flags.minutes or (RECORD_MINUTES if flags.record else 0)
+        measure(session, chosen, shown, max(1.0, minutes - SERIES_MINUTES * len(series)) * 60 if minutes else 0)
         for kind in series:
             growth[kind.name] = entry = measured(kind, session, min(REPEATS, rounds))
             print("\n".join(growth_report.lines(kind.name, entry)), flush=True)

@@ -75,7 +75,7 @@ class Outcome:
                 name: statistics.median(sample.more[name] for sample in samples) for name in sorted(samples[0].more)
             },
         }
-        handled = self.row.bytes_per_size * self.size
+        handled = self.row.handled(self.size)
         if handled:
             side["cpu_seconds_per_gib"] = side["cpu_seconds"] / (handled / (1 << 30))
         return side

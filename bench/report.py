@@ -148,9 +148,12 @@ def _environment(environment: Entry) -> str:
 def aside(entry: Entry, environment: Entry) -> str:
     """What must be known of figures that are not of the latest run: when they were taken, and why not since."""
     own = entry["environment"]
+    rounds = len(entry.get("ratios", ())) or own["rounds"]
     notes = []
     if own["date"] != environment["date"]:
-        notes.append(f"of {own['date']}, {own['rounds']} rounds")
+        notes.append(f"of {own['date']}, {rounds} rounds")
+    elif rounds < own["rounds"]:
+        notes.append(f"{rounds} rounds")
     if "since" in entry:
         since = entry["since"]
         notes.append(f"{since['status']} on {since['date']}: {_cell(since['reason'])}")

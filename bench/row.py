@@ -37,8 +37,8 @@ class Row:
     # How much data the run handles, for CPU seconds per GiB; 0 where that says nothing.
     bytes_per_size: ClassVar[float] = 0.0
 
-    # At most so many rounds unless the number is asked for; 0 for no bound. For rows that take long and are
-    # not measured by the other side.
+    # At most so many rounds unless the number is asked for, and no thorough run before them; 0 for no bound. For
+    # rows that take long and are not measured by the other side.
     most_rounds: ClassVar[int] = 0
 
     registry: ClassVar[list[type["Row"]]] = []
@@ -49,6 +49,11 @@ class Row:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    @classmethod
+    def handled(cls, size: int) -> float:
+        """How much data the run handles with images of `size`, both in bytes."""
+        return cls.bytes_per_size * size
 
     def prepare(self) -> None:
         """Make the pristine images; not timed, once per row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,12 @@ FAILURES = (
 )  # fmt: skip
 
 
+# A row has so many rounds whatever they take.
+LEAST_ROUNDS = 5
+# A row may take as often its even share of the time that is left: most take far less.
+UNEVEN = 3.0
+
+
 class Session:
     """One call of the benchmark. `exact` is for as many rounds as said, of rows that bound their number, too."""
 
@@ -37,6 +44,8 @@ class Session:
         self.runs = runs
         self.rounds = rounds
         self.exact = exact
+        # Seconds that a row's rounds may take.
+        self.allowance = math.inf
         self.say = say
         self._no_audit = flushes.unavailable()
 
@@ -61,10 +70,14 @@ class Session:
     def _measured(self, row: Row) -> Outcome:
         row.prepare()
         outcome = Outcome(type(row), MEASURED, size=self.store.size)
+        started = time.monotonic()
         for side in self.sides:
-            self._run(row, side, thorough=True)
+            if not row.most_rounds:
+                self._run(row, side, thorough=True)
         rounds = min(self.rounds, row.most_rounds) if row.most_rounds and not self.exact else self.rounds
         for number in range(rounds):
+            if number >= LEAST_ROUNDS and time.monotonic() - started > self.allowance:
+                break
             # Who goes first changes, so that neither always finds what the other left in the caches.
             order = (0, 1) if number % 2 == 0 else (1, 0)
             pair: dict[int, Sample] = {}
@@ -91,7 +104,7 @@ class Session:
 
     def _audit(self, row: Row, side: Side) -> Audit:
         log = self.runs / "strace.log"
-        trial = Trial(side, self.runs, wrapper=flushes.wrapper(log))
+        trial = Trial(side, self.runs, brief=True, wrapper=flushes.wrapper(log))
         try:
             row.measure(trial)
             trial.finish()
@@ -117,10 +130,15 @@ class Session:
                 self.say(f"    {line}")
 
 
-def measure(session: Session, rows: Sequence[type[Row]], shown: Callable[[Outcome], None]) -> list[Outcome]:
-    """Measure rows one after the other; each is shown as soon as it is there."""
+def measure(
+    session: Session, rows: Sequence[type[Row]], shown: Callable[[Outcome], None], seconds: float = 0
+) -> list[Outcome]:
+    """Measure rows one after the other, in `seconds` if that is given; each is shown as soon as it is there."""
     outcomes = []
-    for kind in rows:
+    until = time.monotonic() + seconds
+    for number, kind in enumerate(rows):
+        if seconds:
+            session.allowance = UNEVEN * max(0.0, until - time.monotonic()) / (len(rows) - number)
         live = sys.stderr.isatty()
         if live:
             print(f"{kind.name} ...", end="\r", file=sys.stderr, flush=True)

@@ -16,13 +16,15 @@ from iotests.harness.images import QCOW2, GiB, KiB, MiB
 
 SEED = 20260101
 PIECE = MiB
+# Of the images for sources with a latency, in bytes.
+SMALL = 64 * MiB
 
 # The part of the data that each member of the chain holds, by the number of the piece.
 _IN_TOP = 32
 _ABOVE_BASE = 4
 
-# All pristine images and models together take 5 times the size, and a run's own at most 1.5 times.
-ROOM_PER_BYTE = 7
+# All pristine images and models together take 6.5 times the size, and a run's own at most 1.5 times.
+ROOM_PER_BYTE = 9
 
 
 class Store:
@@ -69,7 +71,7 @@ class Store:
 
     def small_raw(self) -> str:
         """64 MiB (or the size, if that is less) of data without holes, for sources with a latency; raw."""
-        return self._once("small.raw", lambda path: _write_random(path, min(64 * MiB, self.size), PIECE, lambda _: True))
+        return self._once("small.raw", lambda path: _write_random(path, min(SMALL, self.size), PIECE, lambda _: True))
 
     def small_qcow2(self) -> str:
         """`small_raw` as qcow2."""

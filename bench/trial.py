@@ -62,14 +62,15 @@ class _Product:
 class Trial:
     """
     The workbench that a row gets for one run. `thorough` asks for checks of what was read, too, which are
-    too slow for every round; `wrapper` is a program, with its options, that executes the daemon.
+    too slow for every round; `brief` allows less work, in a run whose time does not matter; `wrapper` is a program, with its options, that executes the daemon.
     """
 
     def __init__(
-        self, side: Side, parent: Path, *, thorough: bool = False, wrapper: Sequence[str] = ()
+        self, side: Side, parent: Path, *, thorough: bool = False, brief: bool = False, wrapper: Sequence[str] = ()
     ) -> None:
         self.side = side
         self.thorough = thorough
+        self.brief = brief
         parent.mkdir(parents=True, exist_ok=True)
         self.directory = Path(tempfile.mkdtemp(prefix="run", dir=parent))
         self.window = Window()
@@ -245,6 +246,7 @@ class Trial:
         End the daemon by force, after the window: for a row whose leftovers would take minutes to end, and
         which produces nothing.
         """
+        self.peak_resident = proc.usage(self.daemon.pid).peak_resident
         os.kill(self.daemon.pid, signal.SIGKILL)
         self.daemon.kill()
         self._daemon = None

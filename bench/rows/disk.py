@@ -38,6 +38,10 @@ class DiskRandomRead(_OnDisk):
     needs = (command("block-export-add"),)
     tools = ("fio",)
 
+    @classmethod
+    def handled(cls, size: int) -> float:
+        return min(size // 4, 128 * MiB)
+
     def prepare(self) -> None:
         self.on_disk(self.store.half_qcow2())
 
@@ -48,7 +52,7 @@ class DiskRandomRead(_OnDisk):
             raise AssertionError("the image is not open with O_DIRECT")
         size = self.store.size
         with trial.timed():
-            answer = fio.over_nbd(uri, Load("read", 1, 32, size, min(size // 4, 128 * MiB)))
+            answer = fio.over_nbd(uri, Load("read", 1, 32, size, int(self.handled(size))))
         trial.more.update(p50_us=answer.p50, p99_us=answer.p99)
         return trial.sample(answer.per_request)
 

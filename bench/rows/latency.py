@@ -8,6 +8,7 @@ from iotests.harness import images
 
 from ..row import Row
 from ..schema import command, driver
+from ..store import SMALL
 from ..trial import Sample, Trial
 
 LATENCY_MS = 5
@@ -19,6 +20,10 @@ class _SlowSource(Row):
 
     def prepare(self) -> None:
         self.store.small_qcow2()
+
+    @classmethod
+    def handled(cls, size: int) -> float:
+        return min(SMALL, size)
 
     @property
     def size(self) -> int:

@@ -16,7 +16,9 @@ from ..trial import Sample, Trial
 _EXPORTS = (command("nbd-server-start"), command("block-export-add"))
 
 # Which part of the disk's blocks a random load touches.
-_PART = 2
+_PART = 4
+# By how much the load is less in a run whose calls are traced.
+_BRIEF = 16
 DEPTH = 16
 
 
@@ -71,6 +73,7 @@ class _Random(Row):
     goal = 1.0
     needs = _EXPORTS
     tools = ("fio",)
+    bytes_per_size = 1 / _PART
     connections: ClassVar[int] = 1
     driver: ClassVar[str] = "qcow2"
 
@@ -82,9 +85,10 @@ class _Random(Row):
     def prepare(self) -> None:
         self.pristine  # pylint: disable=pointless-statement
 
-    def load(self, direction: str) -> Load:
-        """Half of the disk's blocks, each once, in random order."""
-        return Load(direction, self.connections, DEPTH, self.store.size, self.store.size // _PART)
+    def load(self, direction: str, brief: bool = False) -> Load:
+        """A quarter of the disk's blocks, each once, in random order; in brief, few of them."""
+        amount = self.store.size // _PART
+        return Load(direction, self.connections, DEPTH, self.store.size, amount // _BRIEF if brief else amount)
 
     def report(self, trial: Trial, answer: fio.Answer) -> Sample:
         """Microseconds per request, with the percentiles beside."""
@@ -114,26 +118,26 @@ class RandomWrite(_Random):
     title = "NBD 4 KiB random write, 1 connection, depth 16"
     writes = True
 
-    @property
-    def written(self) -> str:
+    def written(self, brief: bool) -> str:
         """The model after the load, made by fio on a file."""
-        path = self.store.directory / f"written-{self.connections}.raw"
+        path = self.store.directory / f"written-{self.connections}{'-brief' if brief else ''}.raw"
         if not path.exists():
             images.run_tool("cp", "--sparse=always", self.store.half_raw(), str(path))
-            fio.on_file(str(path), self.load("write"))
+            fio.on_file(str(path), self.load("write", brief))
         return str(path)
 
     def prepare(self) -> None:
         super().prepare()
-        self.written  # pylint: disable=pointless-statement
+        for brief in (False, True):
+            self.written(brief)
 
     def measure(self, trial: Trial) -> Sample:
         disk = trial.copy_of(self.pristine)
         trial.node("disk", disk, self.driver)
         uri = trial.export("disk", writable=True)
-        trial.produces(disk, self.written, driver=self.driver)
+        trial.produces(disk, self.written(trial.brief), driver=self.driver)
         with trial.timed():
-            answer = fio.over_nbd(uri, self.load("write"))
+            answer = fio.over_nbd(uri, self.load("write", trial.brief))
             trial.unexport("disk")
             trial.close_node("disk")
         return self.report(trial, answer)

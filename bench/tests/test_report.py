@@ -51,7 +51,7 @@ class Document(unittest.TestCase):
 class Tables(unittest.TestCase):
     def results(self) -> dict[str, Any]:
         """A measured row, and one that a side cannot do."""
-        measured = outcome(row(goal=1.5), (1.0, 2.0)).figures()
+        measured = outcome(row(goal=1.5), (1.0, 2.0), (1.0, 2.0), (1.0, 2.0)).figures()
         absent = Outcome(row(title="later"), NOT_YET, "blockd has no x|y").figures()
         return report.merge({}, {"a": measured, "b": absent}, {}, ENVIRONMENT)
 
@@ -87,6 +87,10 @@ class Tables(unittest.TestCase):
         third = report.merge(second, first["rows"], {}, {**ENVIRONMENT, "date": "latest"})
         self.assertNotIn("since", third["rows"]["a"])
         self.assertIn("| met |", report.markdown(third, ["a"], ""))
+
+    def test_a_row_that_was_cut_short_says_so(self) -> None:
+        results = report.merge({}, {"a": outcome(row(goal=1.5), (1.0, 2.0)).figures()}, {}, ENVIRONMENT)
+        self.assertIn("| met; 1 rounds |", report.markdown(results, ["a"], ""))
 
     def test_a_series_that_fails_keeps_its_figures_too(self) -> None:
         first = report.merge({}, {}, {"s": {"status": MEASURED, "values": 1}}, ENVIRONMENT)
