@@ -11,9 +11,6 @@ from iotests.tests.test_img import BLOCKD, ImgCase
 # What the rival says besides, of every mistake in the command line.
 TRY = "Try 'qemu-img --help' for more information"
 
-# What it says where a machine is too busy for it to make a key.
-BUSY = "Unable to get accurate CPU usage"
-
 
 class Table(ImgCase):
     """Rows are arguments, as a shell takes them. Each runs in a fresh copy of the images."""
@@ -45,9 +42,9 @@ class Table(ImgCase):
     def row(self, line: str) -> None:
         """One line: what is printed, and what has become of the images."""
         words = tuple(shlex.split(line))
-        for _ in range(5):
+        for _ in range(images.TRIES):
             theirs = self.run_in(self.theirs, ["qemu-img"], words)
-            if BUSY not in theirs[2]:
+            if images.BUSY not in theirs[2]:
                 break
         else:
             print(f"{self.id()}: qemu-img cannot measure its computing time now: {line}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from iotests.harness.case import QMPTestCase
 from iotests.harness.guest import Guest
 from iotests.harness.images import ImageOptions, KiB, MiB, QCOW2, QCOW2_4K, RAW
 from iotests.harness.markers import blockd_only
+from iotests.tests.test_img import BLOCKD
 
 # No whole number of clusters.
 SIZE = 2 * MiB + 3 * 512
@@ -44,7 +46,7 @@ ENCRYPTED: tuple[tuple[ImageOptions, dict[str, Any]], ...] = tuple(
         {"encrypt": {"format": method, "key-secret": "s"}},
     )
     for method, more in (("luks", ("encrypt.iter-time=10",)), ("aes", ("cluster_size=4k",)))
-)
+) + ((ImageOptions("luks", "luks", ("key-secret=s", "iter-time=10")), {"key-secret": "s"}),)
 
 # Each way to create and to open an image; a new option of the format is a line here.
 OPTION_SETS: tuple[tuple[ImageOptions, dict[str, Any]], ...] = (
@@ -159,25 +161,34 @@ class Metamorphic(QMPTestCase):
         self.add_node(name, path, options.driver, **{"discard": "unmap", **opening})
         self.disks[name] = (path, options.driver)
 
-    def encrypted_opts(self, path: str) -> str:
+    def encrypted_opts(self, path: str, driver: str) -> str:
         """An encrypted image as the tools open it."""
-        return f"driver=qcow2,encrypt.key-secret=s,file.driver=file,file.filename={path}"
+        prefix = "" if driver == "luks" else "encrypt."
+        return f"driver={driver},{prefix}key-secret=s,file.driver=file,file.filename={path}"
 
-    def new_encrypted(self, options: ImageOptions, opening: dict[str, Any]) -> None:
-        """A node with an encrypted image."""
+    def new_encrypted(self, options: ImageOptions) -> str:
+        """An encrypted image with the content at the start."""
         path = self.path(options.label)
         whole = SIZE // 512 * 512
         words = ",".join(options.create)
-        images.run_tool("qemu-img", "create", "-q", *SECRET, "-f", "qcow2", "-o", words, path, str(whole))
-        command = ("qemu-img", "convert", "-n", *SECRET, "-f", "raw", "--target-image-opts")
-        images.run_tool(*command, self.path("start"), self.encrypted_opts(path))
-        self.add_node(options.label, path, "qcow2", discard="unmap", **opening)
-        self.disks[options.label] = (path, "encrypted")
+        # qemu-img takes seconds to find out how fast the machine is, on a busy one minutes, or fails.
+        images.run_tool(BLOCKD, "img", "create", "-q", *SECRET, "-f", options.driver, "-o", words, path, str(whole))
+        fill = ("qemu-img", "convert", "-n", *SECRET, "-f", "raw", "--target-image-opts")
+        images.run_tool(*fill, self.path("start"), self.encrypted_opts(path, options.driver))
+        return path
 
-    def assert_encrypted(self, path: str, model: bytes) -> None:
+    def new_encrypted_disk(self, options: ImageOptions, opening: dict[str, Any]) -> str:
+        """A node with an encrypted image, whose path is given back."""
+        path = self.new_encrypted(options)
+        self.add_node(options.label, path, options.driver, discard="unmap", **opening)
+        self.disks[options.label] = (path, f"encrypted {options.driver}")
+        return path
+
+    def assert_encrypted(self, path: str, driver: str, model: bytes) -> None:
         """assert_content for an encrypted image."""
-        opened = self.encrypted_opts(path)
-        images.run_tool("qemu-img", "check", "-q", *SECRET, "--image-opts", opened)
+        opened = self.encrypted_opts(path, driver)
+        if driver == "qcow2":
+            images.run_tool("qemu-img", "check", "-q", *SECRET, "--image-opts", opened)
         Path(self.path("plain")).write_bytes(model)
         plain = f"driver=raw,file.driver=file,file.filename={self.path('plain')}"
         images.run_tool("qemu-img", "compare", *SECRET, "--image-opts", opened, plain)
@@ -257,7 +268,7 @@ class Metamorphic(QMPTestCase):
         for options, opening in OPTION_SETS:
             self.new_disk(options.label, options, **opening)
         for options, opening in ENCRYPTED:
-            self.new_encrypted(options, opening)
+            self.new_encrypted_disk(options, opening)
         self.make_filters()
         self.make_special()
         guests = {}
@@ -279,8 +290,9 @@ class Metamorphic(QMPTestCase):
         self.daemon.quit()
         for name, (path, driver) in self.disks.items():
             with self.subTest(disk=name):
-                if driver == "encrypted":
-                    self.assert_encrypted(path, bytes(model))
+                _, encrypted, within = driver.partition("encrypted ")
+                if encrypted:
+                    self.assert_encrypted(path, within, bytes(model))
                 else:
                     self.assert_content(path, bytes(model), driver)
         self.assertTrue(Path(self.path("whole")).read_bytes() == bytes(MiB) + bytes(model) + bytes(MiB))
@@ -306,3 +318,25 @@ class Metamorphic(QMPTestCase):
                 images.qemu_io(theirs, *script, driver=options.driver)
                 images.compare(self.disks[options.label][0], theirs, options.driver, options.driver)
                 self.assert_content(theirs, bytes(model), options.driver)
+
+    def test_same_as_qemu_io_encrypted(self) -> None:
+        requests = draw(self.rng, REQUESTS)
+        self.launch(*SECRET)
+        model = bytearray(self.start)
+        for request in requests:
+            request.model(model)
+        script = [line for request in requests for line in request.qemu_io()]
+        for options, opening in ENCRYPTED:
+            with self.subTest(options=options.label):
+                path = self.new_encrypted_disk(options, opening)
+                theirs = shutil.copy(path, f"{path}-theirs")  # with the same key
+                self.export(options.label)
+                guest = self.guest(options.label, strict=False)
+                for request in requests:
+                    request.guest(guest)
+                guest.close()
+                self.unexport(f"exp-{options.label}", mode="hard")
+                self.qmp.cmd("blockdev-del", node_name=options.label)
+                images.qemu_io("", *script, options=self.encrypted_opts(theirs, options.driver), extra=SECRET)
+                for one in (path, theirs):
+                    self.assert_encrypted(one, options.driver, bytes(model))
