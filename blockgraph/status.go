@@ -143,6 +143,9 @@ func (n *Node) StatusAbove(ctx context.Context, base *Node, off, length int64, m
 			st = Status{Flags: StatusZero | StatusAllocated, N: length}
 		}
 		if st.Flags&StatusAllocated != 0 {
+			if cur.typ.Filter {
+				depth++ // it has asked the one below, which is what decides
+			}
 			st.Flags &^= StatusEOF
 			if off+st.N >= eof {
 				st.Flags |= StatusEOF
