@@ -185,6 +185,9 @@ type DriverType struct {
 	// ParseFilename reads names that begin with the driver's own and a colon;
 	// parse reads what names a child.
 	ParseFilename func(name string, parse func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error)
+	// PartialChildren are the children that older options describe without a driver, or by a
+	// file name; those of ChildList are always among them.
+	PartialChildren []ChildSpec
 	// OpeningPerms are the driver's own rules (ChildPermissioner) for as long as
 	// the node opens and has no driver yet; nil is DefaultChildPerms.
 	OpeningPerms func(e *Edge, writable bool, perm, shared Perm) (Perm, Perm)

@@ -444,20 +444,26 @@ func (g *Graph) ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.B
 		}
 		return qapi.BlockdevRef{Definition: o}, o, nil
 	}
+	file, err = g.parseFilename(name, func(child string) (qapi.BlockdevRef, error) {
+		ref, _, err := g.ParseFilename(child)
+		return ref, err
+	})
+	return file, nil, err
+}
+
+// parseFilename is ParseFilename for what is no `json:`; child reads what names a child.
+func (g *Graph) parseFilename(name string, child func(name string) (qapi.BlockdevRef, error)) (file qapi.BlockdevRef, err error) {
 	proto := protocolOf(name)
 	scheme, _, _ := strings.Cut(proto, "+") // as in nbd+unix://
 	if proto == "file" {
 		name = strings.TrimPrefix(name, "file:")
 	} else if typ := g.types[scheme]; proto != "" && typ != nil && typ.ParseFilename != nil {
-		o, err := typ.ParseFilename(name, func(child string) (qapi.BlockdevRef, error) {
-			ref, _, err := g.ParseFilename(child)
-			return ref, err
-		})
-		return qapi.BlockdevRef{Definition: o}, nil, err
+		o, err := typ.ParseFilename(name, child)
+		return qapi.BlockdevRef{Definition: o}, err
 	} else if proto != "" {
-		return file, nil, qapi.Errorf("Unknown protocol '%s'", proto)
+		return file, qapi.Errorf("Unknown protocol '%s'", proto)
 	}
-	return qapi.BlockdevRef{Definition: plainFile(name)}, nil, nil
+	return qapi.BlockdevRef{Definition: plainFile(name)}, nil
 }
 
 // protocolOf returns what stands before the first colon, unless a slash comes

@@ -1,6 +1,7 @@
 package blockgraph
 
 import (
+	"slices"
 	"strings"
 
 	"blockd/qapi"
@@ -50,8 +51,11 @@ func (tx *Tx) openPartial(p partial, w opening) (*Node, error) {
 	if driver != "" && typ == nil {
 		return nil, qapi.Errorf("Unknown driver '%s'", driver)
 	}
-	if p.filename == "" && (p.protocol || typ != nil && typ.Protocol && typ.ParseFilename == nil) {
-		p.filename, _ = stringOf(p.flat, "filename")
+	if name, ok := stringOf(p.flat, "filename"); ok && p.filename == "" && typ == nil && p.protocol {
+		// A name among the options is a file's to the letter.
+		driver = string(plainFile(name).Driver)
+		p.flat.Set("driver", driver)
+		typ = tx.g.types[driver]
 	}
 	switch {
 	case typ == nil && p.protocol && p.filename == "":
@@ -65,12 +69,15 @@ func (tx *Tx) openPartial(p partial, w opening) (*Node, error) {
 // openProtocol opens a node of a driver that a file name can stand for.
 func (tx *Tx) openProtocol(p partial, typ *DriverType, w opening) (*Node, error) {
 	o := p.flat
+	names := map[string]string{} // file names of children, by the child
 	if p.filename != "" {
 		name := p.filename
 		if typ != nil && typ.ParseFilename == nil {
 			o.Set("filename", strings.TrimPrefix(name, "file:"))
 		} else {
-			ref, _, err := tx.g.ParseFilename(name)
+			ref, err := tx.g.parseFilename(name, func(child string) (qapi.BlockdevRef, error) {
+				return qapi.BlockdevRef{Reference: &child}, nil
+			})
 			if err != nil {
 				return nil, err
 			}
@@ -78,6 +85,10 @@ func (tx *Tx) openProtocol(p partial, typ *DriverType, w opening) (*Node, error)
 				typ = tx.g.types[string(ref.Definition.Driver)]
 			}
 			o = qapi.ToObject(ref.Definition).Flatten()
+			for _, c := range typ.PartialChildren {
+				names[c.Name], _ = stringOf(o, c.Name)
+				o.Delete(c.Name)
+			}
 			for k, v := range p.flat.All() {
 				if k != "filename" {
 					o.Set(k, v)
@@ -87,7 +98,7 @@ func (tx *Tx) openProtocol(p partial, typ *DriverType, w opening) (*Node, error)
 		o.Set("driver", typ.Name)
 	}
 	dropNoBacking(o, typ)
-	w, err := tx.openPartialChildren(o, w)
+	w, err := tx.openPartialChildren(o, typ, names, w)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +115,7 @@ func (tx *Tx) openPartialImage(p partial, typ *DriverType, w opening) (*Node, er
 			return nil, qapi.Errorf("Must specify either driver or file")
 		}
 		dropNoBacking(o, typ)
-		w, err := tx.openPartialChildren(o, w)
+		w, err := tx.openPartialChildren(o, typ, nil, w)
 		if err != nil {
 			return nil, err
 		}
@@ -144,39 +155,55 @@ func (tx *Tx) openPartialImage(p partial, typ *DriverType, w opening) (*Node, er
 			w.backing = b
 		}
 	}
-	if w, err = tx.openPartialChildren(o, w); err != nil {
+	if w, err = tx.openPartialChildren(o, typ, nil, w); err != nil {
 		return nil, err
 	}
 	return tx.openFlat(o, w)
 }
 
-// openPartialChildren opens the children that options describe without a driver,
-// and refers to them.
-func (tx *Tx) openPartialChildren(o *qapi.Object, w opening) (opening, error) {
-	seen := map[string]bool{}
-	for _, k := range o.Keys() {
-		child, _, dotted := strings.Cut(k, ".")
-		if child == "children" {
-			n, _, _ := strings.Cut(strings.TrimPrefix(k, "children."), ".")
-			child, dotted = "children."+n, strings.HasPrefix(k, "children."+n+".")
-		}
-		if !dotted || seen[child] || o.Has(child+".driver") || child != "image" && !strings.HasPrefix(child, "children.") {
+// openPartialChildren opens the children that have a file name, by names, or that options
+// describe without a driver, and refers to them.
+func (tx *Tx) openPartialChildren(o *qapi.Object, typ *DriverType, names map[string]string, w opening) (opening, error) {
+	for _, c := range partialChildren(o, typ) {
+		if _, byReference := o.Get(c.Name); byReference || o.Has(c.Name+".driver") && names[c.Name] == "" {
 			continue
 		}
-		seen[child] = true
-		cw := opening{role: RoleFiltered | RolePrimary, depth: w.depth + 1, fromHeader: w.fromHeader, files: w.files}
+		p := partial{filename: names[c.Name], flat: within(o, c.Name), protocol: c.Role&RoleFiltered != 0}
+		if p.filename == "" && p.flat.Len() == 0 {
+			continue
+		}
+		cw := opening{role: c.Role, depth: w.depth + 1, fromHeader: w.fromHeader, files: w.files}
 		var err error
 		if cw.parent, err = tx.commonOptions(o, w); err != nil {
 			return w, err
 		}
-		n, err := tx.openPartial(partial{flat: within(o, child), protocol: child == "image"}, cw)
+		n, err := tx.openPartial(p, cw)
 		if err != nil {
 			return w, err
 		}
-		o.Set(child, n.name)
+		o.Set(c.Name, n.name)
 		w.adopted = append(w.adopted, n)
 	}
 	return w, nil
+}
+
+// partialChildren lists the children of a driver that options may describe without a
+// driver. Those that are filtered are a protocol's unless the options say otherwise.
+func partialChildren(o *qapi.Object, typ *DriverType) []ChildSpec {
+	list := slices.Clone(typ.PartialChildren)
+	if typ.ChildList == "" {
+		return list
+	}
+	seen := map[string]bool{}
+	for _, k := range o.Keys() {
+		rest, ok := strings.CutPrefix(k, typ.ChildList+".")
+		n, _, dotted := strings.Cut(rest, ".")
+		if ok && dotted && !seen[n] {
+			seen[n] = true
+			list = append(list, ChildSpec{Name: typ.ChildList + "." + n, Role: RoleData})
+		}
+	}
+	return list
 }
 
 // openPartialBacking opens the backing file that a header names, or that

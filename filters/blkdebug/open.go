@@ -27,9 +27,10 @@ func Type(read ReadFile) *blockgraph.DriverType {
 		Open: func(_ context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 			return open(r, read)
 		},
-		StrongOptions: strongOptions,
-		ExactFilename: exactFilename,
-		ParseFilename: parseFilename,
+		StrongOptions:   strongOptions,
+		ExactFilename:   exactFilename,
+		ParseFilename:   parseFilename,
+		PartialChildren: []blockgraph.ChildSpec{{Name: "image", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary}},
 	}
 }
 

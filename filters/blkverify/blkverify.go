@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"syscall"
 
 	"blockd/blockgraph"
@@ -46,9 +47,30 @@ func Type() *blockgraph.DriverType {
 			if raw == "" || test == "" {
 				return ""
 			}
-			return "blkverify:" + raw + ":" + test
+			return prefix + raw + ":" + test
+		},
+		ParseFilename: parseFilename,
+		PartialChildren: []blockgraph.ChildSpec{
+			{Name: "raw", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary}, {Name: "test", Role: blockgraph.RoleData},
 		},
 	}
+}
+
+// prefix begins the file names of such nodes.
+const prefix = "blkverify:"
+
+// parseFilename reads blkverify:RAW:TEST.
+func parseFilename(name string, parse func(string) (qapi.BlockdevRef, error)) (*qapi.BlockdevOptions, error) {
+	raw, test, ok := strings.Cut(strings.TrimPrefix(name, prefix), ":")
+	if !ok {
+		return nil, qapi.Errorf("blkverify requires raw copy and original image path")
+	}
+	o := &qapi.BlockdevOptionsBlkverify{}
+	var err error
+	if o.Raw, err = parse(raw); err == nil {
+		o.Test, err = parse(test)
+	}
+	return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverBlkverify, Blkverify: o}, err
 }
 
 func (f *Filter) test() *blockgraph.Edge { return f.Node.Child("test") }

@@ -57,3 +57,26 @@ func TestBothAreWrittenAndCompared(t *testing.T) {
 		t.Error("where both fail alike:", err)
 	}
 }
+
+func TestFileNameSaysWhatToCompare(t *testing.T) {
+	parse := func(name string) (*qapi.BlockdevOptions, error) {
+		return blkverify.Type().ParseFilename(name, func(child string) (qapi.BlockdevRef, error) {
+			if child == "bad" {
+				return qapi.BlockdevRef{}, syscall.ENOENT
+			}
+			return qapi.BlockdevRef{Reference: &child}, nil
+		})
+	}
+	o, err := parse("blkverify:raw:a:b")
+	if err != nil || o.Driver != "blkverify" || *o.Blkverify.Raw.Reference != "raw" || *o.Blkverify.Test.Reference != "a:b" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if _, err := parse("blkverify:raw"); err == nil || err.Error() != "blkverify requires raw copy and original image path" {
+		t.Error(err)
+	}
+	for _, name := range []string{"blkverify:bad:test", "blkverify:raw:bad"} {
+		if _, err := parse(name); !errors.Is(err, syscall.ENOENT) {
+			t.Error(name, err)
+		}
+	}
+}

@@ -131,30 +131,10 @@ func (b *backends) parseDrive(pairs []pair) (*drive, error) {
 			d.options.Set("cache.no-flush", onOff(mode.noFlush))
 		}
 	}
-	nameProtocols(d.options)
 	ro, _ := d.options.Get("read-only")
 	d.backend.readOnly = ro == "on" || d.media == "cdrom"
 	d.name(b)
 	return d, nil
-}
-
-// nameProtocols has children that are given by a file name, and are no images, be
-// files, as far as the graph does not see to it.
-func nameProtocols(o *qapi.Object) {
-	var files []string
-	for key := range o.All() {
-		child, ok := strings.CutSuffix(key, ".filename")
-		if !ok || o.Has(child+".driver") {
-			continue
-		}
-		last := child[strings.LastIndexByte(child, '.')+1:]
-		if last == "image" || last == "raw" || last == "file" && strings.Contains(child, "children.") {
-			files = append(files, child)
-		}
-	}
-	for _, child := range files {
-		o.Set(child+".driver", "file")
-	}
 }
 
 // name gives a drive without an id one, counted per interface.
