@@ -7,6 +7,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -124,6 +125,8 @@ def memory_for(needed: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; 0 when every row that could run did, 1 when one failed, 2 for a mistake."""
     flags = parser().parse_args(arguments)
+    # As at an interrupt: daemons end, and gigabytes of images go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         chosen, series = select(flags.rows)
         if flags.list:
