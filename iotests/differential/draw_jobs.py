@@ -106,6 +106,9 @@ class JobPen(Pen):
             arguments["bitmap-mode"] = "never"
         if arguments["sync"] in ("incremental", "bitmap") and self.chance(0.1):
             del arguments["bitmap"]
+        # How much of what is below it belongs to such a filter itself each sees in its own way.
+        if arguments["sync"] == "top" and self._within(source, "raw"):
+            arguments["sync"] = "full"
         if self.chance(0.1):
             arguments["compress"] = True
         if self.chance(0.2):
@@ -119,14 +122,17 @@ class JobPen(Pen):
             arguments["format"] = "qcow2"
         else:
             arguments["target"] = self.pick(self.world.targets(source))
+        # It takes no writes, so that a job that ignores this goes on for ever.
+        if arguments.get("on-target-error") == "ignore" and self._within(arguments["target"], "snapshot-access"):
+            arguments["on-target-error"] = "report"
         return arguments
 
     def mirror(self) -> None:
         """blockdev-mirror or drive-mirror."""
         source = self.pick(self.world.writable_tops())
         arguments: Message = {"device": source, "sync": self.rng.choice(["full", "full", "top", "none", "incremental"][: 5 if self.chance(0.3) else 4])}
-        # The rival's copies what is below a copy-before-write filter without its backing files.
-        self.world.partial = self.world.partial or self._copies_before_writes(source)
+        # The rival's copies what is below such filters without its backing files.
+        self.world.partial = self.world.partial or self._copies_before_writes(source) or self._within(source, "raw")
         if self.chance(0.2):
             arguments["copy-mode"] = self.rng.choice(["write-blocking", "background"])
         if self.chance(0.15):
@@ -151,7 +157,12 @@ class JobPen(Pen):
 
     def _copies_before_writes(self, node: str) -> bool:
         """Whether there should be a copy-before-write filter in a node's chain."""
-        return any(self.world.nodes[name].driver == "copy-before-write" for name in [node, *self.world.chain(node)] if name in self.world.nodes)
+        return self._within(node, "copy-before-write")
+
+    def _within(self, node: str, driver: str) -> bool:
+        """Whether a node of that driver, which has no image of its own, should be in a node's chain."""
+        known = [self.world.nodes[name] for name in [node, *self.world.chain(node)] if name in self.world.nodes]
+        return any(one.driver == driver and not one.image for one in known)
 
     def commit(self) -> None:
         """block-commit."""

@@ -14,6 +14,8 @@ from .moment import Moment
 
 def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     """Whether a difference is one of those. The state after it is the same in both."""
+    if isinstance(ours, set):
+        return known_replies.stats_of_held_nodes(moment, ours, theirs)
     if what == "reply":
         return _failed(ours) == _failed(theirs) and _reply(moment, ours, theirs)
     if what == "jobs":

@@ -76,7 +76,7 @@ def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
     action = moment.steps[-1].action
     quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
     left = ours.startswith(("Cannot find device=", "Could not refresh total sector count"))
-    return quorum and left and ("threshold" in theirs or theirs.startswith("Permission conflict"))
+    return quorum and left and ("threshold" in theirs or theirs.startswith(("Permission conflict", "Failed to get ")))
 
 
 def _force_share_as_before(moment: Moment, ours: str, theirs: str) -> bool:
@@ -125,7 +125,8 @@ def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
     """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
-    return theirs == "No write access" and ours in ("", "Block node is read-only") and unstored(moment.theirs[-2:-1])
+    reopened = ours == "Cannot change the option 'node-name'" and "blockdev-reopen" in moment.names()
+    return theirs == "No write access" and (reopened or ours in ("", "Block node is read-only")) and unstored(moment.theirs[-2:-1])
 
 
 def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
@@ -178,7 +179,20 @@ def _backup_of_a_mirrors_target(moment: Moment, ours: str, theirs: str) -> bool:
     return theirs == "" and re.fullmatch(text, ours) is not None and bool(moment.jobs("mirror"))
 
 
+def _threshold_cut_off(moment: Moment, ours: str, theirs: str) -> bool:
+    """A threshold of more than 32 bits is one that is too large; the rival cuts it off first."""
+    action = moment.steps[-1].action
+    threshold = action.arguments.get("vote-threshold") if isinstance(action, Command) else 0
+    return ours == "threshold may not exceed children count" and "threshold" in theirs and isinstance(threshold, int) and threshold >= 1 << 32
+
+
+def stats_of_held_nodes(moment: Moment, ours: set[str], theirs: set[str]) -> bool:
+    """What the rival's finished jobs hold has its statistics, too."""
+    return ours < theirs and bool(moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded") | moment.jobs("amend", "concluded"))
+
+
 RULES = (
+    _threshold_cut_off,
     _backup_of_a_mirrors_target,
     _bottom_of_nothing,
     _several_reopened,

@@ -65,12 +65,12 @@ def rival_cannot_answer(theirs: Any) -> bool:
     return isinstance(answer, dict) and answer.get("desc") == "Bitmap '' doesn't satisfy the constraints"
 
 
-def _exclusive_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
+def _exclusive_mirror(moment: Moment, ours: Any, theirs: Any) -> Any:
     """Below a mirror that is to miss nothing nobody else may write, so what it passes on shares less."""
-    if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
-        return False
     left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
-    return moment.exclusive_mirror() and sorted(left.elements()) == sorted(map(without_writers, right.elements()))
+    if moment.exclusive_mirror() and sorted(left.elements()) == sorted(map(without_writers, right.elements())):
+        return {**ours, "graph": theirs["graph"]}
+    return ours
 
 
 def _cancelled_commit(moment: Moment, ours: Any, theirs: Any) -> bool:
@@ -359,11 +359,10 @@ def _held_by_a_pending_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
 
 
 # What follows the rival where the two differ as they are to; what is left may differ as one of those that come next.
-FOLLOWED = (_flushes_inherited, _format_of_a_changed_name)
+FOLLOWED = (_exclusive_mirror, _flushes_inherited, _format_of_a_changed_name)
 
 # After these both are the same again.
 WANTED = (
-    _exclusive_mirror,
     _share_as_before,
     _idle_copy_before_write,
     _nodes_of_a_concluded_job,
