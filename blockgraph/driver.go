@@ -422,20 +422,28 @@ type Emptier interface {
 type Amender interface {
 	// SetAmending is called within graph changes, with true before an Amend and
 	// with false after it. The permissions on the node's children are then
-	// computed anew.
+	// computed anew. alone is what AmendsAlone has said of it.
 	//
 	//blockd:blocking
-	SetAmending(amending bool)
+	SetAmending(amending, alone bool)
+	// AmendsAlone tells whether an Amend with these options needs an image that
+	// nobody else uses: between Tx.BeginRemake and Tx.EndRemake.
+	//
+	//blockd:any
+	AmendsAlone(o *qapi.BlockdevAmendOptions) bool
 	// Amend makes the change that options of this driver ask for. force allows
 	// what may make the data unreadable. It is called on a worker without the
-	// token, and does its I/O by enter. Errors are in the field's words.
+	// token, and does its I/O by enter. Errors are in the field's words. An image
+	// that it needs for itself is sound after an error, too, and may have been
+	// changed in part.
 	//
 	//blockd:blocking
 	Amend(ctx context.Context, enter EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error
 }
 
 // EnterFunc runs f while a request of its caller's is admitted to the node, so
-// that no graph change happens meanwhile. f is short.
+// that no graph change happens meanwhile. f is short, unless nobody else uses the
+// node.
 //
 //blockd:io
 type EnterFunc func(ctx context.Context, f func() error) error

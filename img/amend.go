@@ -16,7 +16,7 @@ func amendCommand(t *tool) *cobra.Command {
 	var o source
 	var words []string
 	var force, show bool
-	cmd := t.command("amend -o OPTIONS FILE", "Change what was decided when an image was made: its length, its keys", nil, func(s *session, args []string) error {
+	cmd := t.command("amend -o OPTIONS FILE", "Change what was decided when an image was made: its length, its keys, its version", nil, func(s *session, args []string) error {
 		switch {
 		case len(words) == 0:
 			return errors.New("Must specify options (-o)")
@@ -87,7 +87,7 @@ func (a *amendment) run() error {
 		}
 		return err
 	}
-	if err := a.keepsTheRest(); err != nil {
+	if err := a.keepsBacking(); err != nil {
 		return err
 	}
 	size := int64(-1)
@@ -97,76 +97,75 @@ func (a *amendment) run() error {
 			return err
 		}
 	}
-	if err := a.keys(); err != nil {
-		return err
-	}
-	if size < 0 || size == a.node.Size() {
-		return nil
-	}
-	p := a.s.newProgress(a.show)
-	err := a.s.d.Graph.Update(a.s.ctx, cause, func(tx *blockgraph.Tx) error {
-		return tx.Resize(a.node, size, true, qapi.PreallocModeOff)
-	})
-	p.end(err)
-	return err
-}
-
-// keepsTheRest holds that options which cannot change in an image that is there were
-// given as they are.
-func (a *amendment) keepsTheRest() error {
-	info, err := a.s.infoOf(a.node)
+	layout, err := a.layout()
 	if err != nil {
 		return err
 	}
-	data := qmpclient.Member(qmpclient.Member(info, "format-specific"), "data")
-	for key, v := range a.given.All() {
-		word := v.(string)
-		switch key {
-		case "compat":
-			_, given := formatOption(key, word)
-			_, now := formatOption(key, qmpclient.String(data, "compat"))
-			if given != "v2" && given != "v3" {
-				return fmt.Errorf("Unknown compatibility level %s", word)
-			}
-			if given != now {
-				return errFixed(key)
-			}
-		case "refcount_bits":
-			if word != fmt.Sprint(qmpclient.Int(data, "refcount-bits")) {
-				return errFixed(key)
-			}
-		case "lazy_refcounts":
-			if switches[word] != qmpclient.Bool(data, "lazy-refcounts") {
-				return errFixed(key)
-			}
-		case "data_file":
-			switch qmpclient.String(data, "data-file") {
-			case "":
-				return errors.New("data-file can only be set for images that use an external data file")
-			case word:
-			default:
-				return errFixed(key)
-			}
-		case "data_file_raw":
-			if switches[word] && !qmpclient.Bool(data, "data-file-raw") {
-				return errors.New("data-file-raw cannot be set on existing images")
-			}
-			if !switches[word] && qmpclient.Bool(data, "data-file-raw") {
-				return errFixed(key)
-			}
-		case "backing_file", "backing_fmt":
-			member := map[string]string{"backing_file": "backing-filename", "backing_fmt": "backing-filename-format"}[key]
-			if word != qmpclient.String(info, member) {
-				return blockgraph.WithHint(errors.New("Cannot amend the backing file"), "You can use 'blockd img rebase' instead.")
-			}
+	// What an older version does not know may only be gone with the other length.
+	var last *qapi.Object
+	if v, ok := layout.Get("x-compat"); ok && v == "v2" && size >= 0 {
+		layout.Delete("x-compat")
+		last = qapi.NewObject("x-compat", v)
+	}
+	keys := a.keys()
+	if keys.Len() > 0 {
+		if err := a.checkEncrypted(); err != nil {
+			return err
+		}
+	}
+	if err := a.job(keys); err != nil {
+		return err
+	}
+	if err := a.job(layout); err != nil {
+		return err
+	}
+	if size >= 0 && size != a.node.Size() {
+		p := a.s.newProgress(a.show)
+		err := a.s.d.Graph.Update(a.s.ctx, cause, func(tx *blockgraph.Tx) error {
+			return tx.Resize(a.node, size, true, qapi.PreallocModeOff)
+		})
+		if p.end(err); err != nil {
+			return err
+		}
+	}
+	return a.job(last)
+}
+
+// keepsBacking holds that what lies below the image was given as it is.
+func (a *amendment) keepsBacking() error {
+	for key, member := range map[string]string{"backing_file": "backing-filename", "backing_fmt": "backing-filename-format"} {
+		word, ok := a.given.Get(key)
+		if !ok {
+			continue
+		}
+		info, err := a.s.infoOf(a.node)
+		if err != nil {
+			return err
+		}
+		if word != qmpclient.String(info, member) {
+			return blockgraph.WithHint(errors.New("Cannot amend the backing file"), "You can use 'blockd img rebase' instead.")
 		}
 	}
 	return nil
 }
 
-// errFixed: the field can change that in place. Here a copy can have it otherwise.
-func errFixed(key string) error {
-	return blockgraph.WithHint(fmt.Errorf("Cannot amend the option '%s'", key), "You can use 'blockd img convert' to make an image with another value.")
+// layout is what the job is to change of how the image is laid out.
+func (a *amendment) layout() (*qapi.Object, error) {
+	o := qapi.NewObject()
+	for key, v := range a.given.All() {
+		word := v.(string)
+		switch key {
+		case "compat":
+			_, version := formatOption(key, word)
+			if version != "v2" && version != "v3" {
+				return nil, fmt.Errorf("Unknown compatibility level %s", word)
+			}
+			o.Set("x-compat", version)
+		case "refcount_bits", "lazy_refcounts", "data_file", "data_file_raw":
+			o.Set("x-"+strings.ReplaceAll(key, "_", "-"), word)
+		}
+	}
+	return o, nil
 }
 
 // checkEncrypted refuses keys for an image that has none.
@@ -188,29 +187,32 @@ func (a *amendment) checkEncrypted() error {
 	return errors.New("Only LUKS encryption options can be amended")
 }
 
-// keys changes keys, by the daemon's job.
-func (a *amendment) keys() error {
+// keys is what it is to change of the keys.
+func (a *amendment) keys() *qapi.Object {
+	o := qapi.NewObject()
 	format := a.node.Type().Name
-	words := qapi.NewObject("driver", format)
 	for key, v := range a.given.All() {
 		switch {
 		case format == "luks":
-			words.Set(key, v)
+			o.Set(key, v)
 		case strings.HasPrefix(key, "encrypt."):
-			words.Set("encrypt.format", "luks")
-			words.Set(key, v)
+			o.Set("encrypt.format", "luks")
+			o.Set(key, v)
 		}
 	}
-	if format != "luks" && words.Len() == 1 {
+	return o
+}
+
+// job has the daemon's job change that much of the image.
+func (a *amendment) job(words *qapi.Object) error {
+	if words == nil || words.Len() == 0 {
 		return nil
 	}
-	if err := a.checkEncrypted(); err != nil {
-		return err
-	}
+	words.Set("driver", a.node.Type().Name)
 	var typed qapi.BlockdevAmendOptions
 	if err := qapi.DecodeFlat(words, &typed); err != nil {
 		return err
 	}
-	job := qapi.NewObject("node-name", a.node.Name(), "options", qapi.ToObject(&typed), "force", a.force)
-	return a.s.job("x-blockdev-amend", job, a.show)
+	arguments := qapi.NewObject("node-name", a.node.Name(), "options", qapi.ToObject(&typed), "force", a.force)
+	return a.s.job("x-blockdev-amend", arguments, a.show)
 }

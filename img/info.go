@@ -83,7 +83,8 @@ func (s *session) infoOf(n *blockgraph.Node) (*qapi.Object, error) {
 		images[qmpclient.String(o, "node-name")] = o
 	}
 	info := describe(images, n.Name())
-	_, layered := n.Driver().(blockgraph.BackingImage)
+	layered := false
+	s.d.Graph.Loop().Do(func() { _, layered = n.Driver().(blockgraph.BackingImage) })
 	if file := n.File(); layered && file != nil && n.Backing() == nil {
 		// It was opened without its backing file, which is not a part of its name.
 		info.Set("filename", file.Child().Filename())

@@ -96,14 +96,14 @@ var amended = map[string]options{
 	"luks": ofKeys,
 	"qcow2": slices.Concat(within("encrypt.", ofKeys), options{
 		diskSize,
-		// These stay as they are.
-		{"compat", aWord, "version, as it is", ""},
+		{"compat", aWord, "version: v2 (0.10) or v3 (1.1)", ""},
+		// These two stay as they are.
 		{"backing_file", aWord, "image below this one, as it is", ""},
 		{"backing_fmt", aWord, "its format, as it is", ""},
-		{"data_file", aWord, "file of its own for the data, as it is", ""},
-		{"data_file_raw", aSwitch, "that file stays valid as a raw image, as it is", ""},
-		{"lazy_refcounts", aSwitch, "write reference counts late, as it is", ""},
-		{"refcount_bits", aNumber, "bits of a reference count, as it is", ""},
+		{"data_file", aWord, "name of the file with the data, where there is one", ""},
+		{"data_file_raw", aSwitch, "that file stays valid as a raw image, which can only end", ""},
+		{"lazy_refcounts", aSwitch, "write reference counts late", ""},
+		{"refcount_bits", aNumber, "bits of a reference count", ""},
 	}),
 }
 

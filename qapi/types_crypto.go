@@ -205,6 +205,13 @@ type BlockdevAmendOptionsLUKS struct {
 // BlockdevAmendOptionsQcow2 is what can be changed in a qcow2 image.
 type BlockdevAmendOptionsQcow2 struct {
 	Encrypt *QCryptoBlockAmendOptions `qapi:"encrypt"`
+	// Beyond QEMU, which has these in qemu-img amend. Nobody else may use the node.
+	XCompat        *BlockdevQcow2Version `qapi:"x-compat,features=unstable"`
+	XRefcountBits  *int64                `qapi:"x-refcount-bits,features=unstable"`
+	XLazyRefcounts *bool                 `qapi:"x-lazy-refcounts,features=unstable"`
+	// The name that the header has; empty: none.
+	XDataFile    *string `qapi:"x-data-file,features=unstable"`
+	XDataFileRaw *bool   `qapi:"x-data-file-raw,features=unstable"`
 }
 
 // BlockdevAmendOptions says what to change in an image. Drivers without a

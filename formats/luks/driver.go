@@ -231,13 +231,16 @@ func (d *driver) PrepareReopen(context.Context, *blockgraph.ReopenRequest) (*blo
 func (d *driver) Close(context.Context) error { return nil }
 
 // SetAmending implements blockgraph.Amender.
-func (d *driver) SetAmending(amending bool) {
+func (d *driver) SetAmending(amending, _ bool) {
 	if amending {
 		d.amending.Add(1)
 	} else {
 		d.amending.Add(-1)
 	}
 }
+
+// AmendsAlone implements blockgraph.Amender.
+func (d *driver) AmendsAlone(*qapi.BlockdevAmendOptions) bool { return false }
 
 // Amend implements blockgraph.Amender.
 func (d *driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error {

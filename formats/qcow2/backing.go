@@ -52,9 +52,19 @@ func (d *Driver) switchHeader(ctx context.Context, change func(ext *extensions),
 	return d.switchNames(ctx, nil, change, edit)
 }
 
+// relayHeader is switchHeader with fixed fields of another length in bytes. The
+// driver's own copy of what follows from that is outdated then.
+func (d *Driver) relayHeader(ctx context.Context, length int64, change func(ext *extensions), edit func(sector []byte)) error {
+	return d.switchLaid(ctx, length, nil, change, edit)
+}
+
 // switchNames is switchHeader with another name of the backing file, if that is
 // not nil.
 func (d *Driver) switchNames(ctx context.Context, name *string, change func(ext *extensions), edit func(sector []byte)) error {
+	return d.switchLaid(ctx, int64(d.h.length), name, change, edit)
+}
+
+func (d *Driver) switchLaid(ctx context.Context, length int64, name *string, change func(ext *extensions), edit func(sector []byte)) error {
 	select {
 	case d.headerTurn <- struct{}{}:
 	case <-ctx.Done():
@@ -66,7 +76,7 @@ func (d *Driver) switchNames(ctx context.Context, name *string, change func(ext 
 	}
 	ext := *d.ext
 	change(&ext)
-	next, off, err := d.layHeader(&ext, *name)
+	next, off, err := d.layHeader(length, &ext, *name)
 	if err != nil {
 		return err
 	}
@@ -100,11 +110,11 @@ func padded(b []byte, n int) []byte {
 }
 
 // layHeader returns the first cluster, as far as it is in use, with other
-// extensions and another name, and the end of the extensions. headerTurn is
-// held.
-func (d *Driver) layHeader(ext *extensions, name string) ([]byte, int64, error) {
+// extensions and another name behind fixed fields of that length, and the end of the
+// extensions. headerTurn is held.
+func (d *Driver) layHeader(length int64, ext *extensions, name string) ([]byte, int64, error) {
 	for _, names := range []bool{true, false} {
-		if next, end, ok := d.tryLayout(ext.encode(names), name); ok {
+		if next, end, ok := d.tryLayout(length, ext.encode(names), name); ok {
 			return next, end, nil
 		}
 	}
@@ -113,9 +123,8 @@ func (d *Driver) layHeader(ext *extensions, name string) ([]byte, int64, error) 
 
 // tryLayout is layHeader for encoded extensions. Past the first sector it
 // changes nothing that the present header refers to.
-func (d *Driver) tryLayout(area []byte, name string) (next []byte, end int64, ok bool) {
+func (d *Driver) tryLayout(length int64, area []byte, name string) (next []byte, end int64, ok bool) {
 	be := binary.BigEndian
-	length := int64(d.h.length)
 	end = length + int64(len(area))
 	if length > sector {
 		return nil, 0, false

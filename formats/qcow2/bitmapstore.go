@@ -93,6 +93,9 @@ func (d *Driver) StoreBitmaps(ctx context.Context, list []*blockgraph.DirtyBitma
 	defer s.ahead.Unlock()
 	s.want = list
 	s.setStored(false)
+	if d.alone.Load() && slices.ContainsFunc(list, func(b *blockgraph.DirtyBitmap) bool { return b.Persistent }) {
+		return syscall.EBUSY
+	}
 	return d.storeWanted(ctx, d.size.Load(), nil)
 }
 

@@ -174,6 +174,10 @@ func crashCases() []crashCase {
 		crashCase{name: "bitmaps-backing", set: optionSet{cluster: 4096}, size: 120 << 10, backing: true, steps: 40, big: 40, bitmaps: true},
 		crashCase{name: "bitmaps-discard", set: optionSet{cluster: 1024, run: qapi.BlockdevOptionsQcow2{PassDiscardOther: ptr(true)}}, size: 120 << 10, steps: 40, big: 40, bitmaps: true},
 	)
+	cases = append(cases,
+		crashCase{name: "amend-512", set: optionSet{cluster: 512}, size: 100 << 10, steps: 30, big: 40, more: []crashStep{remakes}},
+		crashCase{name: "amend-backing", set: optionSet{cluster: 2048, v2: true}, size: 100 << 10, backing: true, steps: 30, big: 40, more: []crashStep{remakes}},
+	)
 	for _, tc := range snapshotCrashCases {
 		tc.snaps, tc.steps, tc.big, tc.more = true, 35, 40, append(tc.more, snapshotting)
 		cases = append(cases, tc)

@@ -2,7 +2,6 @@ package qcow2
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
@@ -113,7 +112,11 @@ func (c *crashDisk) fieldJudges(x *crash, count *crashCount) {
 		if !y.qcow2 {
 			continue
 		}
-		if c.snaps != nil && binary.BigEndian.Uint64(y.f.b[fieldIncompatible:])&incompatDirty != 0 && c.d.h.version >= 3 {
+		h, err := parseHeader(y.f.b) // whose version a step may have changed
+		if err != nil {
+			c.t.Fatalf("%v: %s: %v", x, y.name, err)
+		}
+		if c.snaps != nil && h.incompatible&incompatDirty != 0 {
 			continue // qemu-img does not mend it by itself when it only looks
 		}
 		// Nobody looks for what the header names below it.
@@ -123,7 +126,7 @@ func (c *crashDisk) fieldJudges(x *crash, count *crashCount) {
 			args = append(fieldOpen(y.f, path)[:3:3], "driver=qcow2,encrypt.key-secret=s,backing=,file.filename="+path)
 		}
 		out, err := exec.Command(qemuImg, append([]string{"check"}, args...)...).CombinedOutput()
-		if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 3) && !(c.snaps != nil && onlyFlags(c.d.h, out)) {
+		if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 3) && !(c.snaps != nil && onlyFlags(h, out)) {
 			c.t.Fatalf("%v: %s: qemu-img check: %v\n%s", x, y.name, err, out)
 		}
 	}

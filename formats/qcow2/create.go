@@ -354,9 +354,9 @@ func (h *header) encode(b []byte) {
 		return
 	}
 	be.PutUint64(b[fieldIncompatible:], h.incompatible)
-	be.PutUint64(b[80:], h.compatible)
+	be.PutUint64(b[fieldCompatible:], h.compatible)
 	be.PutUint64(b[fieldAutoclear:], h.autoclear)
-	be.PutUint32(b[96:], h.refcountOrder)
-	be.PutUint32(b[100:], h.length)
+	be.PutUint32(b[fieldRefcountOrder:], h.refcountOrder)
+	be.PutUint32(b[fieldHeaderLength:], h.length)
 	b[104] = h.compression
 }

@@ -35,6 +35,8 @@ type Driver struct {
 	background   background
 	care         atomic.Bool // somebody checks or compacts the image
 
+	alone atomic.Bool // it is remade (remake.go): the driver is outdated
+
 	headerTurn chan struct{} // capacity 1
 	// Guarded by headerTurn: the first cluster as far as it is in use, as on
 	// disk, and its extensions.

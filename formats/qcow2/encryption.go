@@ -207,13 +207,10 @@ func (s cryptStore) WriteAt(ctx context.Context, off int64, p []byte) error {
 
 func (s cryptStore) Flush(ctx context.Context) error { return cryptFailed(s.file().Flush(ctx)) }
 
-// SetAmending implements blockgraph.Amender: the image's file is nobody else's
-// anyhow.
-func (d *Driver) SetAmending(bool) {}
-
-// Amend implements blockgraph.Amender.
-func (d *Driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error {
-	e := o.Qcow2.Encrypt
+// amendKeys changes key slots.
+//
+//blockd:blocking
+func (d *Driver) amendKeys(ctx context.Context, enter blockgraph.EnterFunc, e *qapi.QCryptoBlockAmendOptions, force bool) error {
 	switch {
 	case e == nil:
 		return nil
@@ -235,7 +232,7 @@ type amendStore struct {
 
 func (s amendStore) WriteAt(ctx context.Context, off int64, p []byte) error {
 	switch {
-	case s.d.readOnly.Load():
+	case s.d.readOnly.Load() && !s.d.alone.Load():
 		return cryptFailed(syscall.EPERM)
 	case s.d.broken.Load():
 		return cryptFailed(syscall.EIO)

@@ -71,7 +71,10 @@ const (
 	fieldSnapshots      = 60
 	fieldSnapshotsAt    = 64
 	fieldIncompatible   = 72
+	fieldCompatible     = 80
 	fieldAutoclear      = 88
+	fieldRefcountOrder  = 96
+	fieldHeaderLength   = 100
 )
 
 // header holds the decoded fixed fields.

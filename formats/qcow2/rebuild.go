@@ -66,7 +66,7 @@ func (d *Driver) rebuildRefcounts(ctx context.Context) error {
 // placeRefcounts finds places for the structures that count the references in c
 // and themselves.
 func (d *Driver) placeRefcounts(c *checker) (*newRefcounts, error) {
-	h := d.h
+	h := c.h
 	needed := map[int64]struct{}{0: {}}
 	end := h.clusters(d.file().Size())
 	c.counts.each(func(cl int64, _ uint64) {
@@ -146,7 +146,7 @@ func (d *Driver) oldRefcounts() map[int64]struct{} {
 
 // writeRefcounts writes new structures and switches to them.
 func (d *Driver) writeRefcounts(ctx context.Context, c *checker, n *newRefcounts) error {
-	h, f := d.h, d.file()
+	h, f := c.h, d.file()
 	buf := ioengine.Bounce(int(h.clusterSize))
 	defer buf.Release()
 	b := buf.Bytes()
@@ -176,6 +176,9 @@ func (d *Driver) writeRefcounts(ctx context.Context, c *checker, n *newRefcounts
 	err := d.updateHeader(ctx, func(s []byte) {
 		binary.BigEndian.PutUint64(s[fieldRefTableOffset:], uint64(n.at<<h.clusterBits))
 		binary.BigEndian.PutUint32(s[fieldRefTableSize:], uint32(n.clusters))
+		if h.version >= 3 {
+			binary.BigEndian.PutUint32(s[fieldRefcountOrder:], h.refcountOrder)
+		}
 	})
 	if err == nil {
 		err = f.Flush(ctx)

@@ -21,6 +21,9 @@ var reopenable = []string{
 // becomes writable has done to it what opening it for writing does, once its
 // file may be written.
 func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
+	if d.alone.Load() {
+		return nil, syscall.EBUSY
+	}
 	opts, err := parseOptions(d.h, d.size.Load(), r.Options)
 	if err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ var snapshotCrashCases = []crashCase{
 	{name: "snapshots-narrow-counts", size: 100 << 10, set: optionSet{cluster: 512, opts: []imageOption{refcountBits(2)}}},
 	{name: "snapshots-extended", size: 400 << 10, backing: true, set: optionSet{cluster: 16 << 10, opts: []imageOption{extended}}},
 	{name: "snapshots-encrypted", size: 100 << 10, set: optionSet{cluster: 1024, opts: []imageOption{encryptedAES}}},
+	{name: "snapshots-amend", size: 100 << 10, backing: true, set: optionSet{cluster: 1024}, more: []crashStep{remakes}},
 	{name: "snapshots-compact", size: 100 << 10, set: optionSet{cluster: 512}, more: []crashStep{compacting, leaking}},
 }
 

@@ -181,7 +181,7 @@ var writeOrders = []writeOrder{
 
 func TestOrderOfWrites(t *testing.T) {
 	have := map[string]bool{}
-	writeOrders := slices.Concat(writeOrders, snapshotOrders, amendOrders)
+	writeOrders := slices.Concat(writeOrders, snapshotOrders, amendOrders, remakeOrders)
 	for i := range writeOrders {
 		o := &writeOrders[i]
 		have[o.name+".txt"] = true

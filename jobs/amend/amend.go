@@ -6,13 +6,15 @@
 // Prepare is called on a worker with the graph token held. Amending itself is
 // done on a worker, too, without it, and each of its I/Os is a request of a
 // root of the job's, so that a graph change waits for one I/O and not for the
-// job.
+// job. What lays an image out anew needs it alone: the job's root allows nobody else,
+// the node's driver rests, and a new one takes its place in the end.
 //
 //blockd:io
 package amend
 
 import (
 	"context"
+	"errors"
 
 	"blockd/blockgraph"
 	"blockd/jobs"
@@ -49,6 +51,7 @@ type amending struct {
 	image   blockgraph.Amender
 	options qapi.BlockdevAmendOptions
 	force   bool
+	alone   bool
 	root    *blockgraph.Root
 }
 
@@ -57,12 +60,21 @@ type amending struct {
 //blockd:blocking
 func (d *amending) begin(tx *blockgraph.Tx, n *blockgraph.Node, id string) error {
 	var err error
-	d.root, err = tx.NewRoot(n, blockgraph.RootOptions{Desc: "amend job '" + id + "'", Shared: blockgraph.PermAll, StayAtNode: true, Job: id})
-	if err != nil {
+	d.alone = d.image.AmendsAlone(&d.options)
+	o := blockgraph.RootOptions{Desc: "amend job '" + id + "'", Shared: blockgraph.PermAll, StayAtNode: true, Job: id}
+	if d.alone {
+		o.Perm, o.Shared = blockgraph.PermConsistentRead|blockgraph.PermWrite|blockgraph.PermResize, 0
+	}
+	if d.root, err = tx.NewRoot(n, o); err != nil {
 		return err
 	}
-	d.image.SetAmending(true)
-	tx.OnAbort(func() { d.image.SetAmending(false) })
+	if d.alone {
+		if err := tx.BeginRemake(n); err != nil {
+			return err
+		}
+	}
+	d.image.SetAmending(true, d.alone)
+	tx.OnAbort(func() { d.image.SetAmending(false, d.alone) })
 	return tx.RefreshPerms(n)
 }
 
@@ -70,6 +82,11 @@ func (d *amending) begin(tx *blockgraph.Tx, n *blockgraph.Node, id string) error
 func (d *amending) Run(ctx context.Context, j *jobs.Job) error {
 	j.Progress().SetRemaining(1)
 	err := j.OnWorker(func() error { return d.image.Amend(ctx, d.enter, &d.options, d.force) })
+	if d.alone {
+		// Whatever has become of it, the image is as it says.
+		again := j.Change(context.WithoutCancel(ctx), func(tx *blockgraph.Tx) error { return tx.EndRemake(d.root.Node()) })
+		err = errors.Join(err, again)
+	}
 	j.Progress().Add(1)
 	return err
 }
@@ -91,8 +108,10 @@ func (d *amending) Clean(tx *blockgraph.Tx) error {
 	if n == nil {
 		return nil
 	}
-	d.image.SetAmending(false)
-	tx.OnAbort(func() { d.image.SetAmending(true) })
+	if !d.alone { // else the driver is not the node's any more, or is never to write again
+		d.image.SetAmending(false, false)
+		tx.OnAbort(func() { d.image.SetAmending(true, false) })
+	}
 	if err := tx.CloseRoot(d.root); err != nil {
 		return err
 	}

@@ -52,6 +52,7 @@ var scenarios = []scenario{
 	{name: "check-all", images: chained(2), cluster: 512, damage: lowCounts, job: checking(qapi.ImageFixAll)},
 	{name: "compact", images: chained(2), cluster: 1024, guests: 3, full: true, prepare: holes, job: compacting, again: compactAgain},
 	{name: "compact-v2", images: chained(1), cluster: 4096, version2: true, guests: 2, full: true, prepare: holes, job: compacting},
+	{name: "amend-layout", images: chained(2), cluster: 1024, full: true, prepare: holes, job: remaking, again: remakeAgain},
 	{name: "amend", images: []string{"top"}, cluster: 4096, key: "old", guests: 2, costly: 3, job: amending},
 }
 
@@ -254,6 +255,38 @@ func amending(r *run) {
 	old.may, old.mayNot = -1, r.now()
 	change(qapi.QCryptoBlockAmendOptionsLUKS{State: qapi.QCryptoBlockLUKSKeyslotStateInactive, OldSecret: ptr("old")})
 	old.may, old.not = old.mayNot, r.now()
+}
+
+// remake has a job change how an image is laid out.
+func (r *run) remake(id string, o qapi.BlockdevAmendOptionsQcow2) {
+	a := qapi.XBlockdevAmendArg{JobID: id, NodeName: "top", Options: qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &o}}
+	r.update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(r.guest) }) // nobody else may use the node
+	r.update(func(tx *blockgraph.Tx) error { return amend.Prepare(tx, r.jobs, tx.Find("top"), &a) })
+	r.await(id, qapi.JobStatusConcluded)
+	r.graph.Loop().Do(func() {
+		for _, i := range r.jobs.Infos() {
+			if i.Error != nil {
+				r.t.Errorf("job %s: %s", i.ID, *i.Error)
+			}
+		}
+	})
+	r.verb(id, (*jobs.Job).Dismiss)
+	r.update(func(tx *blockgraph.Tx) (err error) {
+		r.guest, err = tx.NewRoot(tx.Find("top"), blockgraph.RootOptions{Perm: graphtest.ReadWrite, Shared: blockgraph.PermAll})
+		return err
+	})
+}
+
+// remaking takes an image down a version and up again, with other counts.
+func remaking(r *run) {
+	r.remake("down", qapi.BlockdevAmendOptionsQcow2{XCompat: ptr(qapi.BlockdevQcow2VersionV2)})
+	r.remake("up", qapi.BlockdevAmendOptionsQcow2{XCompat: ptr(qapi.BlockdevQcow2VersionV3), XRefcountBits: ptr(int64(32)), XLazyRefcounts: ptr(true)})
+}
+
+// remakeAgain does the rest of it.
+func remakeAgain(r *run) bool {
+	remaking(r)
+	return true
 }
 
 // image gives access to the metadata of an image of 16-bit counts.

@@ -1,0 +1,36 @@
+package blockgraph
+
+// Changing an image in ways that its driver cannot follow while it is open: its
+// layout, what its header says of it. Its driver rests meanwhile, and a new one takes
+// its place.
+
+// BeginRemake has a node's driver bring everything to the image and write no more.
+// The caller has seen to it, by permissions, that nobody else uses the node, and calls
+// EndRemake in a later change.
+func (tx *Tx) BeginRemake(n *Node) error {
+	if err := tx.Drain(n); err != nil {
+		return err
+	}
+	if err := n.flush(tx.ctx); err != nil {
+		return err
+	}
+	// The driver stores the bitmaps before they are forgotten.
+	if err := tx.tellDriver(n, true); err != nil {
+		return err
+	}
+	return tx.forgetBitmaps(n)
+}
+
+// EndRemake opens a node's image anew.
+func (tx *Tx) EndRemake(n *Node) error {
+	if err := tx.Drain(n); err != nil {
+		return err
+	}
+	if err := tx.openDriverAgain(n); err != nil {
+		return err
+	}
+	tx.followSize(n)
+	size := n.Size()
+	tx.OnAbort(func() { n.setSize(size) })
+	return n.refreshSize(tx.ctx)
+}
