@@ -429,7 +429,7 @@ type Amender interface {
 	// AmendsAlone tells whether an Amend with these options needs an image that
 	// nobody else uses: between Tx.BeginRemake and Tx.EndRemake.
 	//
-	//blockd:any
+	//blockd:blocking
 	AmendsAlone(o *qapi.BlockdevAmendOptions) bool
 	// Amend makes the change that options of this driver ask for. force allows
 	// what may make the data unreadable. It is called on a worker without the
