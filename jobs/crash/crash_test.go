@@ -279,7 +279,7 @@ func (r *run) remake(id string, o qapi.BlockdevAmendOptionsQcow2) {
 
 // remaking takes an image down a version and up again, with other counts.
 func remaking(r *run) {
-	r.remake("down", qapi.BlockdevAmendOptionsQcow2{XCompat: ptr(qapi.BlockdevQcow2VersionV2)})
+	r.remake("down", qapi.BlockdevAmendOptionsQcow2{XCompat: ptr(qapi.BlockdevQcow2VersionV2), XRefcountBits: ptr(int64(16))})
 	r.remake("up", qapi.BlockdevAmendOptionsQcow2{XCompat: ptr(qapi.BlockdevQcow2VersionV3), XRefcountBits: ptr(int64(32)), XLazyRefcounts: ptr(true)})
 }
 
