@@ -31,6 +31,7 @@ func testSchema() *Schema {
 		{name: "blockdev-add", args: BlockdevOptions{}},
 		{name: "blockdev-del", args: BlockdevDelArg{}},
 		{name: "blockdev-create", args: BlockdevCreateArg{}},
+		{name: "x-blockdev-amend", args: XBlockdevAmendArg{}, features: []string{"unstable"}},
 		{name: "blockdev-reopen", args: BlockdevReopenArg{}},
 		{name: "blockdev-set-active", args: BlockdevSetActiveArg{}},
 		{name: "blockdev-snapshot", args: BlockdevSnapshot{}, features: []string{"allow-write-only-overlay"}},
