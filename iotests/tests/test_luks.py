@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iotests.harness import images
 from iotests.harness.case import QMPTestCase
@@ -161,7 +161,14 @@ class Encrypted(QMPTestCase):
         return [i for i, slot in enumerate(self.luks_info(name)["slots"]) if slot["active"]]
 
 
-class Common:
+# No test case of its own, so that its tests run in its subclasses only.
+if TYPE_CHECKING:
+    _Case = Encrypted
+else:
+    _Case = object
+
+
+class Common(_Case):
     """The tests that hold for every kind of image with LUKS."""
 
     def test_created_and_opened(self) -> None:
