@@ -20,7 +20,8 @@ def _concluded_job_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
     if not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded"):
         return False
     busy = re.fullmatch(_BUSY + "(stream|commit)", theirs) is not None or theirs == "Device '(null)' is in use"
-    return theirs == "Need a root block node" or ours == "" and busy
+    allowed = _undone(moment, ours) or ours == "The new size must be a multiple of 512"  # a later mistake
+    return theirs == "Need a root block node" or allowed and busy
 
 
 def _copy_before_write_unused(moment: Moment, ours: str, theirs: str) -> bool:
@@ -55,7 +56,7 @@ def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
     actions = action.arguments.get("actions") if isinstance(action, Command) else None
     begins = isinstance(actions, list) and any(str(other.get("type")).endswith("-backup") for other in actions)
     return ours == "The overlay is already in use" and (begins or bool(moment.jobs("backup"))) and (
-        theirs == "" or theirs.startswith(("The overlay ", "Making ", "Permission conflict on node "))
+        theirs == "" or theirs.startswith(("The overlay ", "Filters cannot be used as overlays", "Making ", "Permission conflict on node "))
     )
 
 

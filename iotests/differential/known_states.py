@@ -227,8 +227,8 @@ def _status_of_a_source(moment: Moment, ours: Any, theirs: Any) -> bool:
 
 def _share_as_before(moment: Moment, ours: Any, theirs: Any) -> bool:
     """
-    Whoever uses a node with force-share shares all of it. When a job's filter comes in between, that is not so any
-    more; the rival only notices when it looks at that user again.
+    Whoever uses a node with force-share shares all of it. When a job's filter or a snapshot's overlay comes in
+    between, that is not so any more; the rival only notices when it looks at that user again.
     """
     if any(ours[part] != theirs[part] for part in ("nodes", "exports", "block jobs", "bitmaps")):
         return False
@@ -236,9 +236,11 @@ def _share_as_before(moment: Moment, ours: Any, theirs: Any) -> bool:
     left, right = ours["graph"] - theirs["graph"], theirs["graph"] - ours["graph"]
     edges = collections.Counter(map(without_permissions, theirs["graph"].elements()))
     filters = {ends(without_permissions(edge))[1] for edge in right}
+    overlays = {arguments[key] for _, arguments in moment.now() for key in ("overlay", "snapshot-node-name") if key in arguments}
+    between = {name for name in filters if name in overlays or name.startswith(("#copy-before-write", "#mirror_top", "#commit_top"))}
     return (
         bool(filters)
-        and all(name.startswith(("#copy-before-write", "#mirror_top", "#commit_top")) and forced & reached({name}, edges) for name in filters)
+        and all(name in between and forced & reached({name}, edges) for name in filters)
         and sorted(left.elements()) == sorted(map(without_writers, right.elements()))
     )
 
