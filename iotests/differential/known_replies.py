@@ -170,7 +170,7 @@ def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
     left, right = ({node["node-name"]: node for node in nodes(seen)} for seen in (moment.ours[-2], moment.theirs[-2]))
     held = {name: node for name, node in right.items() if name not in left and not name.startswith("#")}
     named = any(f"'{name}'" in text for name in held for text in (ours, theirs))
-    locked = theirs.endswith(('Failed to get "write" lock', 'Failed to get shared "write" lock'))
+    locked = re.search('Failed to get (shared )?"(write|consistent read)" lock$', theirs) is not None
     return named or locked and len(right) > len(left)
 
 

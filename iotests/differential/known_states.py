@@ -42,6 +42,23 @@ def refused_later(moment: Moment, ours: Any, theirs: Any) -> bool:
     )
 
 
+def refused_for_a_concluded_job(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """
+    A stream or commit that is concluded holds its nodes in the rival, so that an earlier action of a transaction is
+    refused there; in blockd jobs of that action are created, and undone with the rest.
+    """
+    undone = {about: list_ for about, list_ in ours.items() if about not in theirs}
+    refused = "error" in moment.ours[-1].reply and "error" in moment.theirs[-1].reply
+    busy = re.search("block device is in use by block job: (stream|commit)$", str(moment.theirs[-1].reply.get("error", {}).get("desc")))
+    return (
+        refused
+        and busy is not None
+        and bool(moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded"))
+        and {about: list_ for about, list_ in ours.items() if about not in undone} == theirs
+        and all(event == "JOB_STATUS_CHANGE" and ("status", "running") not in data for list_ in undone.values() for event, data in list_)
+    )
+
+
 def _copied_up(moment: Moment, ours: Any, theirs: Any) -> bool:
     """
     What is copied up by a stream or a filter counts as a write in blockd; the rival writes it past its node. Of
