@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from .draw_jobs import JobPen
 from .draw_nodes import NodePen
 from .pen import APT, Actions
@@ -100,6 +102,10 @@ class BitmapPen(JobPen, NodePen):
                 actions.append({"type": command, "data": data})
             else:
                 actions.append({"type": "abort", "data": {}})
+        targets = [str(action["data"]["target"]) for action in actions if "target" in action["data"] and action["type"].endswith("-backup")]
+        written = [{name, *self.world.chain(name)} for name in targets]
+        if any(one & other for one, other in itertools.combinations(written, 2)):
+            self.world.partial = True  # jobs that write to one image, each when it comes to it
         arguments: Message = {"actions": actions}
         if grouped:
             arguments["properties"] = {"completion-mode": "grouped"}
