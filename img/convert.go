@@ -276,6 +276,7 @@ func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph
 		s.newProgress(c.show).end(nil)
 		return nil
 	}
+	target := to
 	if to.Size() != from.Size() {
 		// A job wants equal lengths; what is beyond the sources stays.
 		if to, err = s.window(to, from.Size()); err != nil {
@@ -288,13 +289,17 @@ func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph
 	o := qapi.NewObject("device", from.Name(), "target", to.Name(), "sync", "full", "speed", c.speed)
 	// What a source without a backing file leaves unallocated is zeroes, which the
 	// target's would show through.
-	if c.backing != "" && from.BackingChain() != nil {
+	top := c.backing != "" && from.BackingChain() != nil
+	if top {
 		o.Set("sync", "top")
 	}
 	if c.compress {
 		o.Set("compress", true)
 	}
-	return s.job("blockdev-backup", o, c.show)
+	if err := s.job("blockdev-backup", o, c.show); err != nil || !top {
+		return err
+	}
+	return s.hide(from, target)
 }
 
 // newIsZero tells whether the image that was just made reads as zeroes.

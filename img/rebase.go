@@ -108,7 +108,7 @@ func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
 	p := r.s.newProgress(r.show)
 	defer func() { p.end(err) }()
 	for off, size := int64(0), n.Size(); off < size; {
-		k, err := r.step(n, off, size-off)
+		k, err := r.step(off, size-off)
 		if err != nil {
 			return err
 		}
@@ -119,8 +119,8 @@ func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
 }
 
 // step settles some bytes at off, at most n, and returns how many.
-func (r *rebasing) step(node *blockgraph.Node, off, n int64) (int64, error) {
-	st, owned, err := r.own(node, off, n)
+func (r *rebasing) step(off, n int64) (int64, error) {
+	st, owned, err := r.s.own(r.image, off, n)
 	if err != nil || owned {
 		return st, err
 	}
@@ -143,17 +143,6 @@ func (r *rebasing) step(node *blockgraph.Node, off, n int64) (int64, error) {
 		return 0, err
 	}
 	return n, r.write(off, before, after)
-}
-
-// own tells for how long the image itself decides its content, or does not.
-func (r *rebasing) own(node *blockgraph.Node, off, n int64) (int64, bool, error) {
-	a, err := r.image.Enter(r.s.ctx)
-	if err != nil {
-		return 0, false, err
-	}
-	defer a.Leave()
-	st, depth, err := node.StatusAbove(r.s.ctx, node.BackingChain(), off, n, blockgraph.StatusAllocation)
-	return st.N, depth != 0, err
 }
 
 // read reads from a backing file, beyond whose end there are zeroes; nil is

@@ -100,6 +100,20 @@ class Convert(CopyCase):
         self.good("convert", "-n", "-O", "qcow2", "-B", "base.qcow2", "other.qcow2", "top.qcow2")
         self.same_image("top.qcow2")
 
+    def test_what_lies_beyond_the_backing_file_of_the_source_is_zeroes(self) -> None:
+        # The field looks at the end of the short one only where an extent begins there.
+        for name, size in (("short.raw", "1000k"), ("long.raw", "3M")):
+            self.make(name, "-f", "raw", size)
+            self.write(name, f"write -P 7 0 {size}")
+        self.make("source.qcow2", "-f", "qcow2", "-obacking_file=short.raw,backing_fmt=raw", "2M")
+        self.write("source.qcow2", "write -P 9 1088k 4k", "write -P 9 1536k 4k")
+        for options in ((), ("-c",), ("-S", "0"), ("-o", "compat=0.10")):
+            with self.subTest(options=options):
+                self.good("convert", "-O", "qcow2", "-B", "long.raw", "-F", "raw", *options, "source.qcow2", "out.qcow2")
+                out = str(self.ours / "out.qcow2")
+                images.compare(out, str(self.images / "source.qcow2"), "qcow2", "qcow2")
+                images.check(out)
+
     def test_into_a_target_that_is_zero(self) -> None:
         self.chain()
         self.make("blank.qcow2", "-f", "qcow2", "4M")
