@@ -81,11 +81,11 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	n := &Node{graph: tx.g, typ: typ}
 	explicit := *given
 	s := &NodeState{Options: o, Explicit: &explicit, ReadOnly: *o.ReadOnly, Inactive: o.Active != nil && !*o.Active, DetectZeroes: *o.DetectZeroes}
-	if err := checkOptions(o); err != nil {
-		return nil, err
-	}
 	children, err := tx.openChildren(typ, o, w)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkOptions(o); err != nil {
 		return nil, err
 	}
 	if err := tx.nameNode(n, given); err != nil {
@@ -236,8 +236,11 @@ func (tx *Tx) openChildren(typ *DriverType, o *qapi.BlockdevOptions, w opening) 
 	}
 	var opened []openedChild
 	for _, c := range typ.Children(o) {
-		// Of two mistakes a file's comes before the name's, and that before the other children's.
+		// Of two mistakes a file's comes before the node's own, and that before the other children's.
 		if c.Name != "file" {
+			if err := checkOptions(o); err != nil {
+				return nil, err
+			}
 			if err := tx.checkName(o.NodeName); err != nil {
 				return nil, err
 			}

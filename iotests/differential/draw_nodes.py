@@ -55,6 +55,7 @@ class NodePen(Pen):
                 options["auto-read-only"] = True
             if self.chance(0.2):
                 options["force-share"] = True
+                self.world.partial = True  # what it sees of an image that another node writes depends on when that is stored
         if self.chance(0.15):
             options["discard"] = self.rng.choice(["unmap", "ignore"])
         if self.chance(0.1):

@@ -26,7 +26,13 @@ def _concluded_job_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _copy_before_write_unused(moment: Moment, ours: str, theirs: str) -> bool:
     """A source that is its own target is refused when the filter is used, by the rival already under a parent."""
-    return "Permission conflict on node" in theirs and "as 'target' child) and unshared by" in theirs
+    return (
+        "Permission conflict on node" in theirs
+        and "as 'target' child) and unshared by" in theirs
+        or ours.startswith("Permission conflict on node")
+        and ours.endswith("as 'file' child).")
+        and theirs == "Could not create node: " + ours
+    )
 
 
 def _busy_for_another_reason(moment: Moment, ours: str, theirs: str) -> bool:
@@ -76,7 +82,7 @@ def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
     """Of two mistakes blockd names the child's first that is not there or cannot be read, the rival the threshold's or another child's."""
     action = moment.steps[-1].action
     quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
-    left = ours.startswith(("Cannot find device=", "Could not refresh total sector count"))
+    left = ours.startswith(("Cannot find device=", "Could not refresh total sector count", "Permission conflict"))
     return quorum and left and ("threshold" in theirs or theirs.startswith(("Permission conflict", "Failed to get ")))
 
 
@@ -145,22 +151,12 @@ def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _bitmap_left_read_only(moment: Moment, ours: str, theirs: str) -> bool:
     """A reopen to read-only that is refused leaves all as it was; in the rival a persistent bitmap cannot be changed any more."""
-    return _refused_read_only(moment) and _undone(moment, ours) and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
+    return moment.refused_read_only() and _undone(moment, ours) and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
 
 
 def _undone(moment: Moment, ours: str) -> bool:
     """Whether blockd has done what the rival has refused, be it that a later action of the same transaction was refused."""
     return ours == "" or len(moment.names()) > 1
-
-
-def _refused_read_only(moment: Moment) -> bool:
-    """Whether a reopen to read-only was refused."""
-    for step, seen in zip(moment.steps, moment.theirs):
-        if isinstance(step.action, Command) and step.action.name == "blockdev-reopen" and "error" in seen.reply:
-            options = step.action.arguments.get("options")
-            if isinstance(options, list) and any(one.get("read-only") is True for one in options):
-                return True
-    return False
 
 
 def _of_a_held_node(moment: Moment, ours: str, theirs: str) -> bool:
@@ -241,7 +237,7 @@ def lost_chardev(moment: Moment) -> bool:
 def _write_beside_a_read_only_bitmap(moment: Moment, ours: str, theirs: str) -> bool:
     """As above: nor can what such a bitmap is to record be written."""
     done = isinstance(moment.steps[-1].action, (GuestWrite, GuestClear)) and ours in ("written", "cleared")
-    return done and theirs == "errno EPERM" and _refused_read_only(moment)
+    return done and theirs == "errno EPERM" and moment.refused_read_only()
 
 
 def _target_of_a_top(moment: Moment, ours: str, theirs: str) -> bool:

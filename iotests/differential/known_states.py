@@ -157,6 +157,7 @@ def _zeroes_over_a_target(moment: Moment, ours: Any, theirs: Any) -> bool:
         for name, arguments in moment.actions()
         if name == "blockdev-mirror" or name == "drive-mirror" and "node-name" in arguments
     }
+    targets = reached(targets, collections.Counter(map(without_permissions, theirs["graph"].elements())))
     return _differ_in_bitmaps_of(moment, targets, ours, theirs) and all(
         _dirty(ours["nodes"][name]) <= _dirty(theirs["nodes"][name]) for name in targets & set(ours["nodes"])
     )
@@ -377,6 +378,28 @@ def _held_by_a_pending_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
     }
 
 
+def _job_beside_a_read_only_bitmap(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """A reopen to read-only that was refused; in the rival nothing can be written then where a persistent bitmap is."""
+    return moment.refused_read_only() and any(
+        event["event"] == "BLOCK_JOB_COMPLETED" and event["data"].get("error") == "Operation not permitted" for event in moment.theirs[-1].events
+    )
+
+
+def _length_after_zeroes(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """A mirror of what was a mirror's target, over which the rival has written zeroes: it has more to copy."""
+    mirrors = [arguments for name, arguments in moment.actions() if name in ("blockdev-mirror", "drive-mirror")]
+    targets = {arguments.get("node-name", arguments["target"]) for arguments in mirrors}
+    again = {arguments.get("job-id") for arguments in mirrors if arguments["device"] in targets}
+
+    def without_length(events: Any) -> Any:
+        return {
+            about: [(event, [pair for pair in data if pair[0] not in ("len", "offset")]) for event, data in list_] if about in again else list_
+            for about, list_ in events.items()
+        }
+
+    return bool(again) and bool(without_length(ours) == without_length(theirs))
+
+
 # What follows the rival where the two differ as they are to; what is left may differ as one of those that come next.
 FOLLOWED = (_exclusive_mirror, _flushes_inherited, _format_of_a_changed_name)
 
@@ -394,6 +417,6 @@ WANTED = (
 )
 
 # After these the rest cannot be compared.
-JOBS = (_compressed_again, _top_to_what_takes_nothing, _image_past_the_end, _huge_buffer, _held_by_a_pending_mirror)
-EVENTS = (_copied_up, _status_of_a_source, _compressed_again)
+JOBS = (_compressed_again, _top_to_what_takes_nothing, _image_past_the_end, _huge_buffer, _held_by_a_pending_mirror, _job_beside_a_read_only_bitmap)
+EVENTS = (_copied_up, _status_of_a_source, _compressed_again, _length_after_zeroes)
 STATES = (_cancelled_commit, _traces_of_a_refused_command, _bitmap_below_a_snapshot, _bitmaps_of_a_sharer, _target_of_a_top)

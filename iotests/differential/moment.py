@@ -64,6 +64,16 @@ class Moment:
             self.jobs("mirror", "pending")
         )
 
+    def refused_read_only(self) -> bool:
+        """Whether a reopen to read-only was refused."""
+        return any(
+            isinstance(step.action, Command)
+            and step.action.name == "blockdev-reopen"
+            and "error" in seen.reply
+            and any(options.get("read-only") is True for options in step.action.arguments.get("options") or () if isinstance(options, dict))
+            for step, seen in zip(self.steps, self.theirs)
+        )
+
     def top_of_nothing(self) -> bool:
         """Whether there was a mirror of the top of an image without a backing file."""
         for number, step in enumerate(self.steps):

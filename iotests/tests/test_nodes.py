@@ -49,6 +49,19 @@ class AddAndDelete(QMPTestCase):
         )
         self.assert_nothing_left("x" * 31)
 
+    def test_a_files_mistake_comes_before_that_of_what_is_over_it(self) -> None:
+        over = {"driver": "qcow2", "node-name": "n", "detect-zeroes": "unmap"}
+        own = "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap"
+        path = self.create_image("a.qcow2", MiB)
+        for file, text in (
+            ({"driver": "file", "filename": ""}, "The 'file' block driver requires a file name"),
+            ("nope", "Cannot find device='nope' nor node-name='nope'"),
+            ({"driver": "file", "filename": path}, own),
+        ):
+            self.assert_qmp_error(text, "blockdev-add", over, file=file)
+        self.assert_qmp_error(own, "blockdev-add", {**over, "node-name": "1bad"}, file={"driver": "file", "filename": path}, backing="nope")
+        self.assert_nothing_left()
+
     def test_delete_errors(self) -> None:
         base = self.create_image("base.qcow2", MiB)
         top = self.create_image("top.qcow2", MiB, backing=base)
