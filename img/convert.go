@@ -277,13 +277,8 @@ func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph
 		return nil
 	}
 	target := to
-	if to.Size() != from.Size() {
-		// A job wants equal lengths; what is beyond the sources stays.
-		if to, err = s.window(to, from.Size()); err != nil {
-			return err
-		}
-	}
-	if to, err = s.sparsely(to, c.least, blank && c.least > 0); err != nil {
+	// A job wants equal lengths; what is beyond the sources stays.
+	if to, err = s.sparsely(to, from.Size(), c.least, blank && c.least > 0); err != nil {
 		return err
 	}
 	o := qapi.NewObject("device", from.Name(), "target", to.Name(), "sync", "full", "speed", c.speed)
@@ -314,17 +309,6 @@ func (c *conversion) newIsZero() bool {
 		return err == nil && info.Mode().IsRegular()
 	}
 	return false
-}
-
-// window puts a view of the first size bytes over a node.
-func (s *session) window(n *blockgraph.Node, size int64) (*blockgraph.Node, error) {
-	name := s.newName()
-	if _, err := s.execute("blockdev-add", qapi.NewObject("driver", "raw", "node-name", name, "file", n.Name(), "offset", int64(0), "size", size, "discard", "unmap")); err != nil {
-		return nil, err
-	}
-	var w *blockgraph.Node
-	s.d.Loop.Do(func() { w = s.d.Graph.Node(name) })
-	return w, nil
 }
 
 // create makes the target.

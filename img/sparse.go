@@ -2,7 +2,9 @@ package img
 
 import (
 	"context"
+	"errors"
 	"math/bits"
+	"syscall"
 
 	"blockd/blockgraph"
 	"blockd/filters/pass"
@@ -14,6 +16,8 @@ import (
 //blockd:io
 type sparse struct {
 	pass.Through
+	// length is how many bytes of the target are shown; it may have more.
+	length int64
 	// least is how many bytes of zeroes in a row are not written as data; 0:
 	// everything is written.
 	least int64
@@ -24,10 +28,10 @@ type sparse struct {
 	blank bool
 }
 
-// sparsely puts the filter over a target.
-func (s *session) sparsely(target *blockgraph.Node, least int64, blank bool) (*blockgraph.Node, error) {
+// sparsely puts the filter over the first length bytes of a target.
+func (s *session) sparsely(target *blockgraph.Node, length, least int64, blank bool) (*blockgraph.Node, error) {
 	return s.openFilter("sparse", target, nil, func(p pass.Through) blockgraph.Driver {
-		f := &sparse{Through: p, least: least, blank: blank}
+		f := &sparse{Through: p, length: length, least: least, blank: blank}
 		if least > 0 {
 			f.step = 1 << (bits.Len64(uint64(least)) - 1)
 		}
@@ -38,12 +42,16 @@ func (s *session) sparsely(target *blockgraph.Node, least int64, blank bool) (*b
 // WriteV writes what is no zeroes. Compressed clusters are written as a whole.
 func (f *sparse) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error {
 	switch {
-	case f.least == 0:
-		return f.Below().WriteV(ctx, off, v, flags)
+	case flags&blockgraph.Compressed != 0 && f.least > 0 && v.IsZero():
+		return f.zero(ctx, off, v.Len())
 	case flags&blockgraph.Compressed != 0:
-		if v.IsZero() {
-			return f.zero(ctx, off, v.Len())
+		err := f.Below().WriteV(ctx, off, v, flags)
+		if errors.Is(err, syscall.EINVAL) && off+v.Len() == f.length {
+			// The last cluster has more than is shown, so it is not written whole.
+			err = f.Below().WriteV(ctx, off, v, flags&^blockgraph.Compressed)
 		}
+		return err
+	case f.least == 0:
 		return f.Below().WriteV(ctx, off, v, flags)
 	}
 	for pos := int64(0); pos < v.Len(); {
@@ -98,6 +106,9 @@ func (f *sparse) zero(ctx context.Context, off, n int64) error {
 	}
 	return f.Below().WriteZeroes(ctx, off, n, blockgraph.MayUnmap)
 }
+
+// Size is that of what is copied.
+func (f *sparse) Size(context.Context) (int64, error) { return f.length, nil }
 
 // Caps implements blockgraph.LimitsReader.
 func (f *sparse) Caps() blockgraph.Caps {

@@ -114,6 +114,27 @@ class Convert(CopyCase):
                 images.compare(out, str(self.images / "source.qcow2"), "qcow2", "qcow2")
                 images.check(out)
 
+    def test_compressed_into_a_target_that_is_longer(self) -> None:
+        self.make("long.qcow2", "-f", "qcow2", "6M")
+        self.write("long.qcow2", "write -P 6 5M 64k")
+        for sparse in ("4k", "0"):
+            with self.subTest(sparse=sparse):
+                self.make("whole.raw", "-f", "raw", "3M")
+                self.write("whole.raw", "write -P 5 1M 64k")
+                self.good("convert", "-n", "-c", "-S", sparse, "-f", "raw", "-O", "qcow2", "whole.raw", "long.qcow2")
+                self.same_image("long.qcow2")
+        # Which ends within a cluster; the field refuses that.
+        self.make("odd.raw", "-f", "raw", "100k")
+        self.write("odd.raw", "write -P 5 0 100k")
+        words = ("convert", "-n", "-c", "-f", "raw", "-O", "qcow2", "odd.raw", "long.qcow2")
+        self.assertEqual(self.run_in(self.ours, [BLOCKD, "img"], words), (0, "", ""))
+        out = str(self.ours / "long.qcow2")
+        images.check(out)
+        plain = str(self.images / "plain.raw")
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(self.images / "long.qcow2"), plain], check=True)
+        self.write("plain.raw", "write -P 5 0 100k")
+        images.compare(out, plain, "qcow2", "raw")
+
     def test_into_a_target_that_is_zero(self) -> None:
         self.chain()
         self.make("blank.qcow2", "-f", "qcow2", "4M")
