@@ -28,6 +28,9 @@ func TestCreateOptionsBesideTheRival(t *testing.T) {
 				{"compat=1.1,extended_l2=on", []imageOption{extended}},
 				{"compat=0.10,extended_l2=on", []imageOption{v2, extended}},
 			} {
+				if middle := bits == 2 || bits == 4 || bits == 32; middle && size != 16<<10 || bits != 16 && size == 2<<20 {
+					continue // dear, and like their neighbours
+				}
 				if usual := bits == 16 || size == 16<<10; !usual && kind.opts != nil || usual && size == 8<<10 && kind.opts == nil {
 					continue // the two together decide nothing
 				}
