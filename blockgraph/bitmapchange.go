@@ -92,6 +92,8 @@ func (tx *Tx) AddBitmap(n *Node, name string, granularity int64, persistent, dis
 		return qapi.Errorf("Bitmap already exists: %s", name)
 	case len(name) > MaxBitmapName:
 		return qapi.Errorf("Bitmap name too long: %s", name)
+	case tx.State(n).remaking:
+		return qapi.Errorf("Node '%s' is busy: its image is being amended", n.name)
 	}
 	if err := bitmaps.Check(n.Size(), granularity); err != nil {
 		return err

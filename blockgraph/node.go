@@ -63,6 +63,8 @@ type NodeState struct {
 	ReadOnly bool
 	// Inactive: another program may have the image; see activity.go.
 	Inactive bool
+	// remaking: between BeginRemake and EndRemake; see remake.go.
+	remaking bool
 	// Options are the effective ones, Explicit those of them that the user, or
 	// whoever opened the node, has chosen.
 	Options, Explicit *qapi.BlockdevOptions

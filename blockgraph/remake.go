@@ -6,7 +6,8 @@ package blockgraph
 
 // BeginRemake has a node's driver bring everything to the image and write no more.
 // The caller has seen to it, by permissions, that nobody else uses the node, and calls
-// EndRemake in a later change.
+// EndRemake in a later change. Until then the node has no new dirty bitmaps: those of
+// the image come back with their names.
 func (tx *Tx) BeginRemake(n *Node) error {
 	if err := tx.Drain(n); err != nil {
 		return err
@@ -18,7 +19,11 @@ func (tx *Tx) BeginRemake(n *Node) error {
 	if err := tx.tellDriver(n, true); err != nil {
 		return err
 	}
-	return tx.forgetBitmaps(n)
+	if err := tx.forgetBitmaps(n); err != nil {
+		return err
+	}
+	tx.Stage(n).remaking = true
+	return nil
 }
 
 // EndRemake opens a node's image anew.
@@ -29,6 +34,7 @@ func (tx *Tx) EndRemake(n *Node) error {
 	if err := tx.openDriverAgain(n); err != nil {
 		return err
 	}
+	tx.Stage(n).remaking = false
 	tx.followSize(n)
 	size := n.Size()
 	tx.OnAbort(func() { n.setSize(size) })

@@ -53,8 +53,10 @@ func (d *Driver) switchHeader(ctx context.Context, change func(ext *extensions),
 }
 
 // relayHeader is switchHeader with fixed fields of another length in bytes. The
-// driver's own copy of what follows from that is outdated then.
+// driver's own copy of what follows from that is outdated then: it writes no more.
+// Everything that has changed is on disk already.
 func (d *Driver) relayHeader(ctx context.Context, length int64, change func(ext *extensions), edit func(sector []byte)) error {
+	d.readOnly.Store(true)
 	return d.switchLaid(ctx, length, nil, change, edit)
 }
 

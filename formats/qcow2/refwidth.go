@@ -80,12 +80,36 @@ func (d *Driver) changeRefcountOrder(ctx context.Context, order uint32) error {
 	if err != nil {
 		return err
 	}
+	if !d.file().Grows() {
+		if err := d.countsTellAll(ctx, c); err != nil {
+			return err
+		}
+	}
 	n, err := d.placeRefcounts(c)
 	if err != nil {
 		return blockgraph.Errorf(blockgraph.Errno(err), "Failed to allocate the new reftable: %s", blockgraph.Strerror(err))
 	}
+	d.readOnly.Store(true) // it is outdated from here on, whatever happens
 	if err := d.writeRefcounts(ctx, c, n); err != nil {
 		return headerError("Failed to write the new reftable", err)
 	}
 	return nil
+}
+
+// countsTellAll holds that no cluster is in use that the counts call free: where the
+// file does not grow the new structures go among what is in use.
+func (d *Driver) countsTellAll(ctx context.Context, c *checker) error {
+	inUse, err := newChecker(ctx, d.file())
+	if err == nil {
+		err = inUse.countReferences()
+	}
+	if err != nil {
+		return headerError("Failed to allocate the new reftable", err)
+	}
+	inUse.counts.each(func(cl int64, _ uint64) {
+		if err == nil && c.count(cl) == 0 {
+			err = blockgraph.Errorf(syscall.EIO, "Cannot change the refcount width: Cluster at offset %#x is in use and has a refcount of 0", cl<<d.h.clusterBits)
+		}
+	})
+	return err
 }

@@ -36,10 +36,17 @@ type remake struct {
 }
 
 // SetAmending implements blockgraph.Amender. The image's file is nobody else's anyhow.
-func (d *Driver) SetAmending(amending, alone bool) { d.alone.Store(amending && alone) }
+func (d *Driver) SetAmending(amending, alone bool) {
+	if alone {
+		d.alone.Store(amending)
+	}
+}
 
 // Amend implements blockgraph.Amender.
 func (d *Driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error {
+	if d.alone.Load() && !d.AmendsAlone(o) {
+		return syscall.EBUSY // an earlier one has left it outdated
+	}
 	if err := d.amendKeys(ctx, enter, o.Qcow2.Encrypt, force); err != nil || !d.AmendsAlone(o) {
 		return err
 	}
@@ -71,7 +78,8 @@ func (d *Driver) step(ctx context.Context, do func(p *Driver) error) error {
 		return err
 	}
 	err = do(p)
-	if e := p.Close(ctx); err == nil {
+	// What a step that was cancelled has counted is brought to disk, too.
+	if e := p.Close(context.WithoutCancel(ctx)); err == nil {
 		err = e
 	}
 	return err

@@ -324,3 +324,46 @@ var remakes = crashStep{"amend", 4, func(c *crashDisk, r *crashRange) {
 	}
 	c.d, c.below = c.openChain(c.files, c.topAt(c.now()), c.live)
 }}
+
+// Where a file does not grow, new structures are put among what is in use: counts that
+// call something free that is not are no ground for that.
+func TestRemakingADeviceWhoseCountsAreTooLow(t *testing.T) {
+	f := newImage(t, 256<<10, small...)
+	d := openImage(t, f, nil)
+	put(t, d, 0, fill(1, 8*cs4K))
+	closeImage(t, d)
+	h := d.h
+	block := int64(d.refs.table[0] & refTableMask)
+	f.resize(int64(len(f.b)) + 4*cs4K)
+	f.fixed = true
+	setRefAt(f.b[block:block+h.clusterSize], h.refcountOrder, int64(h.l1Offset)>>h.clusterBits, 0)
+	before := bytes.Clone(f.b)
+	o := qapi.BlockdevAmendOptionsQcow2{XRefcountBits: ptr(int64(64))}
+	err := openImage(t, f, nil).Amend(ctxb, free, &qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &o}, false)
+	if !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "is in use and has a refcount of 0") {
+		t.Error(err)
+	}
+	if !bytes.Equal(f.b, before) {
+		t.Error("the image has changed")
+	}
+	setRefAt(f.b[block:block+h.clusterSize], h.refcountOrder, int64(h.l1Offset)>>h.clusterBits, 1)
+	remaking(o)(t, openImage(t, f, nil))
+	mustCheck(t, f, true)
+	if got := get(t, openImage(t, f, nil), 0, 8*cs4K); !bytes.Equal(got, fill(1, 8*cs4K)) {
+		t.Error("the disk differs")
+	}
+}
+
+// Keys that are amended by the way do not give an image back that is remade.
+func TestAnImageThatIsRemadeStaysSo(t *testing.T) {
+	d := openImage(t, newImage(t, 256<<10, small...), nil)
+	d.SetAmending(true, true)
+	d.SetAmending(true, false)
+	d.SetAmending(false, false)
+	if err := d.Amend(ctxb, free, &qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &qapi.BlockdevAmendOptionsQcow2{}}, false); err != syscall.EBUSY {
+		t.Error(err)
+	}
+	if _, err := d.PrepareReopen(ctxb, nil); err != syscall.EBUSY {
+		t.Error(err)
+	}
+}

@@ -33,7 +33,7 @@ func Prepare(tx *blockgraph.Tx, set *jobs.Set, n *blockgraph.Node, a *qapi.XBloc
 	if !ok {
 		return qapi.Errorf("Driver does not support x-blockdev-amend")
 	}
-	d := &amending{image: image, options: a.Options, force: a.Force != nil && *a.Force}
+	d := &amending{set: set, image: image, options: a.Options, force: a.Force != nil && *a.Force}
 	j, err := set.Create(jobs.Options{ID: a.JobID, Type: qapi.JobTypeAmend, ManualDismiss: true, Request: qapi.RequestOf(tx.Context())}, d)
 	if err != nil {
 		return err
@@ -51,6 +51,7 @@ type amending struct {
 	image   blockgraph.Amender
 	options qapi.BlockdevAmendOptions
 	force   bool
+	set     *jobs.Set
 	alone   bool
 	root    *blockgraph.Root
 }
@@ -61,6 +62,9 @@ type amending struct {
 func (d *amending) begin(tx *blockgraph.Tx, n *blockgraph.Node, id string) error {
 	var err error
 	d.alone = d.image.AmendsAlone(&d.options)
+	if d.meetsAnother(tx, n) {
+		return qapi.Errorf("Node '%s' is busy: block device is in use by block job: amend", n.Name())
+	}
 	o := blockgraph.RootOptions{Desc: "amend job '" + id + "'", Shared: blockgraph.PermAll, StayAtNode: true, Job: id}
 	if d.alone {
 		o.Perm, o.Shared = blockgraph.PermConsistentRead|blockgraph.PermWrite|blockgraph.PermResize, 0
@@ -76,6 +80,25 @@ func (d *amending) begin(tx *blockgraph.Tx, n *blockgraph.Node, id string) error
 	d.image.SetAmending(true, d.alone)
 	tx.OnAbort(func() { d.image.SetAmending(false, d.alone) })
 	return tx.RefreshPerms(n)
+}
+
+// meetsAnother tells whether the node is amended already, where one of both jobs needs
+// the image alone: the driver that the other one works with would be outdated.
+func (d *amending) meetsAnother(tx *blockgraph.Tx, n *blockgraph.Node) bool {
+	for _, e := range tx.Parents(n) {
+		var other *amending
+		if r := e.Root(); r != nil && r.Job() != "" {
+			d.set.Graph().Loop().Do(func() {
+				if j, err := d.set.Find(r.Job()); err == nil {
+					other, _ = j.Driver().(*amending)
+				}
+			})
+		}
+		if other != nil && (d.alone || other.alone) {
+			return true
+		}
+	}
+	return false
 }
 
 // Run amends. Its progress is one step.
