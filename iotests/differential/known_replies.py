@@ -130,6 +130,16 @@ def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
     return isinstance(options, list) and len(options) > 1 and ours != "" and theirs != ""
 
 
+def _read_only_first(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of two mistakes with a job's target blockd names the conflict with its users, the rival that it is read-only."""
+    return ours.startswith("Permission conflict on node") and theirs == "Block node is read-only"
+
+
+def _another_driver(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of two mistakes in a node's new options blockd names the driver, the rival what the old driver cannot do without."""
+    return ours == "Cannot change the option 'driver'" and re.fullmatch("Option '.*' cannot be reset to its default value", theirs) is not None
+
+
 def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
     """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
     reopened = ours == "Cannot change the option 'node-name'" and "blockdev-reopen" in moment.names()
@@ -189,6 +199,8 @@ def stats_of_held_nodes(moment: Moment, ours: set[str], theirs: set[str]) -> boo
 
 
 RULES = (
+    _read_only_first,
+    _another_driver,
     _threshold_cut_off,
     _backup_of_a_mirrors_target,
     _bottom_of_nothing,
