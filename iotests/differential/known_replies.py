@@ -135,6 +135,11 @@ def _read_only_first(moment: Moment, ours: str, theirs: str) -> bool:
     return ours.startswith("Permission conflict on node") and theirs == "Block node is read-only"
 
 
+def _top_over_a_backups_filter(moment: Moment, ours: str, theirs: str) -> bool:
+    """The new image of a drive-backup of the top gets what is below, also beneath a backup's filter, whose name the rival cannot open."""
+    return ours == "" and theirs == "Parameter 'target' is missing" and "drive-backup" in moment.names() and bool(moment.jobs("backup"))
+
+
 def _another_driver(moment: Moment, ours: str, theirs: str) -> bool:
     """Of two mistakes in a node's new options blockd names the driver, the rival what the old driver cannot do without."""
     return ours == "Cannot change the option 'driver'" and re.fullmatch("Option '.*' cannot be reset to its default value", theirs) is not None
@@ -199,6 +204,7 @@ def stats_of_held_nodes(moment: Moment, ours: set[str], theirs: set[str]) -> boo
 
 
 RULES = (
+    _top_over_a_backups_filter,
     _read_only_first,
     _another_driver,
     _threshold_cut_off,
