@@ -64,14 +64,21 @@ func (d *Driver) expandInactive(ctx context.Context, below bool) error {
 // expandActive does it for what the disk has now, by its usual changes.
 func (d *Driver) expandActive(ctx context.Context, below bool) error {
 	h := d.h
-	end := h.clusters(d.size.Load())
+	end, all := h.clusters(d.size.Load()), int64(len(d.activeL1()))<<h.l2Bits
+	from := end // what tables have past the disk is not read, and goes
 	if !below {
-		return d.remap(ctx, 0, end, unmapping{kind: discardOther}, func(e l2Entry) (l2Entry, error) {
+		from = 0
+	}
+	if from < all {
+		err := d.remap(ctx, from, all, unmapping{kind: discardOther}, func(e l2Entry) (l2Entry, error) {
 			if k := h.kindOf(e, 0); k == zeroPlain || k == zeroAlloc {
 				return l2Entry{}, nil
 			}
 			return e, nil
 		})
+		if err != nil || !below {
+			return err
+		}
 	}
 	for off, size := int64(0), d.size.Load(); off < size; {
 		m, err := d.lookup(ctx, off, size-off, false)

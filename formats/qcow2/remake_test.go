@@ -367,3 +367,21 @@ func TestAnImageThatIsRemadeStaysSo(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What a table has past the end of the disk is no zero cluster of version 2 either,
+// which a longer disk would come upon.
+func TestRemakingExpandsZeroesPastTheDisk(t *testing.T) {
+	for _, base := range []*memFile{nil, {b: fill(9, 256<<10)}} {
+		f := newImage(t, 256<<10, small...)
+		d := openImage(t, f, base)
+		put(t, d, 0, fill(1, cs4K))
+		closeImage(t, d)
+		entry := int64(d.activeL1()[0]&l1OffsetMask) + 100*8
+		f.b[entry+7] = 1
+		remaking(toV2)(t, openImage(t, f, base))
+		if f.b[entry+7] != 0 {
+			t.Error("a zero cluster in version 2")
+		}
+		mustCheck(t, f, true)
+	}
+}
