@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from iotests.harness import images
 from iotests.harness.case import QMPTestCase
 from iotests.harness.guest import Guest
@@ -36,7 +38,8 @@ class Activity(QMPTestCase):
     def test_export_activates(self) -> None:
         self.add("fmt", self.disk, active=False)
         self.assertEqual(self.active(), {"fmt-file"})
-        for more in ({}, {"allow_inactive": False}):
+        modes: list[dict[str, Any]] = [{}, {"allow_inactive": False}]
+        for more in modes:
             identity = self.export("fmt", **more)
             self.assertEqual(self.active(), {"fmt", "fmt-file"})
             self.assert_qmp_error(
@@ -82,7 +85,8 @@ class Activity(QMPTestCase):
         self.set_active(False, "fmt-file")
         self.assertEqual(self.active(), set())
         raw = {"driver": "raw", "node-name": "raw", "file": "fmt"}
-        for more in ({}, {"active": True}):
+        modes: list[dict[str, Any]] = [{}, {"active": True}]
+        for more in modes:
             self.assert_qmp_error(
                 "Inactive 'fmt' can't be a file child of active 'raw'", "blockdev-add", {**raw, **more}
             )

@@ -182,7 +182,7 @@ class Refusals(BackupCase):
 
     def refuse(self, desc: str, **arguments: Any) -> None:
         """blockdev-backup of s to t, with changes, fails with this text."""
-        full = {"job_id": "j", "device": "s", "target": "t", "sync": "full", **arguments}
+        full: dict[str, Any] = {"job_id": "j", "device": "s", "target": "t", "sync": "full", **arguments}
         before = set(self.nodes())
         self.assert_qmp_error(desc, "blockdev-backup", **full)
         self.assert_nothing_left(*before)

@@ -225,7 +225,7 @@ class Commands(BitmapCase):
         power = "Granularity must be power of 2 and at least 512"
         long = "x" * 1024
         prefix = "Can't make bitmap '{}' persistent in '{}': "
-        for desc, arguments in (
+        refused: list[tuple[str, dict[str, Any]]] = [
             ("Cannot find device='zz' nor node-name='zz'", {"node": "zz", "name": "b"}),
             ("Bitmap name cannot be empty", {"node": "d", "name": ""}),
             ("Bitmap already exists: b", {"node": "d", "name": "b"}),
@@ -236,7 +236,8 @@ class Commands(BitmapCase):
             (prefix.format("c", "v2") + "Cannot store dirty bitmaps in qcow2 v2 files", {"node": "v2", "name": "c", "persistent": True}),
             (f"Bitmap name too long: {long}", {"node": "d", "name": long}),
             (prefix.format(long, "d") + "Name length exceeds maximum (1023 characters)", {"node": "d", "name": long, "persistent": True}),
-        ):
+        ]
+        for desc, arguments in refused:
             self.assert_qmp_error(desc, "block-dirty-bitmap-add", arguments)
         for verb in ("remove", "clear", "enable", "disable"):
             command = f"block-dirty-bitmap-{verb}"

@@ -454,9 +454,8 @@ class Refusals(CommitCase):
     def refuse(self, desc: str, error_class: str = "GenericError", **arguments: Any) -> None:
         """block-commit fails with this text."""
         before = self.nodes()
-        self.assert_qmp_error(
-            desc, "block-commit", error_class=error_class, **{"job_id": "j", "device": "top", **arguments}
-        )
+        full: dict[str, Any] = {"job_id": "j", "device": "top", **arguments}
+        self.assert_qmp_error(desc, "block-commit", error_class=error_class, **full)
         self.assertEqual(self.nodes(), before)
         self.assertEqual(self.qmp.cmd("query-jobs"), [])
 
@@ -486,7 +485,7 @@ class Refusals(CommitCase):
         self.refuse("'backing-file' specified, but 'top' has a writer on it", backing_file="x", top_node="high")
 
     def test_values(self) -> None:
-        where = {"top_node": "mid", "base_node": "base"}
+        where: dict[str, Any] = {"top_node": "mid", "base_node": "base"}
         self.refuse("Parameter 'speed' expects a non-negative value", speed=-1, **where)
         self.refuse("Parameter 'on-error' does not accept value 'zz'", on_error="zz", **where)
         self.refuse("Invalid job ID '1 bad'", **{**where, "job_id": "1 bad"})

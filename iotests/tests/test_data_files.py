@@ -233,7 +233,7 @@ class Create(DataFileCase):
 
     def test_errors(self) -> None:
         self.launch()
-        for text, more in (
+        refused: list[tuple[str, dict[str, Any]]] = [
             ("data-file-raw requires data-file", {"data_file_raw": True}),
             (
                 "Backing file and data-file-raw cannot be used at the same time",
@@ -257,7 +257,8 @@ class Create(DataFileCase):
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on",
                 {"backing_file": "x", "backing_fmt": "raw", "preallocation": "metadata"},
             ),
-        ):
+        ]
+        for text, more in refused:
             with self.subTest(text):
                 self.assertEqual(self.new(**more)[2], text)
 

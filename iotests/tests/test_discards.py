@@ -149,7 +149,7 @@ class Discards(QMPTestCase):
     def test_snapshots(self) -> None:
         self.launch()
         for number, (discard, passed) in enumerate(itertools.product(("unmap", "ignore"), (None, True, False))):
-            options = {"discard": discard, **({} if passed is None else {"pass-discard-snapshot": passed})}
+            options: dict[str, Any] = {"discard": discard, **({} if passed is None else {"pass-discard-snapshot": passed})}
             with self.subTest(options=options):
                 paths = [self.create_image(f"{name}{number}", SIZE) for name in ("snap", "snap-theirs")]
                 for path in paths:
@@ -160,4 +160,4 @@ class Discards(QMPTestCase):
                 self.qmp.cmd("blockdev-snapshot-delete-internal-sync", device="n", name="s")
                 self.qmp.cmd("blockdev-del", node_name="n")
                 images.run_tool("qemu-img", "snapshot", "-d", "s", "--image-opts", self.image_opts(paths[1], options))
-                self.assert_alike(*paths)
+                self.assert_alike(paths[0], paths[1])

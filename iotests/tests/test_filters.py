@@ -131,13 +131,14 @@ class Preallocate(QMPTestCase):
         self.assert_content(self.image, b"x" * MiB + bytes(15 * MiB))
 
     def test_refused(self) -> None:
-        for desc, options in (
+        refused: list[tuple[str, dict[str, Any]]] = [
             (
                 "prealloc-align parameter of preallocate filter is not aligned to 512",
                 {"prealloc_align": 1000},
             ),
             ("Parameter 'prealloc-size' expects a non-negative number below 2^64", {"prealloc_size": -1}),
-        ):
+        ]
+        for desc, options in refused:
             self.assert_qmp_error(desc, "blockdev-add", driver="preallocate", node_name="p", file="f", **options)
         self.assert_nothing_left("f")
 

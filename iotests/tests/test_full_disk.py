@@ -30,7 +30,7 @@ class FullDisk(QMPTestCase):
         if done.returncode != 0:
             print(f"{self.id()}: no tmpfs can be mounted here: {done.stderr!r}")
             return False
-        self.addCleanup(subprocess.run, ["umount", "-l", self.disk], check=True)
+        self.addCleanup(lambda: subprocess.run(["umount", "-l", self.disk], check=True))
         return True
 
     def enlarge(self) -> None:

@@ -426,7 +426,8 @@ class Care(ImgCase):
     def test_check(self) -> None:
         self.chain()
         self.damaged()
-        for output in ([], ["--output=json"]):
+        outputs: list[list[str]] = [[], ["--output=json"]]
+        for output in outputs:
             self.assertEqual(self.checked(*output, "top.qcow2")[0], 0)
             self.assertEqual(self.checked(*output, "leak.qcow2")[0], 3)
             self.assertEqual(self.checked(*output, "bad.qcow2")[0], 2)

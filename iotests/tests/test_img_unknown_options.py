@@ -32,7 +32,8 @@ class UnknownOptions(ImgCase):
                     self.text("info", driver=driver, file=file, **{option: value}),
                     f"Block format '{driver}' does not support the option '{option}'",
                 )
-        for member in ({"x": 1}, {"file": {"driver": "null-co"}}):
+        members: list[dict[str, Any]] = [{"x": 1}, {"file": {"driver": "null-co"}}]
+        for member in members:
             option = "x" if "x" in member else "file.driver"
             text = f"Block protocol 'file' doesn't support the option '{option}'"
             self.assertEqual(self.text("info", **RAW, **member), text)
@@ -65,7 +66,8 @@ class UnknownOptions(ImgCase):
         self.text("map", driver="qcow2", file=FILE, backing={"driver": "raw", "file": RAW, "x": 1})
 
     def test_no_backing_file_for_who_never_has_one(self) -> None:
-        for options in ({"driver": "raw", "file": RAW}, RAW, {"driver": "null-co"}):
+        nodes: list[dict[str, Any]] = [{"driver": "raw", "file": RAW}, RAW, {"driver": "null-co"}]
+        for options in nodes:
             self.good("map", "json:" + json.dumps(options | {"backing": None}))
 
     def test_nothing_is_changed(self) -> None:

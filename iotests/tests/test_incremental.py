@@ -326,6 +326,7 @@ class Group(BackupCase):
             self.add("b", node)
         self.write_granules(first, *BEFORE)
         other.write(0, bytes(512))
+        disks: list[tuple[str, str, str, dict[str, Any]]] = [("j1", "d", "t", {}), ("j2", "o", "u", second)]
         self.qmp.cmd(
             "transaction",
             actions=[
@@ -333,7 +334,7 @@ class Group(BackupCase):
                     "type": "blockdev-backup",
                     "data": {"job-id": job, "device": node, "target": target, "sync": "incremental", "bitmap": "b", **options},
                 }
-                for job, node, target, options in (("j1", "d", "t", {}), ("j2", "o", "u", second))
+                for job, node, target, options in disks
             ],
             properties={"completion-mode": "grouped"},
         )

@@ -79,7 +79,7 @@ class InternalSnapshots(QMPTestCase):
         other = self.create_image("b", MiB)
         images.run_tool("qemu-img", "snapshot", "-c", "s0", other)
         self.add_node("b", other, read_only=True)
-        for command, device, arguments, text in (
+        refused: list[tuple[str, str, dict[str, Any], str]] = [
             (TAKE, "a", {"name": "s1"}, "Snapshot with name 's1' already exists on device 'a'"),
             (TAKE, "a", {"name": ""}, "Name is empty"),
             (TAKE, "zz", {"name": "s"}, "Cannot find device='zz' nor node-name='zz'"),
@@ -91,7 +91,8 @@ class InternalSnapshots(QMPTestCase):
             (REMOVE, "a", {"id": "1", "name": "x"}, "Snapshot with id '1' and name 'x' does not exist on device 'a'"),
             (REMOVE, "r", {"name": "s1"}, "Failed to get a snapshot list: Operation not supported"),
             (REMOVE, "b", {"name": "s0"}, "Failed to remove snapshot from snapshot list: Operation not permitted"),
-        ):
+        ]
+        for command, device, arguments, text in refused:
             self.assert_qmp_error(text, command, device=device, **arguments)
         self.assertEqual(self.names(), [("1", "s1")])
         self.finish(self.one)

@@ -137,14 +137,15 @@ class Log(QMPTestCase):
         image = self.create_image("i.qcow2", MiB)
         self.qmp.cmd("object-add", qom_type="secret", id="s1", data=CANARY)
         named = 'json:{"driver":"qcow2","password":"%s","file.driver":"file","file.filename":"%s"}' % (CANARY, image)
-        for command, arguments in (
+        refused: list[tuple[str, dict[str, Any]]] = [
             ("object-add", {"qom-type": "secret", "id": "s1", "data": CANARY}),
             ("object-add", {"qom-type": "secret", "id": "s2", "data": CANARY, "format": "base64", "keyid": "s0"}),
             ("blockdev-add", {"driver": "qcow2", "file": named}),
             ("blockdev-add", {"driver": "file", "filename": named}),
             ("blockdev-add", {"driver": "nbd", "server": {"type": "unix", "path": "/nonexistent"}, "export": CANARY}),
             ("blockdev-snapshot-sync", {"node-name": "x", "snapshot-file": named}),
-        ):
+        ]
+        for command, arguments in refused:
             answer = self.qmp.reply(self.qmp.send(command, arguments))
             self.assertIn("error", answer, arguments)
         self.assertNotIn(CANARY, json.dumps(self.log(limit=10000)))

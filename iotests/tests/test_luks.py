@@ -268,7 +268,7 @@ class Common(_Case):
 
     def test_amend_refused(self) -> None:
         self.created()
-        for change, text in (
+        refused: list[tuple[dict[str, Any], str]] = [
             ({"state": "active"}, "'new-secret' is required to activate a keyslot"),
             ({"state": "active", "new_secret": "none"}, "No secret with id 'none'"),
             ({"state": "active", "new_secret": "n", "secret": "w"}, "Invalid password, cannot unlock any keyslot"),
@@ -287,7 +287,8 @@ class Common(_Case):
                 " data in the image irreversibly - refusing operation",
             ),
             ({"state": "inactive", "old_secret": "w"}, "No keyslots match given (old) password for erase operation"),
-        ):
+        ]
+        for change, text in refused:
             with self.subTest(change=change):
                 self.assertEqual(self.amend("a", **change), text)
                 self.assertEqual(self.job_sequence("amend")[-5:], REFUSED)

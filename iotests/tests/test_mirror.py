@@ -301,7 +301,7 @@ class Verbs(MirrorCase):
             {"status": "pending", "paused": True, "busy": False, "ready": False, "io-status": "ok"},
         )
         for verb, command in (("set-speed", "block-job-set-speed"), ("pause", "block-job-pause")):
-            speed = {"speed": MiB} if verb == "set-speed" else {}
+            speed: dict[str, Any] = {"speed": MiB} if verb == "set-speed" else {}
             self.assert_qmp_error(
                 f"Job 'm' in state 'pending' cannot accept command verb '{verb}'", command, device="m", **speed
             )
@@ -327,7 +327,7 @@ class Verbs(MirrorCase):
         self.add_target()
         before = set(self.nodes())
         same = {"job-id": "m", "device": "s", "target": "t", "sync": "full"}
-        for desc, more in (
+        refused: list[tuple[str, dict[str, Any]]] = [
             ("Cannot find device='zz' nor node-name='zz'", {"target": "zz"}),
             ("Need a root block node", {"device": "s-file"}),
             ("Can't mirror node into itself", {"target": "s"}),
@@ -342,7 +342,8 @@ class Verbs(MirrorCase):
                 {"replaces": "t"},
             ),
             ("Duplicate nodes with node-name='t'", {"filter-node-name": "t"}),
-        ):
+        ]
+        for desc, more in refused:
             self.assert_qmp_error(desc, "blockdev-mirror", {**same, **more})
             self.assert_nothing_left(*before)
         self.assertEqual(self.job_sequence("m"), ())
@@ -390,7 +391,7 @@ class Replaces(MirrorCase):
         self.qmp.cmd("blockdev-add", driver="compress", node_name="f", file="s")
         self.add_target()
         self.add_node("other", self.create_image("other", SIZE))
-        backup = {"job_id": "j", "device": "s", "target": "other", "sync": "full"}
+        backup: dict[str, Any] = {"job_id": "j", "device": "s", "target": "other", "sync": "full"}
         self.mirror(device="f", replaces="s", auto_finalize=False)
         self.wait_ready()
         self.qmp.cmd("blockdev-backup", **backup)

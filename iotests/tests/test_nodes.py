@@ -167,7 +167,7 @@ class AddAndDelete(QMPTestCase):
         if attach.returncode:
             self.skipTest(f"needs a loop device: {attach.stderr.strip()}")
         device = attach.stdout.strip()
-        self.addCleanup(subprocess.run, ["losetup", "-d", device], check=True)
+        self.addCleanup(lambda: subprocess.run(["losetup", "-d", device], check=True))
         self.qmp.cmd("blockdev-add", driver="host_device", node_name="n", filename=device)
         self.addCleanup(self.daemon.quit)
         self.export("n")

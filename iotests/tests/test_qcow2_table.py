@@ -248,9 +248,10 @@ class Options(Case):
         )
 
     def test_backing_files(self) -> None:
+        plain: Row = {}
         self.rows(
             *((image, {"backing": None}) for image in ("v3", "over", "lost")),
-            *((image, {}) for image in ("v3", "over", "lost")),
+            *((image, plain) for image in ("v3", "over", "lost")),
             *((image, {"backing": "zz"}) for image in ("v3", "over", "lost")),
             *((image, {"backing": ""}) for image in ("v3", "over", "lost")),
             *((image, {"backing": "other"}) for image in ("v3", "over", "lost")),
@@ -385,7 +386,7 @@ class Headers(Case):
                 path = f"i{len(rows)}"
                 (self.images / path).write_bytes(image)
                 rows.append((name, read_only, image, path))
-                commands += [add(path, **{"read-only": read_only}), command("blockdev-del", node_name="n")]
+                commands += [add(path, "n", **{"read-only": read_only}), command("blockdev-del", node_name="n")]
         answers = self.both(*commands)
         for (name, read_only, image, path), answer in zip(rows, answers[::2]):
             with self.subTest(name=name, read_only=read_only):
@@ -398,7 +399,7 @@ class Headers(Case):
     def test_what_is_unknown_stays(self) -> None:
         """Over everything that changes the header."""
         device = {"device": "n", "name": "s"}
-        for name, commands in (
+        changes: list[tuple[str, list[Row]]] = [
             ("open", []),
             ("resize", [command("block_resize", node_name="n", size=2 * MiB)]),
             ("resize, with another table", [command("block_resize", node_name="n", size=2**40)]),
@@ -421,7 +422,8 @@ class Headers(Case):
                 ],
             ),
             ("backing file", [command("change-backing-file", device="n", image_node_name="n", backing_file="some")]),
-        ):
+        ]
+        for name, commands in changes:
             with self.subTest(name=name):
                 path = self.images / self.make("i", "1M")
                 path.write_bytes(bit(COMPATIBLE, 42)(with_extensions(path.read_bytes(), *UNKNOWN)))

@@ -121,7 +121,7 @@ class Requests(QMPTestCase):
 
     def test_argument_mistakes(self) -> None:
         add = "blockdev-add"
-        for command, arguments, desc in (
+        refused: list[tuple[str, dict[str, Any], str]] = [
             (add, {"driver": "nosuch", "node-name": "x"}, "Parameter 'driver' does not accept value 'nosuch'"),
             (add, {"node-name": "x"}, "Parameter 'driver' is missing"),
             (add, {"driver": 5, "node-name": "x"}, "Invalid parameter type for 'driver', expected: string"),
@@ -155,7 +155,8 @@ class Requests(QMPTestCase):
                 {"actions": [{"type": "nosuch", "data": {}}]},
                 "Parameter 'type' does not accept value 'nosuch'",
             ),
-        ):
+        ]
+        for command, arguments, desc in refused:
             with self.subTest(command=command, arguments=arguments):
                 self.assert_qmp_error(desc, command, arguments)
 

@@ -207,7 +207,7 @@ class Quorum(QMPTestCase):
         self.assertEqual(extents, [(128 * KiB, 0), (896 * KiB, 3)])
 
     def test_refused(self) -> None:
-        for desc, options in (
+        refused: list[tuple[str, dict[str, Any]]] = [
             ("Number of provided children must be 1 or more", {"children": [], "vote_threshold": 1}),
             ("Parameter 'vote-threshold' expects a value >= 1", {"children": ["f0"], "vote_threshold": 0}),
             ("threshold may not exceed children count", {"children": ["f0"], "vote_threshold": 2}),
@@ -219,6 +219,7 @@ class Quorum(QMPTestCase):
                 "rewrite-corrupted=on cannot be used with blkverify=on",
                 {"children": ["f0", "f1"], "vote_threshold": 2, "blkverify": True, "rewrite_corrupted": True},
             ),
-        ):
+        ]
+        for desc, options in refused:
             self.assert_qmp_error(desc, "blockdev-add", driver="quorum", node_name="q", **options)
         self.assert_nothing_left("f0", "f1", "f2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Mapping
+
 from iotests.harness.case import QMPTestCase
 from iotests.harness.images import MiB
 
@@ -35,7 +37,7 @@ class RefusedCase(QMPTestCase):
         self.export("d0", writable=False)  # with a reader above it the filter lets nobody write past it
         self.refuse_backups("Could not replace node: Permission conflict on node 'd0': ", {"device": "d0", "target": "q0"})
 
-    def refuse_backups(self, beginning: str, backup: dict[str, str], *before: dict[str, object]) -> None:
+    def refuse_backups(self, beginning: str, backup: dict[str, str], *before: Mapping[str, Any]) -> None:
         """A transaction that ends with a backup fails with a text that begins like that, and no job is ever told of."""
         action = {"type": "blockdev-backup", "data": {"job-id": "job", "sync": "full", **backup}}
         reply = self.qmp.reply(self.qmp.send("transaction", {"actions": [*before, action]}))

@@ -278,13 +278,14 @@ class Changed(ReopenCase):
         self.refuse(
             "l2-cache-size may not exceed cache-size", {**options, "l2-cache-size": 1 << 20, "cache-size": 512 << 10}
         )
-        for more in (
+        changes: list[dict[str, Any]] = [
             {"l2-cache-size": 4 << 20, "refcount-cache-size": 4 << 20, "l2-cache-entry-size": 32 << 10},
             {"pass-discard-request": True, "pass-discard-snapshot": False, "pass-discard-other": True},
             {"overlap-check": "all"},
             {"overlap-check": {"template": "none", "main-header": True}},
             {"lazy-refcounts": True, "cache-clean-interval": 1},
-        ):
+        ]
+        for more in changes:
             self.reopen({**options, **more})
         self.reopen(options)
         self.assertEqual(self.picture(), before)

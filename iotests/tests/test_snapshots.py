@@ -89,13 +89,14 @@ class Create(QMPTestCase):
     def test_qcow2_errors_come_in_the_job(self) -> None:
         path = self.create_file()
         self.qmp.cmd("blockdev-add", driver="file", node_name="f", filename=path)
-        for options, error in (
+        refused: list[tuple[dict[str, Any], str]] = [
             ({"size": 1000}, "Image size must be a multiple of 512 bytes"),
             ({"size": MiB, "cluster-size": 1000}, "Cluster size must be a power of two between 512 and 2048k"),
             ({"size": MiB, "cluster-size": 4 * MiB}, "Cluster size must be a power of two between 512 and 2048k"),
             ({"size": MiB, "refcount-bits": 17}, "Refcount width must be a power of two and may not exceed 64 bits"),
             ({"size": MiB, "backing-fmt": "raw"}, "Backing format cannot be used without backing file"),
-        ):
+        ]
+        for options, error in refused:
             with self.subTest(options=options):
                 self.assertEqual(self.run_create({"driver": "qcow2", "file": "f", **options}), error)
         self.assertEqual(set(self.nodes()), {"f"})

@@ -18,7 +18,7 @@ PIECE = 256 * KiB
 class StreamCase(QMPTestCase):
     """A chain of four images; each overlay overwrites one piece of the base's data."""
 
-    names = ("base", "low", "mid", "top")
+    names: tuple[str, ...] = ("base", "low", "mid", "top")
 
     def setUp(self) -> None:
         super().setUp()
@@ -263,7 +263,8 @@ class Refusals(StreamCase):
     def refuse(self, desc: str, **arguments: Any) -> None:
         """block-stream fails with this text."""
         before = set(self.nodes())
-        self.assert_qmp_error(desc, "block-stream", **{"job_id": "j", "device": "top", **arguments})
+        full: dict[str, Any] = {"job_id": "j", "device": "top", **arguments}
+        self.assert_qmp_error(desc, "block-stream", **full)
         self.assert_nothing_left(*before)
 
     def test_nodes(self) -> None:
@@ -366,7 +367,7 @@ class BottomOfAFilter(StreamCase):
     def test_over_a_running_stream(self) -> None:
         self.qmp.cmd("blockdev-del", node_name="cor")
         self.qmp.cmd("block-stream", job_id="j", device="top", speed=64 * KiB, filter_node_name="filter")
-        another = {"driver": "copy-on-read", "node_name": "cor", "file": "filter", "bottom": "low"}
+        another: dict[str, Any] = {"driver": "copy-on-read", "node_name": "cor", "file": "filter", "bottom": "low"}
         self.assert_qmp_error("Cannot change 'file' link from 'filter' to 'top'", "blockdev-add", **another)
         self.qmp.cmd("job-cancel", id="j")
         self.wait_status("j", "null")

@@ -42,6 +42,7 @@ class SubcommandCase(QMPTestCase):
         process = subprocess.Popen(
             [BLOCKD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **how
         )
+        assert process.stdout is not None and process.stderr is not None
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.wait)
@@ -55,6 +56,16 @@ class SubcommandCase(QMPTestCase):
         )
         self.assertEqual(done.returncode, status, done.stderr + done.stdout)
         return done
+
+    def line(self, process: subprocess.Popen[str]) -> str:
+        """The next line that a subcommand prints."""
+        assert process.stdout is not None
+        return process.stdout.readline()
+
+    def complaint(self, process: subprocess.Popen[str]) -> str:
+        """What a subcommand that has ended said on stderr."""
+        assert process.stderr is not None
+        return process.stderr.read()
 
     def repeat_until_heard(self, process: subprocess.Popen[str], something: Callable[[], None]) -> None:
         """Do something again and again until a subcommand has printed: nothing says when it listens."""
@@ -168,7 +179,7 @@ class Jobs(SubcommandCase):
         self.wait_status("b", "running")
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(DEFAULT_SECONDS * 4), 3)
-        self.assertEqual(process.stderr.read(), "blockd-test: job b was cancelled\n")
+        self.assertEqual(self.complaint(process), "blockd-test: job b was cancelled\n")
         self.assertEqual(self.qmp.cmd("query-jobs"), [])
 
     def test_cancelled_by_somebody_else(self) -> None:
@@ -192,9 +203,9 @@ class Jobs(SubcommandCase):
 
     def test_watched_on_a_pipe(self) -> None:
         process = self.start("jobs", self.monitor, "--watch")
-        self.assertEqual(process.stdout.readline(), "[]\n")
+        self.assertEqual(self.line(process), "[]\n")
         self.qmp.cmd("blockdev-create", job_id="c", options={"driver": "file", "filename": self.path("new"), "size": 0})
-        self.assertEqual([job["id"] for job in json.loads(process.stdout.readline())], ["c"])
+        self.assertEqual([job["id"] for job in json.loads(self.line(process))], ["c"])
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(DEFAULT_SECONDS), 0)
 
@@ -205,7 +216,7 @@ class Events(SubcommandCase):
     def test_named_events_as_lines_of_json(self) -> None:
         process = self.start("events", self.monitor, "JOB_STATUS_CHANGE")
         self.repeat_until_heard(process, self.create_file)
-        statuses = [json.loads(process.stdout.readline())["data"]["status"] for _ in range(2)]
+        statuses = [json.loads(self.line(process))["data"]["status"] for _ in range(2)]
         self.assertIn(statuses, (["created", "running"], ["running", "waiting"], ["waiting", "pending"], ["pending", "concluded"], ["concluded", "null"]))
         self.daemon.quit()
         self.assertEqual(process.wait(DEFAULT_SECONDS), 0)
@@ -242,7 +253,7 @@ class Graph(SubcommandCase):
     def test_changes_with_their_causes(self) -> None:
         process = self.start("graph", self.monitor, "--watch", "--json")
         self.repeat_until_heard(process, self.add_and_delete)
-        step = json.loads(process.stdout.readline())
+        step = json.loads(self.line(process))
         added = step["cause"]["command"] == "blockdev-add"
         wanted = {"type": "node-added" if added else "node-removed", "node-name": "n", "driver": "null-co"}
         self.assertEqual(step["changes"], [wanted])

@@ -59,8 +59,8 @@ class NodeActions(ReopenCase):
         for number, writer in zip((0, 2), writers):
             self.assert_chain(f"over{number}", f"hd{number}")
             writer.wait_writes(1)
-            model = writer.stop()
-            self.assertEqual(self.guest(f"hd{number}").read(0, 3 * MiB), bytes(model))
+            written = writer.stop()
+            self.assertEqual(self.guest(f"hd{number}").read(0, 3 * MiB), written)
 
     def test_stream_down_to_an_image_that_the_same_change_put_there(self) -> None:
         self.add(self.options(0, backing=None))
