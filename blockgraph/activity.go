@@ -86,16 +86,21 @@ func (tx *Tx) inactivate(n *Node) error {
 			return err
 		}
 	}
-	// The driver stores the bitmaps before they are forgotten.
-	if err := tx.tellDriver(n, true); err != nil {
-		return err
-	}
-	if err := tx.forgetBitmaps(n); err != nil {
+	if err := tx.silence(n); err != nil {
 		return err
 	}
 	tx.Stage(n).Inactive = true
 	tx.touch(n)
 	return tx.refresh([]*Node{n})
+}
+
+// silence has a node's driver store the dirty bitmaps, which are forgotten then, and
+// write no more.
+func (tx *Tx) silence(n *Node) error {
+	if err := tx.tellDriver(n, true); err != nil {
+		return err
+	}
+	return tx.forgetBitmaps(n)
 }
 
 // tellDriver has a driver write no more, or write again if the node's options

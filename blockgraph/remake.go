@@ -15,11 +15,7 @@ func (tx *Tx) BeginRemake(n *Node) error {
 	if err := n.flush(tx.ctx); err != nil {
 		return err
 	}
-	// The driver stores the bitmaps before they are forgotten.
-	if err := tx.tellDriver(n, true); err != nil {
-		return err
-	}
-	if err := tx.forgetBitmaps(n); err != nil {
+	if err := tx.silence(n); err != nil {
 		return err
 	}
 	tx.Stage(n).remaking = true

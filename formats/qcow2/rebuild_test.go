@@ -261,15 +261,7 @@ func TestRebuildWithinAFileThatDoesNotGrow(t *testing.T) {
 			p.f.b = append(p.f.b, make([]byte, end<<p.h.clusterBits-int64(len(p.f.b)))...)
 			p.f.fixed = true
 			d := toRepair(t, p.f)
-			u, err := d.StartCheck(blockgraph.CheckOptions{Fix: blockgraph.CheckFixAll})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for more := true; more; {
-				if _, more, err = u.Step(ctxb, 1<<20); err != nil {
-					t.Fatal(err)
-				}
-			}
+			u := toRebuild(t, d)
 			before := bytes.Clone(p.f.b)
 			if err := u.Rebuild(ctxb); !errors.Is(err, want) {
 				t.Errorf("%v, not %v", err, want)

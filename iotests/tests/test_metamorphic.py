@@ -297,6 +297,16 @@ class Metamorphic(QMPTestCase):
                     self.assert_content(path, bytes(model), driver)
         self.assertTrue(Path(self.path("whole")).read_bytes() == bytes(MiB) + bytes(model) + bytes(MiB))
 
+    def send_and_delete(self, node: str, requests: list[Request]) -> None:
+        """The requests of a guest of the node, which is deleted then."""
+        self.export(node)
+        guest = self.guest(node, strict=False)
+        for request in requests:
+            request.guest(guest)
+        guest.close()
+        self.unexport(f"exp-{node}", mode="hard")
+        self.qmp.cmd("blockdev-del", node_name=node)
+
     def test_same_as_qemu_io(self) -> None:
         requests = draw(self.rng, REQUESTS)
         self.launch()
@@ -306,13 +316,7 @@ class Metamorphic(QMPTestCase):
         for options, opening in OPTION_SETS[:: 1 if REQUESTS > 100 else 5]:
             with self.subTest(options=options.label):
                 self.new_disk(options.label, options, **opening)
-                self.export(options.label)
-                guest = self.guest(options.label, strict=False)
-                for request in requests:
-                    request.guest(guest)
-                guest.close()
-                self.unexport(f"exp-{options.label}", mode="hard")
-                self.qmp.cmd("blockdev-del", node_name=options.label)
+                self.send_and_delete(options.label, requests)
                 theirs = self.new_image(f"{options.label}-theirs", options)
                 script = [line for request in requests for line in request.qemu_io()]
                 images.qemu_io(theirs, *script, driver=options.driver)
@@ -330,13 +334,7 @@ class Metamorphic(QMPTestCase):
             with self.subTest(options=options.label):
                 path = self.new_encrypted_disk(options, opening)
                 theirs = shutil.copy(path, f"{path}-theirs")  # with the same key
-                self.export(options.label)
-                guest = self.guest(options.label, strict=False)
-                for request in requests:
-                    request.guest(guest)
-                guest.close()
-                self.unexport(f"exp-{options.label}", mode="hard")
-                self.qmp.cmd("blockdev-del", node_name=options.label)
+                self.send_and_delete(options.label, requests)
                 images.qemu_io("", *script, options=self.encrypted_opts(theirs, options.driver), extra=SECRET)
                 for one in (path, theirs):
                     self.assert_encrypted(one, options.driver, bytes(model))

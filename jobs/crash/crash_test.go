@@ -233,18 +233,7 @@ func amending(r *run) {
 	change := func(o qapi.QCryptoBlockAmendOptionsLUKS) {
 		id := []string{"first", "second"}[n]
 		n++
-		a := qapi.XBlockdevAmendArg{JobID: id, NodeName: "top", Options: qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &qapi.BlockdevAmendOptionsQcow2{
-			Encrypt: &qapi.QCryptoBlockAmendOptions{Format: qapi.QCryptoBlockFormatLUKS, LUKS: &o}}}}
-		r.update(func(tx *blockgraph.Tx) error { return amend.Prepare(tx, r.jobs, tx.Find("top"), &a) })
-		r.await(id, qapi.JobStatusConcluded)
-		r.graph.Loop().Do(func() {
-			for _, i := range r.jobs.Infos() {
-				if i.Error != nil {
-					r.t.Errorf("job %s: %s", i.ID, *i.Error)
-				}
-			}
-		})
-		r.verb(id, (*jobs.Job).Dismiss)
+		r.amend(id, qapi.BlockdevAmendOptionsQcow2{Encrypt: &qapi.QCryptoBlockAmendOptions{Format: qapi.QCryptoBlockFormatLUKS, LUKS: &o}})
 	}
 	added := key{"new", r.now(), 0, -1, -1}
 	change(qapi.QCryptoBlockAmendOptionsLUKS{State: qapi.QCryptoBlockLUKSKeyslotStateActive, NewSecret: ptr("new"), IterTime: ptr(int64(0))})
@@ -257,10 +246,9 @@ func amending(r *run) {
 	old.may, old.not = old.mayNot, r.now()
 }
 
-// remake has a job change how an image is laid out.
-func (r *run) remake(id string, o qapi.BlockdevAmendOptionsQcow2) {
+// amend has a job amend the image, and waits for its end.
+func (r *run) amend(id string, o qapi.BlockdevAmendOptionsQcow2) {
 	a := qapi.XBlockdevAmendArg{JobID: id, NodeName: "top", Options: qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &o}}
-	r.update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(r.guest) }) // nobody else may use the node
 	r.update(func(tx *blockgraph.Tx) error { return amend.Prepare(tx, r.jobs, tx.Find("top"), &a) })
 	r.await(id, qapi.JobStatusConcluded)
 	r.graph.Loop().Do(func() {
@@ -271,6 +259,12 @@ func (r *run) remake(id string, o qapi.BlockdevAmendOptionsQcow2) {
 		}
 	})
 	r.verb(id, (*jobs.Job).Dismiss)
+}
+
+// remake has a job change how an image is laid out.
+func (r *run) remake(id string, o qapi.BlockdevAmendOptionsQcow2) {
+	r.update(func(tx *blockgraph.Tx) error { return tx.CloseRoot(r.guest) }) // nobody else may use the node
+	r.amend(id, o)
 	r.update(func(tx *blockgraph.Tx) (err error) {
 		r.guest, err = tx.NewRoot(tx.Find("top"), blockgraph.RootOptions{Perm: graphtest.ReadWrite, Shared: blockgraph.PermAll})
 		return err
