@@ -361,10 +361,18 @@ func (r *Registry) Connections() (n int, most uint32, ok bool) {
 }
 
 // Close ends every export and the server, disconnecting all clients. What has
-// not ended when ctx does is named in the error. On a worker; the loop must
-// still run.
+// not ended when ctx does is named in the error. The file of the server's socket
+// stays once the program was ready, as in the field, whose users remove it; not
+// one that nobody else can have been at (Access.Exclusive). On a worker; the
+// loop must still run.
 func (r *Registry) Close(ctx context.Context) error {
-	if r.Running() {
+	r.mu.Lock()
+	server := r.server
+	r.mu.Unlock()
+	if server != nil {
+		if r.wasReady() && !r.Access.Exclusive {
+			server.LeaveFiles()
+		}
 		if err := r.StopNBD(ctx); err != nil && !errors.Is(err, errStopped) {
 			return err
 		}
@@ -384,6 +392,19 @@ func (r *Registry) Close(ctx context.Context) error {
 		left = append(left, e.ID)
 	}
 	return qapi.Errorf("exports did not end in time: %s", strings.Join(left, ", "))
+}
+
+// wasReady tells whether the server has taken clients.
+func (r *Registry) wasReady() bool {
+	if r.Ready == nil {
+		return true
+	}
+	select {
+	case <-r.Ready:
+		return true
+	default:
+		return false
+	}
 }
 
 func isOn(b *bool) bool { return b != nil && *b }

@@ -16,6 +16,7 @@ import (
 	"blockd/blockgraph"
 	"blockd/clock"
 	"blockd/qapi"
+	"blockd/sockets"
 )
 
 func (w *world) start() string {
@@ -234,6 +235,36 @@ func TestStopEndsAllExportsBeforeItReturns(t *testing.T) {
 	}
 	w.start() // and again
 	w.mustAdd(options("a", "n"))
+}
+
+func TestEndLeavesTheSocketsFileThatOthersKnowOf(t *testing.T) {
+	ready, starting := make(chan struct{}), make(chan struct{})
+	close(ready)
+	for name, c := range map[string]struct {
+		ready  <-chan struct{}
+		access sockets.Access
+		stays  bool
+	}{
+		"as in the field":            {ready, sockets.Access{}, true},
+		"for a group":                {ready, sockets.Access{Private: true}, true},
+		"nobody else's":              {ready, sockets.Access{Private: true, Exclusive: true}, false},
+		"of a start that has failed": {starting, sockets.Access{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.Ready, w.Access = c.ready, c.access
+			path := w.start()
+			if err := w.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Lstat(path); os.IsNotExist(err) == c.stays {
+				t.Errorf("the socket: %v, want it to stay: %v", err, c.stays)
+			}
+			if w.Running() {
+				t.Error("the server runs")
+			}
+		})
+	}
 }
 
 func TestOldCommandDowngradesReadOnlyNode(t *testing.T) {

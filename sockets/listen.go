@@ -34,6 +34,7 @@ type Listener struct {
 	raw syscall.RawConn
 
 	closed atomic.Bool
+	stays  atomic.Bool // its file, at the end
 	// Bound is the address as the kernel reports it, with the port that was
 	// given out for port 0.
 	Bound qapi.SocketAddress
@@ -404,12 +405,15 @@ func (l *Listener) acceptAdmitted() (*Conn, error) {
 // Addr returns the address that the socket listens on.
 func (l *Listener) Addr() net.Addr { return addrOf(l.raw, unix.Getsockname) }
 
+// LeaveFile has Close leave the file of a socket that somebody named.
+func (l *Listener) LeaveFile() { l.stays.Store(true) }
+
 // Close ends listening and removes the socket's file if it is still its own.
 func (l *Listener) Close() error {
 	if l.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	if l.path != "" {
+	if l.path != "" && (!l.stays.Load() || l.tempDir != "") {
 		var st unix.Stat_t
 		if unix.Lstat(l.path, &st) == nil && st.Dev == l.dev && st.Ino == l.ino {
 			os.Remove(l.path)

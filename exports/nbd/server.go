@@ -112,6 +112,15 @@ func (s *Server) Addrs() []net.Addr {
 	return addrs
 }
 
+// LeaveFiles has Close leave the files of unix sockets.
+func (s *Server) LeaveFiles() {
+	for _, l := range s.listeners {
+		if l, ok := l.(*sockets.Listener); ok {
+			l.LeaveFile()
+		}
+	}
+}
+
 // Close stops listening, closes every export and connection, and returns when
 // no request is in flight.
 func (s *Server) Close() {
