@@ -79,6 +79,7 @@ class Run:
         try:
             for step in steps:
                 reply = self.act(step)
+                self.await_removal(step, reply)
                 jobs = self.settle(step, reply)
                 state = self.look(jobs)
                 record.steps.append(Seen(reply, self.qmp.take_events(), jobs, state))
@@ -134,6 +135,16 @@ class Run:
     def guest(self, export: str) -> Guest:
         """A guest; the socket's name must be short, and is relative to a folder that is not ours."""
         return Guest(os.path.join(self.folder, "nbd.sock"), export)
+
+    def await_removal(self, step: Step, reply: Message) -> None:
+        """Waits until an export that is to go has gone: a guest's connection may have a moment left."""
+        action = step.action
+        if not isinstance(action, Command) or action.name not in ("block-export-del", "nbd-server-remove") or "return" not in reply:
+            return
+        gone = action.arguments.get("id", action.arguments.get("name"))
+        deadline = Deadline(STEP_SECONDS, doing=f"an export to go after {step}")
+        while any(export["id"] == gone for export in self.qmp.execute("query-block-exports")):
+            select.select([self.qmp.fileno()], [], [], min(0.01, deadline.remaining()))
 
     def settle(self, step: Step, reply: Message) -> list[Message]:
         """Waits until no job moves by itself; the jobs then."""
