@@ -204,6 +204,19 @@ func TestDisconnectComesAfterTheReplies(t *testing.T) {
 	c.hungUp()
 }
 
+func TestClientThatSeesItsSocketClosedDoesNotCountAnyMore(t *testing.T) {
+	s, path := server(t, Config{})
+	e := add(t, s, newRAM(1<<20, 4096), ExportConfig{})
+	for range 200 {
+		c := connect(t, path, true)
+		c.send(nbdproto.Request{Type: nbdproto.CmdDisc})
+		c.hungUp()
+		if n := e.Clients(); n != 0 {
+			t.Fatalf("%d clients", n)
+		}
+	}
+}
+
 func TestClosingAnExportEndsItsRequestsAndFreesTheName(t *testing.T) {
 	s, path := server(t, Config{})
 	m := newRAM(1<<20, 4096)

@@ -85,6 +85,17 @@ func (c *conn) close() {
 	}
 }
 
+// hangUp is the end of a connection with nothing in flight. A client that sees
+// its socket closed does not count as a user of the export any more.
+func (c *conn) hangUp() {
+	if c.export != nil {
+		c.export.detach(c)
+	}
+	c.close()
+	c.t.ReleaseBuffer()
+	c.server.leave(c)
+}
+
 // admit waits until the connection may have another request of n bytes in
 // flight, and returns one; nil when the connection is closed. Reader only.
 func (c *conn) admit(n int64) *request {

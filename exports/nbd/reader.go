@@ -96,9 +96,7 @@ func (c *conn) end(err error) {
 		c.close()
 	}
 	c.drain()
-	c.close()
-	c.t.ReleaseBuffer()
-	c.server.leave(c)
+	c.hangUp()
 }
 
 // receive returns the next request, admitted, with its data when it has any.

@@ -278,9 +278,7 @@ func (s *Server) connection(c *conn) {
 			s.logEnd(c, err)
 		}
 		c.traceGone(err)
-		c.close()
-		c.t.ReleaseBuffer()
-		s.leave(c)
+		c.hangUp()
 		return
 	}
 	c.traceNegotiated()
@@ -292,9 +290,6 @@ func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
-	if c.export != nil {
-		c.export.detach(c)
-	}
 	if s.slots != nil {
 		<-s.slots
 	}
