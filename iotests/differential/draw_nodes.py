@@ -166,9 +166,10 @@ class NodePen(Pen):
         free = [node for node in self.world.unused_nodes() if self.world.nodes[node].size == SIZE]
         children = self.rng.sample(free, min(len(free), self.rng.randrange(1, 4)))
         name = self.world.new_name("quorum")
-        options = {"driver": "quorum", "node-name": name, "children": children, "vote-threshold": self.rng.choice([1, 1, 1, 1, 2, 0, 5])}
+        threshold = self.rng.choice([1, 1, 1, 1, 2, 0, 5])
+        options = {"driver": "quorum", "node-name": name, "children": children, "vote-threshold": threshold}
         if self.send("blockdev-add", options):
-            self.world.nodes[name] = Node(name, "quorum", SIZE, children)
+            self.world.nodes[name] = Node(name, "quorum", SIZE, children, doubtful=1 < threshold <= len(children))
 
     def change_quorum(self) -> None:
         """x-blockdev-change, mostly of a quorum."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .pen import Actions, Pen
 from .queries import COMPARED, LOOKED_AT_ELSEWHERE
 from .step import GuestClear, GuestRead, GuestWrite, Message, Wire
-from .world import SIZE, KiB, Node
+from .world import SIZE, KiB, MiB, Node
 
 # Each of them is answered with one error.
 _WORDS = (
@@ -99,6 +99,10 @@ class ServicePen(Pen):
 
     def guest_io(self) -> None:
         """A guest reads, writes, or clears."""
+        doubtful = [name for name in self.world.unused_nodes() if self.world.nodes[name].doubtful]
+        if doubtful:
+            self._read_quorum(doubtful[0])
+            return
         # Guests of the rival wait for a mirror that waits to be finalized.
         if not self.world.exports or any(job.kind in ("mirror", "commit") and job.pending for job in self.world.jobs.values()):
             return
@@ -115,6 +119,15 @@ class ServicePen(Pen):
             self.steps.append(self.world.step(GuestWrite(export, offset, length, self.rng.randrange(256))))
         else:
             self.steps.append(self.world.step(GuestClear(export, offset, length, trim=kind < 0.9)))
+
+    def _read_quorum(self, name: str) -> None:
+        """A guest reads where the images differ most, so that a quorum that several have to agree in fails."""
+        self.world.nodes[name].doubtful = False
+        self.start_server()
+        identity = self.world.new_name("export")
+        if self.send("block-export-add", {"type": "nbd", "id": identity, "node-name": name, "name": identity}):
+            self.world.exports[identity] = name
+            self.steps.append(self.world.step(GuestRead(identity, MiB - 64 * KiB, 128 * KiB, in_one_piece=True)))
 
     # Objects.
 

@@ -92,6 +92,9 @@ class Run:
                 record.crashed = isinstance(error, (ConnectionClosed, OSError)) and self.process.wait(STEP_SECONDS) != 0
             record.hung = isinstance(error, (AssertionError, subprocess.TimeoutExpired)) and not record.crashed
             self.process.kill()
+        except BaseException:
+            self.process.kill()  # what is wrong is in here, and to be shown
+            raise
         finally:
             self.qmp.close()
             status = self.process.wait()
@@ -111,7 +114,7 @@ class Run:
         if isinstance(action, Wire):
             return self.qmp.exchange(action.words.encode() + b"\n", STEP_SECONDS)
         try:
-            guest = self.guest(action.export)
+            guest = self.guest(action.export, structured=not getattr(action, "in_one_piece", False))
         except Exception as error:
             if type(error).__name__ != "Error":  # libnbd's
                 raise
@@ -130,11 +133,14 @@ class Run:
                 raise
             return {"guest": f"errno {getattr(error, 'errno', None)}"}
         finally:
-            guest.close()
+            # The rival has hung up on a guest whose read has failed.
+            if guest.handle.aio_is_ready():
+                guest.close()
 
-    def guest(self, export: str) -> Guest:
+    def guest(self, export: str, *, structured: bool) -> Guest:
         """A guest; the socket's name must be short, and is relative to a folder that is not ours."""
-        return Guest(os.path.join(self.folder, "nbd.sock"), export)
+        socket_path = os.path.join(self.folder, "nbd.sock")
+        return Guest(socket_path, export, prepare=lambda handle: handle.set_request_structured_replies(structured))
 
     def await_removal(self, step: Step, reply: Message) -> None:
         """Waits until an export that is to go has gone: a guest's connection may have a moment left."""

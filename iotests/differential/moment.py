@@ -70,7 +70,7 @@ class Moment:
             isinstance(step.action, Command)
             and step.action.name == "blockdev-reopen"
             and "error" in seen.reply
-            and any(options.get("read-only") is True for options in step.action.arguments.get("options") or () if isinstance(options, dict))
+            and any(options.get("read-only") is True for options in _list(step.action.arguments.get("options")) if isinstance(options, dict))
             for step, seen in zip(self.steps, self.theirs)
         )
 
@@ -84,6 +84,11 @@ class Moment:
             if step.action.name in ("blockdev-mirror", "drive-mirror") and not _has_backing(self.theirs[number - 1], arguments["device"]):
                 return True
         return False
+
+
+def _list(value: Any) -> list[Any]:
+    """An argument that should be a list, and is empty where it was spoilt."""
+    return value if isinstance(value, list) else []
 
 
 def _has_backing(seen: Seen, name: str) -> bool:

@@ -35,14 +35,15 @@ class GuestWrite:
 
 @dataclasses.dataclass(frozen=True)
 class GuestRead:
-    """A guest's read over NBD."""
+    """A guest's read over NBD; one in one piece is answered also where it fails, after which the rival hangs up else."""
 
     export: str
     offset: int
     length: int
+    in_one_piece: bool = False
 
     def __str__(self) -> str:
-        return f"(guest of {self.export} reads {self.length} bytes at {self.offset})"
+        return f"(guest of {self.export} reads {self.length} bytes at {self.offset}{' in one piece' if self.in_one_piece else ''})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,6 +89,8 @@ class Node:
     full: bool = False
     # It was opened without its backing file, so that it can become an overlay.
     bare: bool = False
+    # A quorum that several have to agree in, and nobody has read yet.
+    doubtful: bool = False
 
 
 @dataclasses.dataclass
