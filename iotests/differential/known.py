@@ -16,6 +16,8 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     """Whether a difference is one of those. The state after it is the same in both."""
     if isinstance(ours, set):
         return known_replies.stats_of_held_nodes(moment, ours, theirs)
+    if what == "reply" and isinstance(ours, dict) and "guest" in ours:
+        return known_replies.hung_up(moment, ours["guest"], theirs["guest"])
     if what == "reply":
         return _failed(ours) == _failed(theirs) and _reply(moment, ours, theirs)
     if what == "jobs":

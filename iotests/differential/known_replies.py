@@ -252,6 +252,11 @@ def lost_chardev(moment: Moment) -> bool:
 # What guests get.
 
 
+def hung_up(moment: Moment, ours: str, theirs: str) -> bool:
+    """A guest's read that fails is told so; the rival hangs up on one that could have had the answer in pieces."""
+    return isinstance(moment.steps[-1].action, GuestRead) and ours == "errno EIO" and theirs == "errno ENOTCONN"
+
+
 def _write_beside_a_read_only_bitmap(moment: Moment, ours: str, theirs: str) -> bool:
     """As above: nor can what such a bitmap is to record be written."""
     done = isinstance(moment.steps[-1].action, (GuestWrite, GuestClear)) and ours in ("written", "cleared")

@@ -305,6 +305,14 @@ def _format_of_a_changed_name(moment: Moment, ours: Any, theirs: Any) -> Any:
     return {**ours, "nodes": {**ours["nodes"], **followed}}
 
 
+def _top_over_a_filter(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """The new image of a drive-mirror of the top gets the name of the image that is below, the rival's that of a filter over that."""
+    if "drive-mirror" not in moment.names() or "nodes" not in ours or "nodes" not in theirs:
+        return False
+    key = "image.backing-filename-format"
+    return any(theirs["nodes"].get(name, {}).get(key) in FILTERS and node.get(key) not in FILTERS for name, node in ours["nodes"].items())
+
+
 def _target_of_a_slow_job(moment: Moment, ours: Any, theirs: Any) -> bool:
     """How far a slow job comes before it waits is a matter of the pieces it copies, which the bitmaps of its target tell."""
     done = {
@@ -419,4 +427,11 @@ WANTED = (
 # After these the rest cannot be compared.
 JOBS = (_compressed_again, _top_to_what_takes_nothing, _image_past_the_end, _huge_buffer, _held_by_a_pending_mirror, _job_beside_a_read_only_bitmap)
 EVENTS = (_copied_up, _status_of_a_source, _compressed_again, _length_after_zeroes)
-STATES = (_cancelled_commit, _traces_of_a_refused_command, _bitmap_below_a_snapshot, _bitmaps_of_a_sharer, _target_of_a_top)
+STATES = (
+    _cancelled_commit,
+    _top_over_a_filter,
+    _traces_of_a_refused_command,
+    _bitmap_below_a_snapshot,
+    _bitmaps_of_a_sharer,
+    _target_of_a_top,
+)
