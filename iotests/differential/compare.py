@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -53,8 +54,11 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         return f"blockd at the end: {ours.ending}"
     if theirs.crashed or theirs.hung:
         return ""
-    partial = partial or known.Moment(steps, ours.steps, theirs.steps, _state).top_of_nothing()
-    return f"rival at the end: {theirs.ending}" if theirs.ending else _images(ours.folder, theirs.folder, _refused(steps, theirs), partial)
+    if theirs.ending:
+        return f"rival at the end: {theirs.ending}"
+    moment = known.Moment(steps, ours.steps, theirs.steps, _state)
+    renamed = any(name == "change-backing-file" for name, _ in moment.actions())
+    return _images(ours.folder, theirs.folder, _refused(steps, theirs), partial=partial or moment.top_of_nothing(), renamed=renamed)
 
 
 class _PartedError(Exception):
@@ -269,8 +273,11 @@ def _refused(steps: Sequence[Step], record: Record) -> set[str]:
     return found
 
 
-def _images(ours: Path, theirs: Path, refused: set[str], partial: bool) -> str:
-    """Images that do not hold the same."""
+def _images(ours: Path, theirs: Path, refused: set[str], *, partial: bool, renamed: bool) -> str:
+    """
+    Images that do not hold the same. A backing file was `renamed`, so that a header may have another format for it,
+    with which it cannot be opened.
+    """
     names = {path.name for folder in (ours, theirs) for path in folder.iterdir() if path.is_file() and path.name != "stderr"}
     for name in sorted(names):
         left, right = ours / name, theirs / name
@@ -289,10 +296,17 @@ def _images(ours: Path, theirs: Path, refused: set[str], partial: bool) -> str:
         if partial:
             continue
         done = _qemu_img("compare", "-f", kind, "-F", kind, str(left), str(right))
+        if done.returncode == 2 and renamed and kind == "qcow2":
+            done = _qemu_img("compare", _alone(left), _alone(right))
         # What cannot be opened or read at all, for want of a backing file, cannot be compared with itself.
         if done.returncode != 0 and (done.returncode == 1 or _qemu_img("compare", "-f", kind, "-F", kind, str(right), str(right)).returncode == 0):
             return f"images: {name}: {done.stdout}{done.stderr}"
     return ""
+
+
+def _alone(path: Path) -> str:
+    """A name for an image without its backing file."""
+    return "json:" + json.dumps({"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}, "backing": None})
 
 
 def _same_bytes(left: Path, right: Path) -> bool:

@@ -58,11 +58,11 @@ def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
     """What a backup reads gets no new backing file; the rival lets it, and the backup is of no point in time."""
-    action = moment.steps[-1].action
-    actions = action.arguments.get("actions") if isinstance(action, Command) else None
-    begins = isinstance(actions, list) and any(str(other.get("type")).endswith("-backup") for other in actions)
+    names = moment.names()
+    begins = any(name.endswith("-backup") for name in names)
+    later = "blockdev-snapshot" in names[:-1]  # what comes after it may be the rival's mistake
     return ours == "The overlay is already in use" and (begins or bool(moment.jobs("backup"))) and (
-        theirs == "" or theirs.startswith(("The overlay ", "Filters cannot be used as overlays", "Making ", "Permission conflict on node "))
+        theirs == "" or later or theirs.startswith(("The overlay ", "Filters cannot be used as overlays", "Making ", "Permission conflict on node "))
     )
 
 
@@ -147,7 +147,7 @@ def _another_driver(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
     """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
-    reopened = ours == "Cannot change the option 'node-name'" and "blockdev-reopen" in moment.names()
+    reopened = "blockdev-reopen" in moment.names()  # in options that may have another mistake
     return theirs == "No write access" and (reopened or ours in ("", "Block node is read-only")) and unstored(moment.theirs[-2:-1])
 
 
