@@ -188,6 +188,14 @@ type DriverType struct {
 	// PartialChildren are the children that older options describe without a driver, or by a
 	// file name; those of ChildList are always among them.
 	PartialChildren []ChildSpec
+	// Required are the options that must be there, in the order in which the field asks
+	// for them, where it does so in words of the driver's own (its older ways to open an
+	// image).
+	Required []RequiredOption
+	// Modernise, unless nil, turns options that only the field's older ways to open an image
+	// know, among flat ones, into those that took their place. node begins the names of the
+	// node's own.
+	Modernise func(o *qapi.Object, node string) error
 	// OpeningPerms are the driver's own rules (ChildPermissioner) for as long as
 	// the node opens and has no driver yet; nil is DefaultChildPerms.
 	OpeningPerms func(e *Edge, writable bool, perm, shared Perm) (Perm, Perm)

@@ -438,7 +438,7 @@ func (g *Graph) ParseFilename(name string) (file qapi.BlockdevRef, whole *qapi.B
 			return file, nil, qapi.Errorf("Invalid JSON object given")
 		}
 		o := &qapi.BlockdevOptions{}
-		unknown, err := g.decodeFlat(obj.Flatten(), o)
+		unknown, err := g.decodeFlat(obj.Flatten(), o, false)
 		if err == nil {
 			err = unknown
 		}

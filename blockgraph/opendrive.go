@@ -250,7 +250,7 @@ func dropNoBacking(o *qapi.Object, typ *DriverType) {
 // knows is told once everything else was right.
 func (tx *Tx) openFlat(o *qapi.Object, w opening) (*Node, error) {
 	var typed qapi.BlockdevOptions
-	unknown, err := tx.g.decodeFlat(o, &typed)
+	unknown, err := tx.g.decodeFlat(o, &typed, w.noIO)
 	if err != nil {
 		return nil, err
 	}

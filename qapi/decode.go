@@ -68,6 +68,8 @@ type decodeError struct {
 	path   string
 	// unexpected: nobody knows the member at path.
 	unexpected bool
+	// missing: there is no member at path.
+	missing bool
 }
 
 func (e *decodeError) final(*decoder) *Error {
@@ -81,6 +83,9 @@ func (e *decodeError) final(*decoder) *Error {
 	err := Errorf(e.format, path)
 	if e.unexpected {
 		err.unexpected = path
+	}
+	if e.missing {
+		err.missing = path
 	}
 	return err
 }
@@ -261,7 +266,7 @@ func (f *fieldPlan) target(dst reflect.Value) reflect.Value {
 }
 
 func missing(name string) *decodeError {
-	return &decodeError{format: "Parameter '%s' is missing", path: name}
+	return &decodeError{format: "Parameter '%s' is missing", path: name, missing: true}
 }
 
 func (d *decoder) alternate(p *typePlan, v any, dst reflect.Value, name string) *decodeError {

@@ -24,7 +24,12 @@ type Error struct {
 	Desc  string
 
 	unexpected string
+	missing    string
 }
+
+// Missing returns the path of the member that is not there, as decoding spells it, if that
+// is the error, or "".
+func (e *Error) Missing() string { return e.missing }
 
 // Unexpected returns the path of the member that nobody knows, as decoding spells it,
 // if that is the error, or "".

@@ -19,8 +19,9 @@ type ReadFile func(name string, fromHeader bool) ([]byte, error)
 // Type returns the driver type for the graph's registry.
 func Type(read ReadFile) *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverBlkdebug),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverBlkdebug),
+		Filter:   true,
+		Required: blockgraph.RequiredChildren("image"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{{Name: "image", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.Blkdebug.Image}}
 		},

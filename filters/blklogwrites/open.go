@@ -29,8 +29,9 @@ const (
 // Type returns the driver type for the graph's registry.
 func Type() *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverBlklogwrites),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverBlklogwrites),
+		Filter:   true,
+		Required: blockgraph.RequiredChildren("file", "log"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{
 				{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.Blklogwrites.File},

@@ -31,8 +31,9 @@ type Filter struct{ pass.Through }
 // Type returns the driver type for the graph's registry.
 func Type() *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverBlkverify),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverBlkverify),
+		Filter:   true,
+		Required: blockgraph.RequiredChildren("raw", "test"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{
 				{Name: "raw", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.Blkverify.Raw},

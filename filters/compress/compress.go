@@ -32,8 +32,9 @@ type Filter struct {
 // Type returns the driver type for the graph's registry.
 func Type() *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverCompress),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverCompress),
+		Filter:   true,
+		Required: blockgraph.RequiredChildren("file"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.Compress.File}}
 		},

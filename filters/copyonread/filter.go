@@ -40,8 +40,9 @@ type Filter struct {
 // Type returns the driver type for the registry.
 func Type() *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverCopyOnRead),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverCopyOnRead),
+		Filter:   true,
+		Required: blockgraph.RequiredChildren("file"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{
 				{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.CopyOnRead.File},

@@ -18,8 +18,9 @@ const (
 // Type returns the driver type for the graph's registry.
 func Type() *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverPreallocate),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverPreallocate),
+		Filter:   true,
+		Required: blockgraph.RequiredChildren("file"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.Preallocate.File}}
 		},

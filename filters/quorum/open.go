@@ -34,6 +34,10 @@ type Quorum struct {
 func Type(emit func(event string, data any)) *blockgraph.DriverType {
 	return &blockgraph.DriverType{
 		Name: string(qapi.BlockdevDriverQuorum),
+		Required: []blockgraph.RequiredOption{
+			{Name: "children", Text: errNoChildren},
+			{Name: "vote-threshold", Text: errNoVotes},
+		},
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			var list []blockgraph.ChildSpec
 			for i, ref := range o.Quorum.Children {
@@ -50,15 +54,21 @@ func Type(emit func(event string, data any)) *blockgraph.DriverType {
 	}
 }
 
+// The field's texts.
+const (
+	errNoChildren = "Number of provided children must be 1 or more"
+	errNoVotes    = "Parameter 'vote-threshold' expects a value >= 1"
+)
+
 func childName(i int) string { return fmt.Sprintf("children.%d", i) }
 
 func (q *Quorum) parse(o *qapi.BlockdevOptionsQuorum) error {
 	refuse := func(errno syscall.Errno, text string) error { return blockgraph.Errorf(errno, "%s", text) }
 	switch n := int64(len(o.Children)); {
 	case n < 1:
-		return refuse(syscall.EINVAL, "Number of provided children must be 1 or more")
+		return refuse(syscall.EINVAL, errNoChildren)
 	case o.VoteThreshold < 1:
-		return refuse(syscall.ERANGE, "Parameter 'vote-threshold' expects a value >= 1")
+		return refuse(syscall.ERANGE, errNoVotes)
 	case o.VoteThreshold > n:
 		return refuse(syscall.ERANGE, "threshold may not exceed children count")
 	}

@@ -27,7 +27,8 @@ type driver struct {
 // Type returns the driver type for the graph's registry.
 func Type() *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name: string(qapi.BlockdevDriverSnapshotAccess),
+		Name:     string(qapi.BlockdevDriverSnapshotAccess),
+		Required: blockgraph.RequiredChildren("file"),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{{Name: "file", Role: blockgraph.RoleData | blockgraph.RolePrimary, Ref: o.SnapshotAccess.File}}
 		},

@@ -45,8 +45,9 @@ type membership struct {
 // r.
 func Type(r *objects.Registry) *blockgraph.DriverType {
 	return &blockgraph.DriverType{
-		Name:   string(qapi.BlockdevDriverThrottle),
-		Filter: true,
+		Name:     string(qapi.BlockdevDriverThrottle),
+		Filter:   true,
+		Required: append(blockgraph.RequiredChildren("file"), blockgraph.RequiredOption{Name: "throttle-group", Text: "Please specify a throttle group"}),
 		Children: func(o *qapi.BlockdevOptions) []blockgraph.ChildSpec {
 			return []blockgraph.ChildSpec{
 				{Name: "file", Role: blockgraph.RoleFiltered | blockgraph.RolePrimary, Ref: o.Throttle.File},

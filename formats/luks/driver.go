@@ -45,6 +45,7 @@ func DriverType(cfg Config) *blockgraph.DriverType {
 			}
 			return d, nil
 		},
+		Required: blockgraph.RequiredChildren("file"),
 		WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
 			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverLUKS, LUKS: &qapi.BlockdevOptionsLUKS{File: file}}
 		},

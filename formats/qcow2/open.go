@@ -48,6 +48,7 @@ func DriverType(keys luks.Config, persistence qapi.Qcow2BitmapPersistence) *bloc
 			d.ch = ch.nodeChildren
 			return d, nil
 		},
+		Required: blockgraph.RequiredChildren("file"),
 		WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
 			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverQcow2, Qcow2: &qapi.BlockdevOptionsQcow2{File: file}}
 		},

@@ -54,6 +54,7 @@ func DriverType(cfg Config) *blockgraph.DriverType {
 		Open: func(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 			return open(ctx, r, cfg)
 		},
+		Required: blockgraph.RequiredChildren("file"),
 		WithFile: func(file qapi.BlockdevRef) *qapi.BlockdevOptions {
 			return &qapi.BlockdevOptions{Driver: qapi.BlockdevDriverRaw, Raw: &qapi.BlockdevOptionsRaw{File: file}}
 		},

@@ -56,11 +56,16 @@ func newSettings(o *qapi.BlockdevOptions, readOnly, autoReadOnly bool) settings 
 
 type discardCounters struct{ ok, failed, bytes atomic.Int64 }
 
+// unnamed refuses a node without a file name.
+func unnamed(driver string) string {
+	return "The '" + driver + "' block driver requires a file name"
+}
+
 // open is the DriverType's Open.
 func (p *opener) open(ctx context.Context, r *blockgraph.OpenRequest) (blockgraph.Driver, error) {
 	o := r.Options.File
 	if o == nil || o.Filename == "" {
-		return nil, blockgraph.Errorf(syscall.EINVAL, "The '%s' block driver requires a file name", p.driver)
+		return nil, blockgraph.Errorf(syscall.EINVAL, "%s", unnamed(p.driver))
 	}
 	if o.PRManager != nil {
 		return nil, blockgraph.Errorf(syscall.EINVAL, "No persistent reservation manager with id '%s'", *o.PRManager)

@@ -65,6 +65,7 @@ func (h *Host) driverType(name string, device bool) *blockgraph.DriverType {
 		StrongOptions: func(o *qapi.BlockdevOptions) *qapi.Object {
 			return qapi.NewObject("filename", o.File.Filename)
 		},
+		Required:      []blockgraph.RequiredOption{{Name: "filename", Text: unnamed(name)}},
 		PlainFilename: func(o *qapi.BlockdevOptions) (string, bool) { return o.File.Filename, true },
 		Reopenable:    reopenable,
 	}

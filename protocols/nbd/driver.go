@@ -49,6 +49,8 @@ func Type(cfg Config) *blockgraph.DriverType {
 		StrongOptions: strongOptions,
 		PlainFilename: filename,
 		ParseFilename: parseFilename,
+		Modernise:     modernise,
+		Required:      []blockgraph.RequiredOption{{Name: "server", Text: errNoServer.Error()}},
 		NoDirectory:   "NBD",
 	}
 }

@@ -136,6 +136,8 @@ func parseURI(name string, n *qapi.BlockdevOptionsNbd) error {
 	return nil
 }
 
+var errNoServer = blockgraph.Errorf(syscall.EINVAL, "NBD server address missing")
+
 func parsePlain(name string, n *qapi.BlockdevOptionsNbd) error {
 	host, export, named := strings.Cut(name, ":exportname=")
 	if named && export != "" {
@@ -146,7 +148,7 @@ func parsePlain(name string, n *qapi.BlockdevOptionsNbd) error {
 		return blockgraph.Errorf(syscall.EINVAL, "File name string for NBD must start with 'nbd:'")
 	}
 	if host == "" {
-		return blockgraph.Errorf(syscall.EINVAL, "NBD server address missing")
+		return errNoServer
 	}
 	if path, ok := strings.CutPrefix(host, "unix:"); ok {
 		n.Server = unixServer(path)
@@ -208,4 +210,50 @@ func strongOptions(o *qapi.BlockdevOptions) *qapi.Object {
 		}
 	}
 	return s
+}
+
+// modernise turns the options host, port and path, by which older users say where the
+// server is, into `server`. node begins the names of the node's options.
+func modernise(o *qapi.Object, node string) error {
+	old := map[string]string{}
+	for _, name := range []string{"path", "host", "port"} {
+		if v, ok := o.Get(node + name); ok {
+			if s, ok := v.(string); ok {
+				old[name] = s
+			}
+		}
+	}
+	if len(old) == 0 {
+		return nil
+	}
+	for _, key := range o.Keys() {
+		if strings.HasPrefix(key, node+"server.") {
+			return blockgraph.Errorf(syscall.EINVAL, "Cannot use 'server' and path/host/port at the same time")
+		}
+	}
+	path, isUnix := old["path"]
+	host, isInet := old["host"]
+	port, hasPort := old["port"]
+	switch {
+	case isUnix && isInet:
+		return blockgraph.Errorf(syscall.EINVAL, "path and host may not be used at the same time")
+	case isUnix && hasPort:
+		return blockgraph.Errorf(syscall.EINVAL, "port may not be used without host")
+	case isUnix:
+		o.Set(node+"server.type", string(qapi.SocketAddressTypeUnix))
+		o.Set(node+"server.path", path)
+	case isInet:
+		if !hasPort {
+			port = defaultPort
+		}
+		o.Set(node+"server.type", string(qapi.SocketAddressTypeInet))
+		o.Set(node+"server.host", host)
+		o.Set(node+"server.port", port)
+	default:
+		return errNoServer
+	}
+	for name := range old {
+		o.Delete(node + name)
+	}
+	return nil
 }
