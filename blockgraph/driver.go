@@ -450,8 +450,7 @@ type Amender interface {
 }
 
 // EnterFunc runs f while a request of its caller's is admitted to the node, so
-// that no graph change happens meanwhile. f is short, unless nobody else uses the
-// node.
+// that no graph change happens meanwhile. f is short, and does not call it again.
 //
 //blockd:io
 type EnterFunc func(ctx context.Context, f func() error) error

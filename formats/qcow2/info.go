@@ -42,7 +42,7 @@ func (d *Driver) ImageInfo(ctx context.Context, info *qapi.ImageInfo) error {
 	}
 	if d.h.version >= 3 {
 		q.Compat = "1.1"
-		lazy, corrupt, extended := compatible&compatLazyRefcounts != 0, incompatible&incompatCorrupt != 0 || d.broken.Load(), d.h.extended
+		lazy, corrupt, extended := compatible&compatLazyRefcounts != 0, incompatible&incompatCorrupt != 0 || d.broken.Load() && !d.alone.Load(), d.h.extended
 		q.LazyRefcounts, q.Corrupt, q.ExtendedL2 = &lazy, &corrupt, &extended
 		if d.h.compression == compressionZstd {
 			q.CompressionType = qapi.Qcow2CompressionTypeZstd

@@ -24,7 +24,8 @@ import (
 // when a later one fails stays, and the rest can be asked for again.
 //
 // A step has a driver of its own for the image, since a driver's geometry does not
-// change; who asked opens the image anew when all is done.
+// change; who asked opens the image anew when all is done. Each of its accesses is
+// admitted by itself (entering.go), so a step may be as long as the image is.
 
 // remake is what an image is to become.
 type remake struct {
@@ -47,10 +48,15 @@ func (d *Driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.
 	if d.alone.Load() && !d.AmendsAlone(o) {
 		return syscall.EBUSY // an earlier one has left it outdated
 	}
+	if d.AmendsAlone(o) {
+		// Should nobody come to open the image anew, nothing is written by what this
+		// driver knows of it.
+		defer d.broken.Store(true)
+	}
 	if err := d.amendKeys(ctx, enter, o.Qcow2.Encrypt, force); err != nil || !d.AmendsAlone(o) {
 		return err
 	}
-	return enter(ctx, func() error { return d.remake(ctx, o.Qcow2) })
+	return d.remake(ctx, enter, o.Qcow2)
 }
 
 // AmendsAlone implements blockgraph.Amender.
@@ -72,8 +78,8 @@ func (c sameChildren) openCrypt(context.Context, *header, *extensions, *qapi.Blo
 // step has a driver of its own do a step.
 //
 //blockd:blocking
-func (d *Driver) step(ctx context.Context, do func(p *Driver) error) error {
-	p, err := open(ctx, sameChildren{d.ch, d.crypt}, &qapi.BlockdevOptions{}, false)
+func (d *Driver) step(ctx context.Context, enter blockgraph.EnterFunc, do func(p *Driver) error) error {
+	p, err := open(ctx, entering{sameChildren{d.ch, d.crypt}, enter}, &qapi.BlockdevOptions{}, false)
 	if err != nil {
 		return err
 	}
@@ -88,25 +94,25 @@ func (d *Driver) step(ctx context.Context, do func(p *Driver) error) error {
 // remake changes an image at rest. Errors are the field's texts.
 //
 //blockd:blocking
-func (d *Driver) remake(ctx context.Context, o *qapi.BlockdevAmendOptionsQcow2) error {
+func (d *Driver) remake(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptionsQcow2) error {
 	var m *remake
 	var was uint32
-	err := d.step(ctx, func(p *Driver) (err error) {
+	err := d.step(ctx, enter, func(p *Driver) (err error) {
 		was = p.h.version
 		m, err = p.checkRemake(ctx, o)
 		return err
 	})
 	if err == nil && m.version > was {
-		err = d.step(ctx, func(p *Driver) error { return p.upgrade(ctx) })
+		err = d.step(ctx, enter, func(p *Driver) error { return p.upgrade(ctx) })
 	}
 	if err == nil {
-		err = d.step(ctx, func(p *Driver) error { return p.changeRefcountOrder(ctx, m.order) })
+		err = d.step(ctx, enter, func(p *Driver) error { return p.changeRefcountOrder(ctx, m.order) })
 	}
 	if err == nil {
-		err = d.step(ctx, func(p *Driver) error { return p.changeFlags(ctx, m) })
+		err = d.step(ctx, enter, func(p *Driver) error { return p.changeFlags(ctx, m) })
 	}
 	if err == nil && m.version < was {
-		err = d.step(ctx, func(p *Driver) error { return p.downgrade(ctx) })
+		err = d.step(ctx, enter, func(p *Driver) error { return p.downgrade(ctx) })
 	}
 	return err
 }

@@ -319,7 +319,7 @@ var remakes = crashStep{"amend", 4, func(c *crashDisk, r *crashRange) {
 		o.XCompat, o.XLazyRefcounts = ptr(qapi.BlockdevQcow2VersionV3), ptr(r.rnd.IntN(2) == 0)
 	}
 	refused := []error{syscall.EINVAL, syscall.ENOTSUP} // a count that does not fit, what version 2 cannot tell
-	if err := c.d.remake(ctxb, o); err != nil && !slices.ContainsFunc(refused, func(e error) bool { return errors.Is(err, e) }) {
+	if err := c.d.remake(ctxb, free, o); err != nil && !slices.ContainsFunc(refused, func(e error) bool { return errors.Is(err, e) }) {
 		c.fail("amend", err)
 	}
 	c.d, c.below = c.openChain(c.files, c.topAt(c.now()), c.live)

@@ -14,7 +14,6 @@ package amend
 
 import (
 	"context"
-	"errors"
 
 	"blockd/blockgraph"
 	"blockd/jobs"
@@ -72,13 +71,16 @@ func (d *amending) begin(tx *blockgraph.Tx, n *blockgraph.Node, id string) error
 	if d.root, err = tx.NewRoot(n, o); err != nil {
 		return err
 	}
+	first := true
 	if d.alone {
-		if err := tx.BeginRemake(n); err != nil {
+		if first, err = tx.BeginRemake(n); err != nil {
 			return err
 		}
 	}
-	d.image.SetAmending(true, d.alone)
-	tx.OnAbort(func() { d.image.SetAmending(false, d.alone) })
+	if first {
+		d.image.SetAmending(true, d.alone)
+		tx.OnAbort(func() { d.image.SetAmending(false, d.alone) })
+	}
 	return tx.RefreshPerms(n)
 }
 
@@ -104,11 +106,20 @@ func (d *amending) meetsAnother(tx *blockgraph.Tx, n *blockgraph.Node) bool {
 // Run amends. Its progress is one step.
 func (d *amending) Run(ctx context.Context, j *jobs.Job) error {
 	j.Progress().SetRemaining(1)
-	err := j.OnWorker(func() error { return d.image.Amend(ctx, d.enter, &d.options, d.force) })
+	enter := d.enter
+	if d.alone {
+		enter = d.enterInTurn(ctx, j)
+	}
+	err := j.OnWorker(func() error { return d.image.Amend(ctx, enter, &d.options, d.force) })
 	if d.alone {
 		// Whatever has become of it, the image is as it says.
 		again := j.Change(context.WithoutCancel(ctx), func(tx *blockgraph.Tx) error { return tx.EndRemake(d.root.Node()) })
-		err = errors.Join(err, again)
+		switch {
+		case err == nil:
+			err = again
+		case again != nil:
+			err = qapi.Errorf("%s; %s", err, again)
+		}
 	}
 	j.Progress().Add(1)
 	return err
@@ -121,6 +132,22 @@ func (d *amending) enter(ctx context.Context, f func() error) error {
 	}
 	defer a.Leave()
 	return f()
+}
+
+// enterInTurn is enter of one after the other; between two the job rests if it is to.
+// (A job that changes keys is never paused, like the field's.)
+func (d *amending) enterInTurn(run context.Context, j *jobs.Job) blockgraph.EnterFunc {
+	turn := make(chan struct{}, 1)
+	return func(ctx context.Context, f func() error) error {
+		turn <- struct{}{}
+		defer func() { <-turn }()
+		// What is done after a cancel has a context of its own, and does not rest.
+		_ = j.PausePoint(run)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return d.enter(ctx, f)
+	}
 }
 
 // Clean gives up what the job holds.

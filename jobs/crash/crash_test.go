@@ -251,13 +251,9 @@ func (r *run) amend(id string, o qapi.BlockdevAmendOptionsQcow2) {
 	a := qapi.XBlockdevAmendArg{JobID: id, NodeName: "top", Options: qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &o}}
 	r.update(func(tx *blockgraph.Tx) error { return amend.Prepare(tx, r.jobs, tx.Find("top"), &a) })
 	r.await(id, qapi.JobStatusConcluded)
-	r.graph.Loop().Do(func() {
-		for _, i := range r.jobs.Infos() {
-			if i.Error != nil {
-				r.t.Errorf("job %s: %s", i.ID, *i.Error)
-			}
-		}
-	})
+	if text := r.errorOf(id); text != "" {
+		r.t.Errorf("job %s: %s", id, text)
+	}
 	r.verb(id, (*jobs.Job).Dismiss)
 }
 

@@ -54,7 +54,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, files: map[string]*graphtest.Recorder{}, seen: map[string]*qapi.BlockJobCompleted{}, state: map[string]qapi.JobStatus{}, news: make(chan struct{})}
 	types := []*blockgraph.DriverType{
 		graphtest.RecorderType(func(name string) *graphtest.Recorder { return w.files[name] }),
-		qcow2.DriverType(keys, qapi.Qcow2BitmapPersistenceCrashSafe), copyonread.Type(),
+		qcow2.DriverType(keys, qapi.Qcow2BitmapPersistenceCrashSafe), copyonread.Type(), graphtest.PassType(),
 	}
 	w.graph = blockgraph.NewGraph(blockgraph.NewLoop(), clock.Real(), types...)
 	w.jobs = jobs.New(w.graph, clock.Real(), w.emit)
@@ -143,6 +143,18 @@ func (w *world) verb(id string, f func(j *jobs.Job) error) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// errorOf is a job's error, "" for none.
+func (w *world) errorOf(id string) (text string) {
+	w.graph.Loop().Do(func() {
+		for _, i := range w.jobs.Infos() {
+			if i.ID == id && i.Error != nil {
+				text = *i.Error
+			}
+		}
+	})
+	return text
 }
 
 // create makes an image in a new file.
