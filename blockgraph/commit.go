@@ -236,15 +236,22 @@ func (e *Edge) unlink() {
 //
 //blockd:blocking
 func closeAll(nodes []*Node, f func(n *Node)) {
+	defer released(nodes...)()
+	for _, n := range nodes {
+		f(n)
+	}
+}
+
+// released has nothing hold up the nodes' own requests until what it returns is called.
+func released(nodes ...*Node) (end func()) {
 	rs := releasers(nil, nodes)
 	for _, r := range rs {
 		r.ReleaseBegin()
 	}
-	for _, n := range nodes {
-		f(n)
-	}
-	for _, r := range rs {
-		r.ReleaseEnd()
+	return func() {
+		for _, r := range rs {
+			r.ReleaseEnd()
+		}
 	}
 }
 

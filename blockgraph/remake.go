@@ -13,6 +13,7 @@ func (tx *Tx) BeginRemake(n *Node) (first bool, err error) {
 	if err := tx.Drain(n); err != nil || tx.State(n).remaking {
 		return false, err
 	}
+	defer released(n)()
 	if err := n.flush(tx.ctx); err != nil {
 		return false, err
 	}
@@ -29,6 +30,7 @@ func (tx *Tx) EndRemake(n *Node) error {
 	if err := tx.Drain(n); err != nil {
 		return err
 	}
+	defer released(n)()
 	if err := tx.openDriverAgain(n); err != nil {
 		return err
 	}

@@ -36,6 +36,9 @@ type remake struct {
 	name    *string // of the data file; nil: as it is
 }
 
+// errRemade refuses what an outdated driver cannot do.
+var errRemade = blockgraph.Errorf(syscall.EBUSY, "Image is being amended, or could not be opened again since")
+
 // SetAmending implements blockgraph.Amender. The image's file is nobody else's anyhow.
 func (d *Driver) SetAmending(amending, alone bool) {
 	if alone {
@@ -46,7 +49,7 @@ func (d *Driver) SetAmending(amending, alone bool) {
 // Amend implements blockgraph.Amender.
 func (d *Driver) Amend(ctx context.Context, enter blockgraph.EnterFunc, o *qapi.BlockdevAmendOptions, force bool) error {
 	if d.alone.Load() && !d.AmendsAlone(o) {
-		return syscall.EBUSY // an earlier one has left it outdated
+		return errRemade // an earlier one has left it outdated
 	}
 	if d.AmendsAlone(o) {
 		// Should nobody come to open the image anew, nothing is written by what this

@@ -360,10 +360,10 @@ func TestAnImageThatIsRemadeStaysSo(t *testing.T) {
 	d.SetAmending(true, true)
 	d.SetAmending(true, false)
 	d.SetAmending(false, false)
-	if err := d.Amend(ctxb, free, &qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &qapi.BlockdevAmendOptionsQcow2{}}, false); err != syscall.EBUSY {
+	if err := d.Amend(ctxb, free, &qapi.BlockdevAmendOptions{Driver: "qcow2", Qcow2: &qapi.BlockdevAmendOptionsQcow2{}}, false); !errors.Is(err, syscall.EBUSY) {
 		t.Error(err)
 	}
-	if _, err := d.PrepareReopen(ctxb, nil); err != syscall.EBUSY {
+	if _, err := d.PrepareReopen(ctxb, nil); !errors.Is(err, syscall.EBUSY) {
 		t.Error(err)
 	}
 }

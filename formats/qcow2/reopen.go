@@ -22,7 +22,7 @@ var reopenable = []string{
 // file may be written.
 func (d *Driver) PrepareReopen(ctx context.Context, r *blockgraph.ReopenRequest) (*blockgraph.Reopening, error) {
 	if d.alone.Load() {
-		return nil, syscall.EBUSY
+		return nil, errRemade
 	}
 	opts, err := parseOptions(d.h, d.size.Load(), r.Options)
 	if err != nil {
