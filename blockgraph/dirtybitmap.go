@@ -289,6 +289,9 @@ func (tx *Tx) storeBitmaps() error {
 					slog.ErrorContext(tx.ctx, "the dirty bitmaps of a node may be other ones after a crash", "node", d.n.name, "error", e)
 				}
 			}
+			if e, bare := err.(syscall.Errno); bare {
+				err = Errorf(e, "%s", Strerror(e))
+			}
 			return err
 		}
 	}

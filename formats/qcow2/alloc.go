@@ -8,8 +8,9 @@ import (
 )
 
 // Allocation of clusters. Everything here works on memory, with Driver.mu
-// held; a refcount block that is not in memory is reported as missingBlock and
-// the whole operation is tried again when it is there.
+// held; a refcount block that is not in memory is reported as missingBlock, one
+// that there is not as missingCounts, and the whole operation is tried again when
+// it is there.
 //
 // A cluster is free when its count in memory is 0. Counts fall only when the
 // unmapping is durable and nobody can use the old mapping any more (free.go),
@@ -139,15 +140,13 @@ func (d *Driver) findFree(n int64) (int64, error) {
 		if b == nil {
 			index := c >> r.blockBits
 			if index >= int64(len(r.table)) {
-				err := d.growRefTable()
-				if noSpace(err) {
+				if _, err := d.planRefTable(); noSpace(err) {
 					c = limit
 					continue
+				} else if err != nil {
+					return 0, err
 				}
-				if err == nil {
-					err = errAgain
-				}
-				return 0, err
+				return 0, shortRefTable(len(r.table))
 			}
 			// The new block takes the first cluster of the run, so that the
 			// run stays contiguous.
@@ -155,12 +154,7 @@ func (d *Driver) findFree(n int64) (int64, error) {
 			if run > 0 {
 				at = start
 			}
-			if err := d.checkUnclaimed(at, 1, forRefBlock); err != nil {
-				return 0, err
-			}
-			d.newRefBlock(index, at)
-			d.passed("refblock_alloc")
-			return 0, errAgain
+			return 0, missingCounts{index, at}
 		}
 		end := min((b.index+1)<<r.blockBits, limit)
 		if b.free == 0 {

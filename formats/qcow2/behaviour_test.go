@@ -186,6 +186,7 @@ func TestBigWriteIsOneDataWrite(t *testing.T) {
 	b := &memFile{b: fill(9, 8<<20)}
 	f = newImage(t, 8<<20)
 	d2 := openImage(t, f, b)
+	put(t, d2, 0, fill(1, 512)) // and makes the table
 	before = f.writes
 	put(t, d2, 1<<20+100, fill(2, 1<<20))
 	if f.writes != before+1 {

@@ -410,21 +410,15 @@ func (d *Driver) giveUp(list ...extent) {
 
 // allocateRun takes n contiguous clusters and returns their offset.
 func (d *Driver) allocateRun(ctx context.Context, n int64) (int64, error) {
-	retried := false
+	freed := false
 	for {
 		d.mu.Lock()
 		first, _, err := d.allocate(n, forOther)
-		d.mu.Unlock()
+		d.unlock()
 		if err == nil {
 			return first << d.h.clusterBits, nil
 		}
-		if noSpace(err) && !retried && d.pendingFrees() {
-			retried = true
-			if d.writeBack(ctx) == nil && d.reclaim(ctx) == nil {
-				continue
-			}
-		}
-		if err := d.fetch(ctx, err); err != nil {
+		if err := d.fetch(ctx, err); err != nil && !d.freedRoom(ctx, err, &freed) {
 			return 0, err
 		}
 	}

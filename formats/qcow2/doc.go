@@ -20,7 +20,9 @@
 //
 // Driver.mu is never held across I/O. An operation that needs a table which is
 // not in memory fails with missingBlock or missingSlice, the table is loaded
-// with nothing held, and the operation is tried again. Mapped reads and writes
+// with nothing held, and the operation is tried again. One that needs a table
+// which there is not has its room in the file made sure of in the same way
+// (room.go), so that a full disk fails who asked for it and no write-back. Mapped reads and writes
 // with cached tables take no lock at all: they pin an epoch (epoch.go), look up
 // atomically read entries (map.go) and do their I/O; an extended entry, of two
 // words, is read as one by a count of changes (entry.go). One write-back runs at a

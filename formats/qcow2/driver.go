@@ -55,7 +55,8 @@ type Driver struct {
 	cache     sliceCache
 	newTables map[int64]struct{} // L2 tables that no L1 entry on disk knows
 	// +checklocks:mu
-	unsharing map[int64]struct{} // L2 tables of which a copy is to be made
+	unsharing map[int64]struct{}   // L2 tables of which a copy is to be made
+	making    map[roomKey]*loading // tables for which room is being made
 	dirtyL1   pieces
 	l1Moved   bool     // the L1 table has a place that the header does not know
 	claims    []*claim // +checklocks:mu

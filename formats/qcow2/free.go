@@ -204,3 +204,9 @@ func (d *Driver) dropRun(ctx context.Context, x *extent, n int64) error {
 	}
 	return nil
 }
+
+func (d *Driver) pendingFrees() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.frees.count > 0
+}

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"maps"
 	"slices"
 
 	"blockd/blockgraph"
@@ -150,10 +151,15 @@ func (c *inspection) barrier() error {
 		c.found[i] &^= w // what was found of it holds no more
 	}
 	clear(c.v.touched)
-	claims := slices.Clone(d.claims)
+	claims, making := slices.Clone(d.claims), slices.Collect(maps.Values(d.making))
 	d.mu.Unlock()
 	for _, x := range claims {
 		if err := x.wait(c.ctx); err != nil {
+			return err
+		}
+	}
+	for _, l := range making {
+		if err := waitMade(c.ctx, l); err != nil {
 			return err
 		}
 	}
@@ -300,10 +306,11 @@ func (c *inspection) repairCluster(cl int64) error {
 		return err
 	}
 	if b == nil {
-		if b = c.missingBlock(cl >> r.blockBits); b == nil {
-			c.lost = c.lost || c.fix == blockgraph.CheckFixAll
-			return nil
+		if at := c.placeOfBlock(cl >> r.blockBits); at >= 0 {
+			return missingCounts{cl >> r.blockBits, at}
 		}
+		c.lost = c.lost || c.fix == blockgraph.CheckFixAll
+		return nil
 	}
 	k := cl & (1<<r.blockBits - 1)
 	want := uint64(int64(refAt(b.data, r.order, k)) + n)
@@ -325,12 +332,12 @@ func (c *inspection) repairCluster(cl int64) error {
 	return nil
 }
 
-// missingBlock makes a refcount block that is not there, at a cluster of its own
-// range that nothing refers to; nil: there is none. Driver.mu is held.
-func (c *inspection) missingBlock(index int64) *refBlock {
+// placeOfBlock finds a cluster for a refcount block that is not there, in its own
+// range, that nothing refers to; -1: there is none. Driver.mu is held.
+func (c *inspection) placeOfBlock(index int64) int64 {
 	d, v := c.d, c.v
 	if index >= int64(len(d.refs.table)) {
-		return nil
+		return -1
 	}
 	from := index << d.refs.blockBits
 	for at := from; at < from+1<<d.refs.blockBits; at++ {
@@ -338,8 +345,8 @@ func (c *inspection) missingBlock(index int64) *refBlock {
 			if d.checkLimit(at+1) != nil || d.meta.at(at<<d.h.clusterBits, d.h.clusterSize, ^metadataKind(0)) != 0 {
 				continue
 			}
-			return d.newRefBlock(index, at)
+			return at
 		}
 	}
-	return nil
+	return -1
 }

@@ -134,16 +134,8 @@ func (d *Driver) writable(p position) (*slice, error) {
 		return nil, syscall.EIO
 	}
 	t := d.l1.Load()
-	entry := t.entries[p.table].Load()
-	switch {
-	case entry&l1OffsetMask == 0:
-		if err := d.newTable(t, p.table); err != nil {
-			return nil, err
-		}
-	case entry&flagCopied == 0:
-		if err := d.unshareTable(t, p.table); err != nil {
-			return nil, err
-		}
+	if e := t.entries[p.table].Load(); e&l1OffsetMask == 0 || e&flagCopied == 0 {
+		return nil, missingTable(p.table)
 	}
 	s := t.cached(p.table, p.index)
 	if s == nil {
@@ -155,46 +147,27 @@ func (d *Driver) writable(p position) (*slice, error) {
 // slicesPerTable returns the number of slices of an L2 table.
 func (d *Driver) slicesPerTable() int64 { return 1 << (d.h.l2Bits - d.sliceBits) }
 
-// newTable makes an empty L2 table in memory. Driver.mu is held.
+// wholeTable returns the first slice of an L2 table that is not in memory, or -1.
+// Driver.mu is held.
+func (d *Driver) wholeTable(t *l1Table, table int64) int64 {
+	for i := range d.slicesPerTable() {
+		if t.cached(table, i) == nil {
+			return i
+		}
+	}
+	return -1
+}
+
+// newTable makes a cluster an L2 table, empty and in memory. Driver.mu is held.
 //
 // +checklocks:d.mu
-func (d *Driver) newTable(t *l1Table, table int64) error {
-	cluster, _, err := d.allocate(1, forTable)
-	if err != nil {
-		return err
-	}
+func (d *Driver) newTable(t *l1Table, table, cluster int64) {
 	for i := range d.slicesPerTable() {
 		s := d.newSlice(table, i)
 		d.dirtyWhole(s)
 		d.insert(t, s)
 	}
 	d.hookTable(t, table, cluster)
-	return nil
-}
-
-// unshareTable gives the active L1 table its own copy of an L2 table that
-// snapshots use, too. Driver.mu is held.
-//
-// +checklocks:d.mu
-func (d *Driver) unshareTable(t *l1Table, table int64) error {
-	old := int64(t.entries[table].Load() & l1OffsetMask)
-	if old&(d.h.clusterSize-1) != 0 {
-		return d.corrupt(true, -1, -1, "L2 table offset %#x unaligned (L1 index: %#x)", old, table)
-	}
-	for i := range d.slicesPerTable() {
-		if t.cached(table, i) == nil {
-			d.unsharing[table] = struct{}{} // what is loaded so far stays
-			return missingSlice{table, i}
-		}
-	}
-	cluster, _, err := d.allocate(1, forTable)
-	if err != nil {
-		return err
-	}
-	d.passed("l2_alloc_cow_read")
-	delete(d.unsharing, table)
-	d.replaceTable(t, table, cluster, discardAlways)
-	return nil
 }
 
 // replaceTable gives an L2 table another place, where it is written whole. All

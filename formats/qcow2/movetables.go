@@ -31,11 +31,9 @@ func (c *compaction) tryMoveTable(table int64) error {
 		delete(d.unsharing, table)
 		return nil
 	}
-	for i := range d.slicesPerTable() {
-		if t.cached(table, i) == nil {
-			d.unsharing[table] = struct{}{} // what is loaded so far stays
-			return missingSlice{table, i}
-		}
+	if i := d.wholeTable(t, table); i >= 0 {
+		d.unsharing[table] = struct{}{} // what is loaded so far stays
+		return missingSlice{table, i}
 	}
 	count, err := d.refcount(old >> d.h.clusterBits)
 	if err != nil {

@@ -139,7 +139,7 @@ func openFor(ctx context.Context, ch children, o *qapi.BlockdevOptions, way open
 		ch:    ch, h: h, head: head, ext: ext, headerTurn: make(chan struct{}, 1),
 		sliceBits: sliceBits(h, opts),
 		meta:      newMetadataMap(h.clusterBits),
-		newTables: map[int64]struct{}{}, unsharing: map[int64]struct{}{},
+		newTables: map[int64]struct{}{}, unsharing: map[int64]struct{}{}, making: map[roomKey]*loading{},
 		cache: sliceCache{loads: map[missingSlice]*loading{}, dirty: map[*slice]struct{}{}},
 		refs: refcounts{
 			order: h.refcountOrder, blockBits: h.refBlockBits, tableOffset: int64(h.refTableOffset),

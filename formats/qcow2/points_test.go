@@ -40,8 +40,8 @@ func TestFaultPoints(t *testing.T) {
 	f := newImage(t, 16<<20)
 	var d *Driver
 	step(f, "reftable_load", func() { d = openImage(t, f, backing) })
-	step(f, "cluster_alloc refblock_load cow_read read_backing_aio cow_write write_aio", func() { put(t, d, 512, fill(1, 512)) })
-	step(f, "refblock_update_part l2_alloc_write l1_update flush_to_disk", func() { flush(t, d) })
+	step(f, "cluster_alloc refblock_load l2_alloc_write cow_read read_backing_aio cow_write write_aio", func() { put(t, d, 512, fill(1, 512)) })
+	step(f, "refblock_update_part l2_update l1_update flush_to_disk", func() { flush(t, d) })
 	step(f, "flush_to_disk", func() { flush(t, d) })
 	step(f, "write_aio", func() { put(t, d, 512, fill(1, 512)) })
 	step(f, "cluster_alloc write_aio", func() { put(t, d, 2*cs, fill(1, cs)) })
@@ -80,10 +80,10 @@ func TestFaultPointsOfGrowth(t *testing.T) {
 			}
 		}
 	}
-	has("new blocks", pointsOf(f, func() { put(t, d, 0, fill(1, 64<<10)) }), "refblock_alloc")
-	has("flush of them", pointsOf(f, func() { flush(t, d) }), "refblock_alloc_write", "refblock_alloc_hookup")
-	has("new table", pointsOf(f, func() { put(t, d, 64<<10, fill(1, 3<<20)) }), "reftable_grow")
-	has("flush of it", pointsOf(f, func() { flush(t, d) }), "refblock_alloc_write_blocks", "refblock_alloc_write_table", "refblock_alloc_switch_table")
+	has("new blocks", pointsOf(f, func() { put(t, d, 0, fill(1, 64<<10)) }), "refblock_alloc", "refblock_alloc_write", "l2_alloc_write")
+	has("flush of them", pointsOf(f, func() { flush(t, d) }), "refblock_update_part", "refblock_alloc_hookup")
+	has("new table", pointsOf(f, func() { put(t, d, 64<<10, fill(1, 3<<20)) }), "reftable_grow", "refblock_alloc_write_blocks")
+	has("flush of it", pointsOf(f, func() { flush(t, d) }), "refblock_alloc_write_table", "refblock_alloc_switch_table")
 	has("growth of the disk", pointsOf(f, func() {
 		if err := d.Truncate(ctxb, 64<<20, false, qapi.PreallocModeOff, false); err != nil {
 			t.Error(err)

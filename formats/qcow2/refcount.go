@@ -319,53 +319,59 @@ func (d *Driver) newRefBlock(index, cluster int64) *refBlock {
 	return b
 }
 
-// growRefTable gives the refcount table a larger place, just behind what it
-// covers so far, which is free and needs nothing in memory. The blocks that
-// count the new place are made at once. Driver.mu is held.
-func (d *Driver) growRefTable() error {
-	r := &d.refs
-	old := int64(len(r.table))
-	perBlock := int64(1) << r.blockBits
+// refTableGrowth is a larger place for the refcount table: clusters from first on,
+// and behind them blocks for as many refcount blocks, which count all of that.
+type refTableGrowth struct{ first, clusters, blocks, entries int64 }
+
+// planRefTable finds a larger place for the refcount table, just behind what it
+// covers so far, which is free and which nobody else can take. Driver.mu is held.
+func (d *Driver) planRefTable() (refTableGrowth, error) {
+	old := int64(len(d.refs.table))
+	perBlock := int64(1) << d.refs.blockBits
 	perCluster := d.h.clusterSize / 8
-	first := old << r.blockBits
-	var entries, k, m int64
-	for entries = max(old*3/2, old+2); ; entries += m {
-		entries = (entries + perCluster - 1) / perCluster * perCluster
-		k = entries / perCluster
-		m = (k + perBlock - 2) / (perBlock - 1)
-		if old+m < entries {
+	g := refTableGrowth{first: old << d.refs.blockBits}
+	for g.entries = max(old*3/2, old+2); ; g.entries += g.blocks {
+		g.entries = (g.entries + perCluster - 1) / perCluster * perCluster
+		g.clusters = g.entries / perCluster
+		g.blocks = (g.clusters + perBlock - 2) / (perBlock - 1)
+		if old+g.blocks < g.entries {
 			break
 		}
 	}
-	if entries > maxRefTableSize/8 {
-		if old >= maxRefTableSize/8-m-1 {
-			return syscall.EFBIG
+	if g.entries > maxRefTableSize/8 {
+		if old >= maxRefTableSize/8-g.blocks-1 {
+			return g, syscall.EFBIG
 		}
-		entries = maxRefTableSize / 8
-		k = entries / perCluster
-		m = (k + perBlock - 2) / (perBlock - 1)
+		g.entries = maxRefTableSize / 8
+		g.clusters = g.entries / perCluster
+		g.blocks = (g.clusters + perBlock - 2) / (perBlock - 1)
 	}
-	if err := d.checkLimit(first + k + m); err != nil {
-		return err
+	if err := d.checkLimit(g.first + g.clusters + g.blocks); err != nil {
+		return g, err
 	}
-	if err := d.checkUnclaimed(first, k+m, forOther); err != nil {
-		return err
+	return g, d.checkUnclaimed(g.first, g.clusters+g.blocks, forOther)
+}
+
+// moveRefTable gives the table its larger place, where there is room. The blocks
+// that count it are made at once. Driver.mu is held.
+func (d *Driver) moveRefTable(g refTableGrowth) {
+	r := &d.refs
+	old := int64(len(r.table))
+	perBlock := int64(1) << r.blockBits
+	oldOffset, oldClusters := r.tableOffset, old/(d.h.clusterSize/8)
+	r.table = append(r.table, make([]uint64, g.entries-old)...)
+	for i := range g.blocks {
+		d.newRefBlock(old+i, g.first+g.clusters+i)
 	}
-	d.passed("reftable_grow")
-	oldOffset, oldClusters := r.tableOffset, old/perCluster
-	r.table = append(r.table, make([]uint64, entries-old)...)
-	for i := range m {
-		d.newRefBlock(old+i, first+k+i)
-	}
-	for c := first; c < first+k+m; c++ {
+	end := g.first + g.clusters + g.blocks
+	for c := g.first; c < end; c++ {
 		d.setRef(r.blocks[c>>r.blockBits], c&(perBlock-1), 1)
 	}
-	r.untouched = max(r.untouched, first+k+m)
-	r.tableOffset = first << d.h.clusterBits
+	r.untouched = max(r.untouched, end)
+	r.tableOffset = g.first << d.h.clusterBits
 	r.moved = true
-	d.meta.setPlaces(kindRefTable, place{r.tableOffset, r.tableOffset + entries*8, kindRefTable})
+	d.meta.setPlaces(kindRefTable, place{r.tableOffset, r.tableOffset + g.entries*8, kindRefTable})
 	d.free(oldOffset>>d.h.clusterBits, oldClusters, discardOther)
-	return nil
 }
 
 func waitLoading(ctx context.Context, l *loading) error {
@@ -377,8 +383,9 @@ func waitLoading(ctx context.Context, l *loading) error {
 	}
 }
 
-// fetch loads what an operation under the lock found missing, or waits for space
-// that is reserved; the operation is then tried again. Any other error is returned.
+// fetch loads or makes what an operation under the lock found missing, or waits for
+// space that is reserved; the operation is then tried again. Any other error is
+// returned.
 func (d *Driver) fetch(ctx context.Context, err error) error {
 	switch m := err.(type) {
 	case missingBlock:
@@ -386,6 +393,12 @@ func (d *Driver) fetch(ctx context.Context, err error) error {
 	case missingSlice:
 		_, err := d.loadSlice(ctx, m.table, m.index)
 		return err
+	case missingTable:
+		return d.makeTable(ctx, int64(m))
+	case missingCounts:
+		return d.makeRefBlock(ctx, m.index, m.at)
+	case shortRefTable:
+		return d.growRefTable(ctx, int(m))
 	case *reservation:
 		return m.wait(ctx)
 	}

@@ -20,6 +20,7 @@ type unmapping struct {
 // next may be called several times for an entry. Places that are given up are
 // freed for the reason why. An error of next ends it; what is done stays.
 func (d *Driver) remap(ctx context.Context, from, to int64, why unmapping, next func(entry l2Entry) (l2Entry, error)) error {
+	freed := false
 	for from < to {
 		d.mu.Lock()
 		end, wait, err := d.tryRemap(from, to, why, next)
@@ -33,7 +34,7 @@ func (d *Driver) remap(ctx context.Context, from, to int64, why unmapping, next 
 		default:
 			from = end
 		}
-		if err != nil {
+		if err != nil && !d.freedRoom(ctx, err, &freed) {
 			return err
 		}
 		if crowded {

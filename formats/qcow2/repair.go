@@ -147,8 +147,7 @@ func (d *Driver) repairCount(ctx context.Context, c *checker, cluster int64, n u
 				d.mu.Unlock()
 				return errLost
 			}
-			b = d.newRefBlock(index, at)
-			d.setRef(b, at&(1<<r.blockBits-1), 1)
+			err = missingCounts{index, at}
 		}
 		if err == nil {
 			d.setRef(b, cluster&(1<<r.blockBits-1), n)

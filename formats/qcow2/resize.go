@@ -90,43 +90,65 @@ func (d *Driver) setSize(ctx context.Context, size int64) error {
 }
 
 // growL1 gives the L1 table at least n entries. It is moved in memory; the
-// next write-back writes it and then its place.
+// next write-back writes it and then its place. There is room for it by then.
 func (d *Driver) growL1(ctx context.Context, n int64) error {
 	if n > maxL1Size/l1EntrySize {
 		return syscall.EFBIG
 	}
-	f := d.file()
-	f.DebugEvent("l1_grow_alloc_table")
+	d.file().DebugEvent("l1_grow_alloc_table")
+	freed := false
 	for {
-		d.mu.Lock()
-		t := d.l1.Load()
-		old := int64(len(t.entries))
-		if n <= old {
-			d.mu.Unlock()
+		done, err := d.tryGrowL1(ctx, n)
+		if done {
 			return nil
 		}
-		if d.h.clusters(n*l1EntrySize) == d.h.clusters(old*l1EntrySize) && old > 0 {
-			// It fits where it is. What lies behind the table in its last
-			// cluster is undefined and is written before the header counts it.
-			d.replaceL1(t, t.offset, n)
-			d.mu.Unlock()
-			return nil
-		}
-		first, _, err := d.allocate(d.h.clusters(n*l1EntrySize), forOther)
-		if err == nil {
-			d.replaceL1(t, first<<d.h.clusterBits, n)
-			if old > 0 {
-				d.free(t.offset>>d.h.clusterBits, d.h.clusters(old*l1EntrySize), discardOther)
-			}
-		}
-		d.unlock()
-		if err == nil {
-			return nil
-		}
-		if err := d.fetch(ctx, err); err != nil {
+		if err = d.fetch(ctx, err); err != nil && !d.freedRoom(ctx, err, &freed) {
 			return err
 		}
 	}
+}
+
+// tryGrowL1 is growL1, where nothing is missing. The graph token is held: nobody
+// else grows the table.
+func (d *Driver) tryGrowL1(ctx context.Context, n int64) (done bool, err error) {
+	d.mu.Lock()
+	t := d.l1.Load()
+	old := int64(len(t.entries))
+	if n <= old {
+		d.mu.Unlock()
+		return true, nil
+	}
+	first, clusters := int64(-1), d.h.clusters(n*l1EntrySize)
+	if old == 0 || clusters != d.h.clusters(old*l1EntrySize) {
+		first, _, err = d.allocate(clusters, forOther)
+	}
+	d.unlock()
+	if err != nil {
+		return false, err
+	}
+	if first < 0 {
+		// It fits where it is. What lies behind the table in its last cluster is
+		// undefined and is written before the header counts it.
+		end := (old*l1EntrySize + sector - 1) &^ (sector - 1)
+		err = d.writeRoomBytes(ctx, t.offset+end, (n*l1EntrySize+sector-1)&^(sector-1)-end, "l1_grow_write_table")
+	} else {
+		err = d.writeRoom(ctx, first, clusters, "l1_grow_write_table")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case err != nil && first >= 0:
+		d.release(first, clusters)
+	case err != nil:
+	case first < 0:
+		d.replaceL1(d.l1.Load(), t.offset, n)
+	default:
+		d.replaceL1(d.l1.Load(), first<<d.h.clusterBits, n)
+		if old > 0 {
+			d.free(t.offset>>d.h.clusterBits, d.h.clusters(old*l1EntrySize), discardOther)
+		}
+	}
+	return err == nil, err
 }
 
 // replaceL1 puts a copy of the L1 table with n entries at another place.

@@ -17,6 +17,7 @@ func (d *Driver) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 	}
 	onlyUnallocated := flags&blockgraph.OnlyUnallocated != 0
 	n := v.Len()
+	freed := false
 	for pos := int64(0); pos < n; {
 		done := int64(0)
 		var err error
@@ -26,7 +27,7 @@ func (d *Driver) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 		if err == nil && done == 0 {
 			done, err = d.writeUnmapped(ctx, off+pos, v, pos, onlyUnallocated)
 		}
-		if err != nil {
+		if err != nil && !d.freedRoom(ctx, err, &freed) {
 			return err
 		}
 		pos += done
@@ -92,7 +93,6 @@ func (d *Driver) writeUnmapped(ctx context.Context, off int64, v *blockgraph.IOV
 // beginAllocation allocates for the front of bytes [off, off+n) and claims the
 // clusters. Without an allocation it returns how many bytes need none.
 func (d *Driver) beginAllocation(ctx context.Context, off, n int64, onlyUnallocated bool) (*allocation, int64, error) {
-	retried := false
 	for {
 		d.mu.Lock()
 		a, skip, wait, err := d.tryAllocation(off, n, onlyUnallocated)
@@ -109,22 +109,10 @@ func (d *Driver) beginAllocation(ctx context.Context, off, n int64, onlyUnalloca
 		if err == nil {
 			return a, skip, nil
 		}
-		if noSpace(err) && !retried && d.pendingFrees() {
-			retried = true
-			if d.writeBack(ctx) == nil && d.reclaim(ctx) == nil {
-				continue
-			}
-		}
 		if err := d.fetch(ctx, err); err != nil {
 			return nil, 0, err
 		}
 	}
-}
-
-func (d *Driver) pendingFrees() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.frees.count > 0
 }
 
 // tryAllocation is beginAllocation with Driver.mu held.

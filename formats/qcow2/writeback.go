@@ -191,15 +191,8 @@ func (d *Driver) takeChanges() *copied {
 	for b := range r.dirty {
 		set := b.dirty.take()
 		c.blocks[b] = set
-		event := "refblock_update_part"
-		switch {
-		case b.fresh && r.moved:
-			event = "refblock_alloc_write_blocks"
-		case b.fresh:
-			event = "refblock_alloc_write"
-		}
 		set.runs(d.h.clusterSize, func(from, to int64) {
-			w := newWrite(b.off+from, to-from, kindRefBlock, event)
+			w := newWrite(b.off+from, to-from, kindRefBlock, "refblock_update_part")
 			copy(w.buf.Bytes(), b.data[from:to])
 			c.early = append(c.early, w)
 		})
@@ -230,13 +223,9 @@ func (d *Driver) takeSlices(c *copied) {
 		set := s.dirty.take()
 		c.slices[s] = set
 		_, early := d.newTables[s.table]
-		event := "l2_update"
-		if early {
-			event = "l2_alloc_write"
-		}
 		base := d.sliceOffset(t.entries[s.table].Load(), s.index)
 		set.runs(int64(len(s.words))*8, func(from, to int64) {
-			w := newWrite(base+from, to-from, kindActiveL2, event)
+			w := newWrite(base+from, to-from, kindActiveL2, "l2_update")
 			for i := from; i < to; i += 8 {
 				binary.BigEndian.PutUint64(w.buf.Bytes()[i-from:], s.words[i/8].Load())
 			}

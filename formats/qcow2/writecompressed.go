@@ -91,6 +91,7 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 	}
 	cluster := off >> d.h.clusterBits
 	d.file().DebugEvent("cluster_alloc_bytes")
+	freed := false
 	for {
 		d.mu.Lock()
 		s, c, host, wait, err := d.beginCompressed(cluster, int64(n), flags)
@@ -102,7 +103,7 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 			continue
 		}
 		if err != nil {
-			if err := d.fetch(ctx, err); err != nil {
+			if err := d.fetch(ctx, err); err != nil && !d.freedRoom(ctx, err, &freed) {
 				return err
 			}
 			continue
@@ -112,7 +113,10 @@ func (d *Driver) compressCluster(ctx context.Context, off int64, v *blockgraph.I
 			return d.WriteV(ctx, off, v, flags&^blockgraph.Compressed)
 		}
 		err = d.writePacked(ctx, host, out.Bytes()[:n])
-		return d.endCompressed(ctx, s, c, cluster, host, int64(n), err)
+		if err = d.endCompressed(ctx, s, c, cluster, host, int64(n), err); err != nil && d.freedRoom(ctx, err, &freed) {
+			continue
+		}
+		return err
 	}
 }
 
