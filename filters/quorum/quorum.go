@@ -186,13 +186,13 @@ func (q *Quorum) readFirst(ctx context.Context, off int64, v *blockgraph.IOVec) 
 }
 
 // CanReplace tells whether a node that shows what the quorum shows may take the
-// place of one of its children: of one that nobody else sees. A job's own use of
-// it does not count.
+// place of one of its children: of one that nobody else sees, and that is its
+// child once. A job's own use of it does not count.
 func (q *Quorum) CanReplace(tx *blockgraph.Tx, child *blockgraph.Node) bool {
 	mine := false
 	for _, e := range tx.Parents(child) {
 		switch r := e.Root(); {
-		case e.Parent() == q.node:
+		case e.Parent() == q.node && !mine:
 			mine = true
 		case r == nil || r.Job() == "":
 			return false

@@ -17,6 +17,7 @@ import (
 	"blockd/blockgraph"
 	"blockd/blockgraph/graphtest"
 	"blockd/filters/quorum"
+	"blockd/jobs/mirror"
 	"blockd/qapi"
 )
 
@@ -365,6 +366,23 @@ func TestChildrenComeAndGo(t *testing.T) {
 	}
 	if name := w.node.Filename(); !strings.Contains(name, `"children": [{"driver": "mem"}, {"driver": "mem"}]`) {
 		t.Error(name)
+	}
+}
+
+func TestOnlyAChildThatIsThereOnceMayBeReplaced(t *testing.T) {
+	w := newWorld(t, 3)
+	o := options(3, `,"vote-threshold":1`)
+	o.Quorum.Children = append(o.Quorum.Children, o.Quorum.Children[2])
+	node := w.Add(o)
+	for child, want := range map[string]bool{"c0": true, "c1": true, "c2": false} {
+		if err := w.Try(func(tx *blockgraph.Tx) error {
+			if got := node.Driver().(mirror.Replacer).CanReplace(tx, tx.Find(child)); got != want {
+				t.Errorf("%s: %t", child, got)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
