@@ -21,7 +21,8 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
     if what == "reply":
         return _failed(ours) == _failed(theirs) and _reply(moment, ours, theirs)
     if what == "jobs":
-        return known_states.create_size(ours, theirs) or known_states.create_beside_a_mirror(moment, ours, theirs)
+        beside = known_states.create_beside_a_mirror(moment, ours, theirs) or known_states.create_in_a_held_node(moment, ours, theirs)
+        return known_states.create_size(ours, theirs) or beside
     if what == "events":
         return known_states.refused_later(moment, ours, theirs) or known_states.refused_for_a_concluded_job(moment, ours, theirs)
     if known_states.rival_cannot_answer(theirs):

@@ -7,21 +7,21 @@ import re
 from .moment import Moment, nodes, unstored
 from .step import Command, GuestClear, GuestRead, GuestWrite
 
-_BUSY = "Node '.*' is busy: block device is in use by block job: "
-
-
 def _resize_in_use(moment: Moment, ours: str, theirs: str) -> bool:
     """The old text is a mistake, mended in 9.0."""
     return theirs == "Device '(null)' is in use" and re.fullmatch(r"Node '.*' is busy: .*", ours) is not None
 
 
 def _concluded_job_holds_nodes(moment: Moment, ours: str, theirs: str) -> bool:
-    """The rival's stream or commit keeps its nodes until it is dismissed; blockd's gives them up when it ends."""
-    if not moment.jobs("stream", "concluded") | moment.jobs("commit", "concluded"):
-        return False
-    busy = re.fullmatch(_BUSY + "(stream|commit)", theirs) is not None or theirs == "Device '(null)' is in use"
-    allowed = _undone(moment, ours) or ours == "The new size must be a multiple of 512"  # a later mistake
-    return theirs == "Need a root block node" or allowed and busy
+    """
+    The rival's stream or commit keeps its nodes until it is dismissed; blockd's gives them up when it ends, and may
+    come to another mistake.
+    """
+    held = moment.held()
+    if theirs in ("Device '(null)' is in use", "Need a root block node"):
+        return bool(held)
+    busy = re.fullmatch("Node '(.*)' is busy: block device is in use by block job: (stream|commit)", theirs)
+    return busy is not None and busy[1] in held
 
 
 def _copy_before_write_unused(moment: Moment, ours: str, theirs: str) -> bool:
@@ -48,12 +48,12 @@ def _long_backing_format(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of several users that conflict each names the one it comes to first."""
-    conflict = re.compile("Permission conflict on node '[^']*'")
-    left, right = conflict.search(ours), conflict.search(theirs)
+    """Of several users that conflict, or of two permissions, each names the one it comes to first; one of the users is the same."""
+    conflict = re.compile("(.*Permission conflict on node '[^']*'): permissions '.*' are both required by (.*) and unshared by (.*)\\.")
+    left, right = conflict.fullmatch(ours), conflict.fullmatch(theirs)
     if left is None or right is None:
         return False
-    return left[0] == right[0] and ours[: left.start()] == theirs[: right.start()]
+    return left[1] == right[1] and bool(set(left.group(2, 3)) & set(right.group(2, 3)))
 
 
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
@@ -75,7 +75,8 @@ def _backing_circle(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _second_writer(moment: Moment, ours: str, theirs: str) -> bool:
     """Who writes past a mirror that is to miss nothing is refused; the rival's mirror loses what is written."""
-    return ours.startswith("Permission conflict on node") and moment.exclusive_mirror()
+    text = "Permission conflict on node '.*': permissions '[^']*(write|resize)[^']*' are both required by .* and unshared by node '.*' .* as 'backing' child"
+    return moment.exclusive_mirror() and re.search(text, ours) is not None
 
 
 def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
@@ -84,6 +85,13 @@ def _quorum_of_strangers(moment: Moment, ours: str, theirs: str) -> bool:
     quorum = isinstance(action, Command) and action.arguments.get("driver") == "quorum"
     left = ours.startswith(("Cannot find device=", "Could not refresh total sector count", "Permission conflict"))
     return quorum and left and ("threshold" in theirs or theirs.startswith(("Permission conflict", "Failed to get ")))
+
+
+def _overlay_of_a_sharer(moment: Moment, ours: str, theirs: str) -> bool:
+    """Who uses a node with force-share shares all of it, but not an overlay that takes its place; the rival does not notice that."""
+    forced = {arguments.get("node-name") for _, arguments in moment.actions() if arguments.get("force-share")}
+    placed = any("overlay" in data and data.get("node") in forced for data in moment.asked())
+    return placed and ours.startswith("Permission conflict on node") and theirs == ""
 
 
 def _force_share_as_before(moment: Moment, ours: str, theirs: str) -> bool:
@@ -132,12 +140,13 @@ def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _read_only_first(moment: Moment, ours: str, theirs: str) -> bool:
     """Of two mistakes with a job's target blockd names the conflict with its users, the rival that it is read-only."""
-    return ours.startswith("Permission conflict on node") and theirs == "Block node is read-only"
+    with_target = any("target" in data for data in moment.asked())
+    return with_target and ours.startswith("Permission conflict on node") and theirs == "Block node is read-only"
 
 
-def _top_over_a_backups_filter(moment: Moment, ours: str, theirs: str) -> bool:
-    """The new image of a drive-backup of the top gets what is below, also beneath a backup's filter, whose name the rival cannot open."""
-    return ours == "" and theirs == "Parameter 'target' is missing" and "drive-backup" in moment.names() and bool(moment.jobs("backup"))
+def _top_over_a_filter(moment: Moment, ours: str, theirs: str) -> bool:
+    """The new image of a drive-backup of the top gets what is below, also beneath a job's filter, whose name the rival cannot open."""
+    return theirs in ("Parameter 'target' is missing", "Block node is read-only") and moment.top_over_a_filter()
 
 
 def _another_driver(moment: Moment, ours: str, theirs: str) -> bool:
@@ -146,9 +155,8 @@ def _another_driver(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _bitmap_without_access(moment: Moment, ours: str, theirs: str) -> bool:
-    """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it."""
-    reopened = "blockdev-reopen" in moment.names()  # in options that may have another mistake
-    return theirs == "No write access" and (reopened or ours in ("", "Block node is read-only")) and unstored(moment.theirs[-2:-1])
+    """A persistent bitmap in an image that is read-only, which the rival has yet to store; blockd has stored it, and may come to another mistake."""
+    return theirs == "No write access" and unstored(moment.theirs[-2:-1])
 
 
 def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
@@ -204,7 +212,7 @@ def stats_of_held_nodes(moment: Moment, ours: set[str], theirs: set[str]) -> boo
 
 
 RULES = (
-    _top_over_a_backups_filter,
+    _top_over_a_filter,
     _read_only_first,
     _another_driver,
     _threshold_cut_off,
@@ -222,6 +230,7 @@ RULES = (
     _concluded_amend_holds_node,
     _second_writer,
     _quorum_of_strangers,
+    _overlay_of_a_sharer,
     _force_share_as_before,
     _resize_in_use,
     _concluded_job_holds_nodes,

@@ -26,6 +26,18 @@ def create_beside_a_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
     )
 
 
+def create_in_a_held_node(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """blockdev-create in a node that only the rival still has, for a job that is over, and that it may not change."""
+    changed = {name for name, job in theirs.items() if ours.get(name) != job}
+    held = moment.held()
+
+    def is_held(name: str) -> bool:
+        gone = re.match("Cannot find device='(.*?)'", ours.get(name, {}).get("error", ""))
+        return gone is not None and gone[1] in held and theirs[name].get("error", "").startswith(f"Permission conflict on node '{gone[1]}'")
+
+    return bool(changed) and all(map(is_held, changed))
+
+
 def refused_later(moment: Moment, ours: Any, theirs: Any) -> bool:
     """
     A copy-before-write filter that nobody uses yet lets others write below it, in the rival only one that nothing is
@@ -307,7 +319,7 @@ def _format_of_a_changed_name(moment: Moment, ours: Any, theirs: Any) -> Any:
 
 def _top_over_a_filter(moment: Moment, ours: Any, theirs: Any) -> bool:
     """The new image of a drive-mirror of the top gets the name of the image that is below, the rival's that of a filter over that."""
-    if "drive-mirror" not in moment.names() or "nodes" not in ours or "nodes" not in theirs:
+    if not moment.top_over_a_filter() or "nodes" not in ours or "nodes" not in theirs:
         return False
     key = "image.backing-filename-format"
     return any(theirs["nodes"].get(name, {}).get(key) in FILTERS and node.get(key) not in FILTERS for name, node in ours["nodes"].items())
@@ -370,8 +382,13 @@ def _huge_buffer(moment: Moment, ours: Any, theirs: Any) -> bool:
 
 def _image_past_the_end(moment: Moment, ours: Any, theirs: Any) -> bool:
     """An image that is to be made in a disk must fit into it; the rival writes past the end of the disk, where nobody can read it again."""
-    text = "Could not write qcow2 header: Input/output error"
-    created = {name for name, job in ours.items() if job["type"] == "create" and job.get("error") == text and "error" not in theirs.get(name, job)}
+    text = re.compile("Could not write (qcow2 header|refcount table): Input/output error")
+    late = {None, "Image is not in qcow2 format"}  # a null device has forgotten the header, too
+    created = {
+        name
+        for name, job in ours.items()
+        if job["type"] == "create" and text.fullmatch(job.get("error", "")) and theirs.get(name, job).get("error") in late
+    }
     options = [moment.started_with(name, "options") or {} for name in created]
     sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes(moment.ours[-1])}
     return bool(options) and all(sizes.get(str(one.get("file")), MiB) < MiB for one in options)
@@ -393,11 +410,25 @@ def _job_beside_a_read_only_bitmap(moment: Moment, ours: Any, theirs: Any) -> bo
     )
 
 
+def _through_raw(moment: Moment, device: str) -> bool:
+    """Whether there is a copy-before-write or raw node in what a device shows."""
+    before = moment.theirs[-2] if len(moment.theirs) > 1 else moment.theirs[-1]
+    graph = moment.state(before.state).get("graph", collections.Counter())
+    below = reached({device}, collections.Counter(map(without_permissions, graph.elements())))
+    return any(node["node-name"] in below and node["drv"] in ("copy-before-write", "raw") for node in nodes(before))
+
+
 def _length_after_zeroes(moment: Moment, ours: Any, theirs: Any) -> bool:
-    """A mirror of what was a mirror's target, over which the rival has written zeroes: it has more to copy."""
+    """
+    A mirror of what was a mirror's target, over which the rival has written zeroes: it has more to copy. Or any job
+    on the target of a mirror of the top of an image without a backing file, over which blockd has. Or a mirror
+    through a copy-before-write or raw node, which leaves out in the rival what backing files hold.
+    """
     mirrors = [arguments for name, arguments in moment.actions() if name in ("blockdev-mirror", "drive-mirror")]
     targets = {arguments.get("node-name", arguments["target"]) for arguments in mirrors}
-    again = {arguments.get("job-id") for arguments in mirrors if arguments["device"] in targets}
+    readers = [arguments for _, arguments in moment.actions() if "job-id" in arguments] if moment.top_of_nothing() else mirrors
+    again = {arguments["job-id"] for arguments in readers if arguments.get("device") in targets}
+    again |= {arguments["job-id"] for arguments in mirrors if _through_raw(moment, arguments["device"])}
 
     def without_length(events: Any) -> Any:
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from typing import Any, Callable, Iterator, Sequence
 
 from .execute import Seen
@@ -45,6 +46,14 @@ class Moment:
         actions = action.arguments.get("actions")
         return [str(one["type"]) for one in actions] if isinstance(actions, list) else [action.name]
 
+    def asked(self) -> list[Message]:
+        """The arguments of the step at hand, or of the actions of its transaction, refused or not."""
+        action = self.steps[-1].action
+        if not isinstance(action, Command):
+            return []
+        actions = action.arguments.get("actions")
+        return [one["data"] for one in actions] if isinstance(actions, list) else [dict(action.arguments)]
+
     def started_with(self, identity: str, name: str) -> Any:
         """What a job was given as that argument."""
         return next((arguments.get(name) for _, arguments in self.actions() if arguments.get("job-id") == identity), None)
@@ -57,6 +66,17 @@ class Moment:
             for job in seen.jobs
             if job["type"] == kind and (not states or job["status"] in states)
         }
+
+    def held(self) -> set[str]:
+        """The nodes that the rival's streams and commits hold that are over, and wait to be dismissed; made-up names without numbers."""
+        over = self.jobs("stream", "concluded") | self.jobs("commit", "concluded")
+        graphs = [seen.state["x-debug-query-block-graph"] for seen in self.theirs[-2:]]
+        found: set[str] = set()
+        for graph in (graph for graph in graphs if "nodes" in graph):
+            names = {node["id"]: re.sub(r"#block\d+", "#block", node["name"]) for node in graph["nodes"]}
+            jobs = {node["id"] for node in graph["nodes"] if node["type"] == "block-job" and node["name"] in over}
+            found |= {names[edge["child"]] for edge in graph["edges"] if edge["parent"] in jobs}
+        return found
 
     def exclusive_mirror(self) -> bool:
         """Whether a mirror lets nobody else write: in write-blocking mode, or when it waits to be finalized."""
@@ -74,6 +94,12 @@ class Moment:
             for step, seen in zip(self.steps, self.theirs)
         )
 
+    def top_over_a_filter(self) -> bool:
+        """Whether a new image is asked for that gets the top of one that stands on a filter in the rival."""
+        tops = [data.get("device") for data in self.asked() if data.get("sync") == "top" and "format" in data]
+        filters = {node["node-name"] for node in nodes(self.theirs[-2]) if node["drv"] in FILTERS - {"raw"}} if len(self.theirs) > 1 else set()
+        return any(backing(self.theirs[-2], name) in filters for name in tops if isinstance(name, str))
+
     def top_of_nothing(self) -> bool:
         """Whether there was a mirror of the top of an image without a backing file."""
         for number, step in enumerate(self.steps):
@@ -81,7 +107,7 @@ class Moment:
             if "return" not in self.theirs[number].reply or not arguments.get("sync") == "top" or number == 0:
                 continue
             assert isinstance(step.action, Command)
-            if step.action.name in ("blockdev-mirror", "drive-mirror") and not _has_backing(self.theirs[number - 1], arguments["device"]):
+            if step.action.name in ("blockdev-mirror", "drive-mirror") and not backing(self.theirs[number - 1], arguments["device"]):
                 return True
         return False
 
@@ -91,17 +117,17 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _has_backing(seen: Seen, name: str) -> bool:
-    """Whether an image stands on another one, filters left aside."""
+def backing(seen: Seen, name: str) -> str:
+    """The node that an image stands on, filters over the image left aside; nothing if there is none."""
     graph = seen.state["x-debug-query-block-graph"]
     if "nodes" not in graph:
-        return False
+        return ""
     names = {node["id"]: node["name"] for node in graph["nodes"]}
     below = {(names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]}
     drivers = {node["node-name"]: node["drv"] for node in nodes(seen)}
     while drivers.get(name) in FILTERS:
         name = below.get((name, "file"), below.get((name, "image"), ""))
-    return (name, "backing") in below
+    return below.get((name, "backing"), "")
 
 
 def nodes(seen: Seen) -> list[Message]:
