@@ -123,7 +123,7 @@ func (q *reopenQueue) add(tx *Tx, r *reopening) error {
 		r.backingMissing = !r.given.Has("backing")
 	}
 	var children []*reopening
-	for _, e := range s.Edges {
+	for _, e := range slices.Backward(s.Edges) { // the field's order, which tells whose mistake is named
 		if tx.inheritedFrom(e.child) != r.node {
 			continue
 		}

@@ -361,6 +361,16 @@ func TestFailedReopenLeavesEverythingAsItWas(t *testing.T) {
 	})
 }
 
+// TestReopenNamesTheMistakeOfTheNewestChild: of those of several children.
+func TestReopenNamesTheMistakeOfTheNewestChild(t *testing.T) {
+	w := newReopenWorld(t)
+	const text = `{"driver": "qcow2", "node-name": "a", "file": {"driver": "null-co", "node-name": "%s"}, "backing": {"driver": "null-co", "node-name": "back"%s}}`
+	w.add(fmt.Sprintf(text, "file", ""))
+	w.refused("Cannot change the option 'size'", func(tx *Tx) error {
+		return tx.Reopen(w.list([]string{fmt.Sprintf(text, "other", `, "size": 512`)}))
+	})
+}
+
 // TestReopenSwapsChildrenOfTwoNodes, which neither could have alone.
 func TestReopenSwapsChildrenOfTwoNodes(t *testing.T) {
 	w := newReopenWorld(t)

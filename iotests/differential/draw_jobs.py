@@ -279,8 +279,8 @@ class JobPen(Pen):
         if verb == "cancel" and old and self.chance(0.3):
             arguments["force"] = self.chance(0.7)
         sent = self.send(command, arguments)
-        # Even what is spoilt may still be a cancel.
-        if verb == "cancel" and job is not None and job.slow:
+        # Even what is spoilt may still be a cancel, also of one that is to go on fast only after its pause.
+        if verb == "cancel" and job is not None and (job.slow or job.halfway and job.paused):
             self.world.partial = True
         if not sent or job is None:
             return

@@ -173,8 +173,11 @@ def _bitmap_merely_stored(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _bitmap_left_read_only(moment: Moment, ours: str, theirs: str) -> bool:
-    """A reopen to read-only that is refused leaves all as it was; in the rival a persistent bitmap cannot be changed any more."""
-    return moment.refused_read_only() and _undone(moment, ours) and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
+    """
+    A reopen to read-only that is refused leaves all as it was, so that blockd may come to another mistake; in the
+    rival a persistent bitmap cannot be changed any more.
+    """
+    return moment.refused_read_only() and re.fullmatch("Bitmap '.*' is readonly and cannot be modified", theirs) is not None
 
 
 def _undone(moment: Moment, ours: str) -> bool:
