@@ -127,8 +127,8 @@ def _its_own_child(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _bottom_of_nothing(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of two mistakes blockd names the bottom first that is not in the chain, the rival that the chain is read-only."""
-    return ours.startswith("Bottom node '") and theirs == "Block node is read-only"
+    """Of several mistakes blockd names the bottom first that is not in the chain, the rival that this is a filter, or the chain read-only."""
+    return ours.startswith("Bottom node '") and theirs in ("Block node is read-only", ours.replace(" not found", " is a filter"))
 
 
 def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
@@ -138,10 +138,11 @@ def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
     return isinstance(options, list) and len(options) > 1 and ours != "" and theirs != ""
 
 
-def _read_only_first(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of two mistakes with a job's target blockd names the conflict with its users, the rival that it is read-only."""
+def _read_only_or_in_use(moment: Moment, ours: str, theirs: str) -> bool:
+    """Of two mistakes with a job's nodes, that its target is read-only and that users conflict, each names the one it comes to first."""
     with_target = any("target" in data for data in moment.asked())
-    return with_target and ours.startswith("Permission conflict on node") and theirs == "Block node is read-only"
+    mistakes = sorted(text.removeprefix("Could not create node: ") for text in (ours, theirs))
+    return with_target and mistakes[0] == "Block node is read-only" and mistakes[1].startswith("Permission conflict on node ")
 
 
 def _top_over_a_filter(moment: Moment, ours: str, theirs: str) -> bool:
@@ -216,7 +217,7 @@ def stats_of_held_nodes(moment: Moment, ours: set[str], theirs: set[str]) -> boo
 
 RULES = (
     _top_over_a_filter,
-    _read_only_first,
+    _read_only_or_in_use,
     _another_driver,
     _threshold_cut_off,
     _backup_of_a_mirrors_target,
