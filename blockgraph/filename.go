@@ -163,7 +163,7 @@ func (n *Node) strong(s *NodeState) *qapi.Object {
 // backingOverridden compares names as they are spelt, as the field does.
 func (g *Naming) backingOverridden(n *Node, s *NodeState) bool {
 	switch {
-	case n.typ.BackingOption == nil:
+	case n.typ.BackingOption == nil, n.headerOnly:
 		return false
 	case s.backing == nil:
 		return s.AutoBacking != ""

@@ -22,6 +22,8 @@ type Node struct {
 	// implicit: a filter that a job inserted for itself, which names and look-ups
 	// pass over.
 	implicit bool
+	// headerOnly: its content is not read, so what it was opened over says nothing.
+	headerOnly bool
 
 	drv       Driver
 	inspected sync.RWMutex // held for reading while a query asks the driver

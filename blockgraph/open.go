@@ -116,6 +116,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 		return nil, err
 	}
 	n.setDriver(drv)
+	n.headerOnly = w.noIO
 	slog.DebugContext(tx.ctx, "node_opened", "node", n.name, "driver", typ.Name)
 	tx.g.watchCorruption(n)
 	if err := n.refreshSize(tx.ctx); err != nil {

@@ -31,6 +31,8 @@ import (
 type Environment struct {
 	In       io.Reader
 	Out, Err io.Writer
+	// Complain prints a line on Err, the program's name before it.
+	Complain func(message string)
 	// Terminal: Out is one, so that it may be drawn on.
 	Terminal bool
 	// Width returns the terminal's width in columns.

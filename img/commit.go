@@ -3,11 +3,11 @@ package img
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"blockd/blockgraph"
+	"blockd/jobs/chain"
 	"blockd/qapi"
 )
 
@@ -31,7 +31,9 @@ func commitCommand(t *tool) *cobra.Command {
 		}
 		into := top.BackingChain()
 		if base != "" {
-			into = below(top, base)
+			if into, err = s.below(top, base); err != nil {
+				return err
+			}
 		}
 		switch {
 		case into == nil && base != "":
@@ -41,7 +43,7 @@ func commitCommand(t *tool) *cobra.Command {
 		}
 		job := qapi.NewObject("device", top.Name(), "base-node", into.Name(), "speed", speed)
 		if err := s.job("block-commit", job, show); err != nil {
-			return err
+			return fmt.Errorf("Block job failed: %w", err)
 		}
 		// What lies between a base further down and the image would show through.
 		if !keep && base == "" {
@@ -86,18 +88,16 @@ func (s *session) empty(n *blockgraph.Node) error {
 	case errors.Is(err, blockgraph.ErrNotSupported):
 		return nil
 	case err != nil:
-		return fmt.Errorf("Failed to empty %s: %w", n.Filename(), err)
+		return fmt.Errorf("Failed to empty %s: %s", n.Filename(), blockgraph.Strerror(err))
 	}
 	return r.Flush(s.ctx)
 }
 
-// below returns the image of a chain that goes by a file name.
-func below(top *blockgraph.Node, name string) *blockgraph.Node {
-	wanted, _ := filepath.Abs(name)
-	for n := top.BackingChain(); n != nil; n = n.BackingChain() {
-		if path, err := filepath.Abs(n.Filename()); n.Filename() == name || err == nil && path == wanted {
-			return n
-		}
-	}
-	return nil
+// below returns the image of a chain that goes by a file name, nil for none.
+func (s *session) below(top *blockgraph.Node, name string) (n *blockgraph.Node, err error) {
+	err = s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+		n = chain.FindBacking(tx, top, name)
+		return nil
+	})
+	return n, err
 }

@@ -35,7 +35,8 @@ func compareCommand(t *tool) *cobra.Command {
 			return &cli.Exit{Code: exitOpen, Err: err}
 		}
 		defer s.closeRoot(right)
-		c := comparison{s: s, left: left, right: right, strict: strict, p: s.newProgress(show)}
+		names := map[*blockgraph.Root]string{left: a.name, right: b.name}
+		c := comparison{s: s, left: left, right: right, names: names, strict: strict, p: s.newProgress(show)}
 		err = c.run()
 		var exit *cli.Exit
 		if errors.As(err, &exit) && exit.Code == exitDiffer {
@@ -73,6 +74,7 @@ func (s *session) openRead(o source) (*blockgraph.Root, error) {
 type comparison struct {
 	s           *session
 	left, right *blockgraph.Root
+	names       map[*blockgraph.Root]string // as the user has given them
 	strict      bool
 	p           *progress
 }
@@ -126,7 +128,7 @@ func (c *comparison) run() error {
 func (c *comparison) extent(r *blockgraph.Root, off, n int64) (extent, error) {
 	e, err := extentAt(c.s.ctx, r, off, n)
 	if err != nil {
-		return e, &cli.Exit{Code: exitStatus, Err: fmt.Errorf("Sector allocation test failed for %s", r.Node().Filename())}
+		return e, &cli.Exit{Code: exitStatus, Err: fmt.Errorf("Sector allocation test failed for %s", c.names[r])}
 	}
 	return e, nil
 }
@@ -223,7 +225,7 @@ func (c *comparison) zero(r *blockgraph.Root, off, n int64) error {
 
 func (c *comparison) read(r *blockgraph.Root, off int64, p []byte) error {
 	if err := r.ReadV(c.s.ctx, off, blockgraph.MakeIOVec(p), 0); err != nil {
-		return &cli.Exit{Code: exitRead, Err: fmt.Errorf("Error while reading offset %d of %s: %w", off, r.Node().Filename(), err)}
+		return &cli.Exit{Code: exitRead, Err: fmt.Errorf("Error while reading offset %d of %s: %s", off, c.names[r], blockgraph.Strerror(err))}
 	}
 	return nil
 }

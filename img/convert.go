@@ -169,7 +169,11 @@ func (c *conversion) run(s *session) error {
 	case to.Size() < size:
 		return errors.New("output file is smaller than input file")
 	}
-	if err := c.copy(s, sources, to); err != nil {
+	var noted fault
+	if err := c.copy(s, sources, to, &noted); err != nil {
+		if text := noted.first(); text != "" && s.ctx.Err() == nil {
+			return errors.New(text)
+		}
 		return fmt.Errorf("error while converting %s: %w", c.sources[0].name, err)
 	}
 	if c.bitmaps {
@@ -246,7 +250,7 @@ func (c *conversion) checkTarget(s *session, size int64) error {
 	case !c.compress:
 	case !c.existing && c.to.format != "qcow2":
 		return errNoCompression
-	case flat.Has("encrypt.format") || flat.Has("encryption"):
+	case flat.Has("encrypt.format") || isOn(flat, "encryption"):
 		return errors.New("Compression and encryption not supported at the same time")
 	case prealloc != nil && prealloc != "off":
 		return errors.New("Compression and preallocation not supported at the same time")
@@ -257,8 +261,9 @@ func (c *conversion) checkTarget(s *session, size int64) error {
 	return nil
 }
 
-// copy copies the sources, one after the other, by a job.
-func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph.Node) error {
+// copy copies the sources, one after the other, by a job. What went wrong with their
+// content, or the target's, is noted.
+func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph.Node, noted *fault) error {
 	blank := c.blank || !c.existing && c.backing == "" && c.newIsZero()
 	if c.salvage {
 		for i, n := range sources {
@@ -278,7 +283,10 @@ func (c *conversion) copy(s *session, sources []*blockgraph.Node, to *blockgraph
 	}
 	target := to
 	// A job wants equal lengths; what is beyond the sources stays.
-	if to, err = s.sparsely(to, from.Size(), c.least, blank && c.least > 0); err != nil {
+	if to, err = s.sparsely(to, from.Size(), c.least, blank && c.least > 0, noted); err != nil {
+		return err
+	}
+	if from, err = s.watch(from, noted); err != nil {
 		return err
 	}
 	o := qapi.NewObject("device", from.Name(), "target", to.Name(), "sync", "full", "speed", c.speed)
@@ -303,7 +311,7 @@ func (c *conversion) newIsZero() bool {
 	prealloc, _ := flat.Get("preallocation")
 	switch c.to.format {
 	case "qcow2":
-		return !flat.Has("encrypt.format") || prealloc == nil || prealloc == "off"
+		return !flat.Has("encrypt.format") && !isOn(flat, "encryption") || prealloc == nil || prealloc == "off"
 	case "raw":
 		info, err := os.Stat(c.to.name)
 		return err == nil && info.Mode().IsRegular()
@@ -347,7 +355,7 @@ func (c *conversion) checkBitmaps(s *session, from *blockgraph.Node) error {
 	for _, b := range list {
 		if flags, _ := b.Get("flags"); has(flags, "in-use") {
 			return blockgraph.WithHint(fmt.Errorf("Cannot copy inconsistent bitmap '%s'", qmpclient.String(b, "name")),
-				"Try --skip-broken-bitmaps, or use 'blockd img bitmap --remove'")
+				"Try --skip-broken-bitmaps, or use 'blockd img bitmap --remove' to delete it")
 		}
 	}
 	return nil
@@ -373,7 +381,8 @@ func (c *conversion) copyBitmaps(s *session, from, to *blockgraph.Node) error {
 		name := qmpclient.String(b, "name")
 		flags, _ := b.Get("flags")
 		if has(flags, "in-use") {
-			continue // checkBitmaps let it pass
+			s.warn("Skipping inconsistent bitmap '%s'", name) // checkBitmaps let it pass
+			continue
 		}
 		add := qapi.NewObject("node", to.Name(), "name", name, "granularity", qmpclient.Int(b, "granularity"), "persistent", true, "disabled", !has(flags, "auto"))
 		if _, err := s.execute("block-dirty-bitmap-add", add); err != nil {

@@ -167,8 +167,9 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 		case ofFile.have(key) && !created[n.format].have(key):
 			file.Set(strings.ReplaceAll(key, "_", "-"), v)
 		default:
-			key, v = formatOption(key, v)
-			format.Set(key, v)
+			if key, v = formatOption(key, v); key != "" {
+				format.Set(key, v)
+			}
 		}
 	}
 	if n.format == "raw" {
@@ -197,6 +198,9 @@ func (n *newImage) make(s *session, flat *qapi.Object) (err error) {
 		if _, _, err := qcow2.Measure(typed.Qcow2, 0); err != nil {
 			return err
 		}
+	}
+	if isOn(flat, "encryption") && flat.Has("encrypt.format") {
+		return errors.New("'encrypt.format' and its alias 'encryption' can't be used at the same time")
 	}
 	if external && sameFile(data, n.path) {
 		return fmt.Errorf("The data file '%s' is the image itself", data)

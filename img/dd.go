@@ -132,10 +132,10 @@ func (s *session) copyPart(from, to *blockgraph.Node, begin, length int64) error
 		}
 		v := blockgraph.MakeIOVec(b.Bytes()[:min(e.N, chunk)])
 		if err := in.ReadV(s.ctx, begin+done, v, 0); err != nil {
-			return fmt.Errorf("error while reading from input image file: %w", err)
+			return fmt.Errorf("error while reading from input image file: %s", blockgraph.Strerror(err))
 		}
 		if err := out.WriteV(s.ctx, done, v, 0); err != nil {
-			return fmt.Errorf("error while writing to output image file: %w", err)
+			return fmt.Errorf("error while writing to output image file: %s", blockgraph.Strerror(err))
 		}
 		done += int64(v.Len())
 	}

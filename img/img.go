@@ -195,5 +195,12 @@ func (s *session) say(format string, args ...any) error {
 	return err
 }
 
+// warn tells a person on stderr what may not be as wanted.
+//
+//blockd:io
+func (s *session) warn(format string, args ...any) {
+	s.env.Complain("warning: " + fmt.Sprintf(format, args...))
+}
+
 // cause is that of all graph changes which are no command's.
 var cause = blockgraph.Cause{Option: "img"}

@@ -82,14 +82,7 @@ func (s *session) infoOf(n *blockgraph.Node) (*qapi.Object, error) {
 	for _, o := range qmpclient.ObjectsOf(nodes) {
 		images[qmpclient.String(o, "node-name")] = o
 	}
-	info := describe(images, n.Name())
-	layered := false
-	s.d.Graph.Loop().Do(func() { _, layered = n.Driver().(blockgraph.BackingImage) })
-	if file := n.File(); layered && file != nil && n.Backing() == nil {
-		// It was opened without its backing file, which is not a part of its name.
-		info.Set("filename", file.Child().Filename())
-	}
-	return info, nil
+	return describe(images, n.Name()), nil
 }
 
 // describe makes a node's ImageInfo what it is without a daemon: with the

@@ -61,7 +61,9 @@ func parseWithin(what, word string, least, most uint64) (int64, error) {
 		return 0, fmt.Errorf("Invalid %s specified. Must be between %d and %d.", what, least, most)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("Invalid %s specified. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.", what)
+		return 0, errors.Join(
+			fmt.Errorf("Invalid %s specified. You may use k, M, G, T, P or E suffixes for", what),
+			errors.New("kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."))
 	}
 	return int64(n), nil
 }
@@ -101,7 +103,7 @@ func (s *session) printMap(n *blockgraph.Node, from, end int64, json bool) error
 	for off := from; off < end; {
 		e, err := extentAt(s.ctx, r, off, end-off)
 		if err != nil {
-			return fmt.Errorf("Failed to read image metadata: %w", err)
+			return fmt.Errorf("Could not read file metadata: %s", blockgraph.Strerror(err))
 		}
 		next := &run{start: off, extent: e}
 		off += e.N

@@ -24,9 +24,17 @@ func measureCommand(t *tool) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		var ask snapshotName
+		if snapshot != "" {
+			if ask, err = parseSnapshot(snapshot); err != nil {
+				return err
+			}
+		}
 		switch {
 		case len(args) > 1:
 			return errors.New("At most one filename argument is allowed.")
+		case len(args) == 0 && (o.imageOpts || o.format != "" || snapshot != ""):
+			return errors.New("--image-opts, -f, and -l require a filename argument.")
 		case size != "" && len(args) == 1:
 			return errors.New("--size N cannot be used together with a filename.")
 		case size == "" && len(args) == 0:
@@ -52,10 +60,6 @@ func measureCommand(t *tool) *cobra.Command {
 				return err
 			}
 			if snapshot != "" {
-				ask, err := parseSnapshot(snapshot)
-				if err != nil {
-					return err
-				}
 				if err := s.loadSnapshot(m.from, ask); err != nil {
 					return fmt.Errorf("Failed to load snapshot: %w", err)
 				}
@@ -156,7 +160,7 @@ func (m *measurement) qcow2(o *qapi.BlockdevCreateOptionsQcow2) (*qapi.Object, e
 		return nil, err
 	}
 	result := qapi.NewObject("required", header+required, "fully-allocated", header+full)
-	if m.from != nil && m.from.Type().Name == "qcow2" {
+	if m.from != nil && m.from.Type().Name == "qcow2" && (o.Version == nil || *o.Version != qapi.BlockdevQcow2VersionV2) {
 		bitmaps, err := m.bitmaps(cluster)
 		if err != nil {
 			return nil, err
@@ -182,13 +186,14 @@ func (m *measurement) header(o *qapi.QCryptoBlockCreateOptionsLUKS, prefix strin
 func (m *measurement) options() (*qapi.BlockdevCreateOptions, error) {
 	flat := m.o.options.Flatten()
 	if err := ofImage(m.o.format).check(flat); err != nil {
-		return nil, blockgraph.WithHint(err, fmt.Sprintf("Invalid options for file format '%s'", m.o.format))
+		return nil, errors.Join(err, fmt.Errorf("Invalid options for file format '%s'", m.o.format))
 	}
 	words := qapi.NewObject("driver", m.o.format, "size", m.o.size, "file", "unused")
 	for key, v := range flat.All() {
 		if key != "size" && (created[m.o.format].have(key) || !ofFile.have(key)) {
-			key, v = formatOption(key, v)
-			words.Set(key, v)
+			if key, v = formatOption(key, v); key != "" {
+				words.Set(key, v)
+			}
 		}
 	}
 	var typed qapi.BlockdevCreateOptions
@@ -242,8 +247,14 @@ func (m *measurement) bitmaps(cluster int64) (int64, error) {
 
 func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
-// formatOption is an option of qemu-img in QMP's words.
+// formatOption is an option of qemu-img in QMP's words, "" for none.
 func formatOption(key string, v any) (string, any) {
+	if key == "encryption" {
+		if word, _ := v.(string); switches[word] {
+			return "encrypt.format", "qcow"
+		}
+		return "", nil
+	}
 	if key == "compat" {
 		if version, ok := map[any]string{"0.10": "v2", "1.1": "v3"}[v]; ok {
 			v = version

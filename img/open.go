@@ -101,7 +101,7 @@ func (s *session) openNode(o source, m mode) (*blockgraph.Node, error) {
 	}
 	// What is said of a backing file is judged although none is opened.
 	if given, ok := givenBacking(filename, options); given == "" && ok {
-		fmt.Fprintln(s.env.Err, `warning: Use of "backing": "" is deprecated; use "backing": null instead`)
+		s.warn(`Use of "backing": "" is deprecated; use "backing": null instead`)
 	} else if ok {
 		m.noBacking = false
 	}
@@ -126,7 +126,10 @@ func givenBacking(filename string, options *qapi.Object) (string, bool) {
 }
 
 // sized are options that take a suffix among image options, as they do not in QMP.
-var sized = []string{"offset", "size", "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size"}
+var sized = []string{
+	"offset", "size", "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
+	"align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard",
+}
 
 // sizesRead are options with counts of bytes as numbers.
 func sizesRead(o *qapi.Object) (*qapi.Object, error) {
@@ -146,11 +149,15 @@ func sizesRead(o *qapi.Object) (*qapi.Object, error) {
 	return read, nil
 }
 
-// isOlder is how an image with the older encryption refuses the newer one.
-const isOlder = "Header reported 'aes' encryption format but options specify 'luks'"
+// How images refuse the newer encryption: one that has the older, and one that has
+// none.
+const (
+	isOlder = "Header reported 'aes' encryption format but options specify 'luks'"
+	isClear = "No encryption in image header, but options specified format 'luks'"
+)
 
 // openEncrypted opens by options that, as in the field's tools, need not say how
-// an image is encrypted.
+// an image is encrypted, or whether at all.
 func (s *session) openEncrypted(filename string, options *qapi.Object, m mode) (*blockgraph.Node, error) {
 	flat := options.Flatten()
 	formats := []string{}
@@ -173,8 +180,12 @@ func (s *session) openEncrypted(filename string, options *qapi.Object, m mode) (
 		return o
 	}
 	n, err := s.openOptions(filename, with("luks"), m)
-	if err != nil && err.Error() == isOlder {
+	switch {
+	case err != nil && err.Error() == isOlder:
 		return s.openOptions(filename, with("aes"), m)
+	case err != nil && err.Error() == isClear && len(formats) == 1:
+		flat.Delete(strings.TrimSuffix(formats[0], "format") + "key-secret")
+		return s.openOptions(filename, flat, m)
 	}
 	return n, err
 }

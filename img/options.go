@@ -73,6 +73,7 @@ var created = map[string]options{
 	}),
 	"qcow2": slices.Concat(
 		options{
+			{"encryption", aSwitch, "deprecated: on stands for encrypt.format=aes", ""},
 			{"encrypt.format", aWord, "luks or aes", ""},
 		}, within("encrypt.", ofVolume),
 		options{
@@ -179,6 +180,13 @@ func checkSize(key, word string) error {
 
 // switches are the words for on and off.
 var switches = map[string]bool{"on": true, "yes": true, "true": true, "y": true, "off": false, "no": false, "false": false, "n": false}
+
+// isOn tells whether a switch is given, and on.
+func isOn(given *qapi.Object, key string) bool {
+	v, _ := given.Get(key)
+	word, _ := v.(string)
+	return switches[word]
+}
 
 // help tells a person what options there are.
 func (list options) help(title string) string {

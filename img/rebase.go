@@ -121,10 +121,18 @@ func (r *rebasing) keepContent(n *blockgraph.Node, o source) (err error) {
 // step settles some bytes at off, at most n, and returns how many.
 func (r *rebasing) step(off, n int64) (int64, error) {
 	st, owned, err := r.s.own(r.image, off, n)
-	if err != nil || owned {
-		return st, err
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("error while reading image metadata: %s", blockgraph.Strerror(err))
+	case owned:
+		return st, nil
 	}
 	n = min(st, chunk)
+	// Where the old one has ended, or there was none, zeroes need not be written as data.
+	zeroes := r.old == nil || off >= r.old.Size()
+	if !zeroes {
+		n = min(n, r.old.Size()-off)
+	}
 	a, err := r.s.buffer()
 	if err != nil {
 		return 0, err
@@ -136,18 +144,18 @@ func (r *rebasing) step(off, n int64) (int64, error) {
 	}
 	defer b.Release()
 	before, after := a.Bytes()[:n], b.Bytes()[:n]
-	if err := r.read(r.old, off, before); err != nil {
+	if err := r.read("old", r.old, off, before); err != nil {
 		return 0, err
 	}
-	if err := r.read(r.now, off, after); err != nil {
+	if err := r.read("new", r.now, off, after); err != nil {
 		return 0, err
 	}
-	return n, r.write(off, before, after)
+	return n, r.write(off, before, after, zeroes)
 }
 
 // read reads from a backing file, beyond whose end there are zeroes; nil is
 // none.
-func (r *rebasing) read(root *blockgraph.Root, off int64, p []byte) error {
+func (r *rebasing) read(which string, root *blockgraph.Root, off int64, p []byte) error {
 	k := int64(0)
 	if root != nil {
 		k = max(0, min(int64(len(p)), root.Size()-off))
@@ -157,13 +165,13 @@ func (r *rebasing) read(root *blockgraph.Root, off int64, p []byte) error {
 		return nil
 	}
 	if err := root.ReadV(r.s.ctx, off, blockgraph.MakeIOVec(p[:k]), 0); err != nil {
-		return fmt.Errorf("error while reading from backing file: %w", err)
+		return fmt.Errorf("error while reading from %s backing file", which)
 	}
 	return nil
 }
 
-// write writes the stretches that differ.
-func (r *rebasing) write(off int64, before, after []byte) error {
+// write writes the stretches that differ; zeroes: before is nothing else.
+func (r *rebasing) write(off int64, before, after []byte, zeroes bool) error {
 	const unit = 4096
 	differs := func(i int) bool {
 		end := min(i+unit, len(before))
@@ -179,8 +187,14 @@ func (r *rebasing) write(off int64, before, after []byte) error {
 			end += unit
 		}
 		end = min(end, len(before))
-		if err := r.image.WriteV(r.s.ctx, off+int64(i), blockgraph.MakeIOVec(before[i:end]), 0); err != nil {
-			return fmt.Errorf("Error while writing to COW image: %w", err)
+		var err error
+		if zeroes {
+			err = r.image.WriteZeroes(r.s.ctx, off+int64(i), int64(end-i), 0)
+		} else {
+			err = r.image.WriteV(r.s.ctx, off+int64(i), blockgraph.MakeIOVec(before[i:end]), 0)
+		}
+		if err != nil {
+			return fmt.Errorf("Error while writing to COW image: %s", blockgraph.Strerror(err))
 		}
 		i = end
 	}

@@ -36,8 +36,8 @@ func resizeCommand(t *tool) *cobra.Command {
 		case size <= n.Size() && prealloc != "off":
 			return errors.New("Preallocation can only be used for growing images")
 		case size < n.Size() && !shrink:
-			return blockgraph.WithHint(errors.New("Use the --shrink option to perform a shrink operation."),
-				"warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, make sure there is no important data there.")
+			return errors.Join(errors.New("Use the --shrink option to perform a shrink operation."),
+				errors.New("warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, make sure there is no important data there."))
 		}
 		err = s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
 			return tx.Resize(n, size, true, qapi.PreallocMode(prealloc))

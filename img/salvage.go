@@ -2,7 +2,6 @@ package img
 
 import (
 	"context"
-	"fmt"
 
 	"blockd/blockgraph"
 	"blockd/filters/pass"
@@ -58,13 +57,16 @@ func (f *salvage) BlockStatus(ctx context.Context, off, n int64, mode blockgraph
 	case ctx.Err() != nil:
 		return st, err
 	}
-	n = min(n, salvaged)
+	if n > salvaged {
+		// The fault may lie further on.
+		return f.BlockStatus(ctx, off, max(salvaged, n/4/salvaged*salvaged), mode)
+	}
 	f.warn("error while reading block status at offset %d: %s", off, err)
 	return blockgraph.Status{Flags: blockgraph.StatusData | blockgraph.StatusAllocated, N: n}, nil
 }
 
 func (f *salvage) warn(format string, off int64, err error) {
 	if !f.s.quiet {
-		fmt.Fprintf(f.s.env.Err, "warning: "+format+"\n", off, blockgraph.Strerror(err))
+		f.s.warn(format, off, blockgraph.Strerror(err))
 	}
 }

@@ -3,6 +3,7 @@ package img
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -36,8 +37,7 @@ func snapshotCommand(t *tool) *cobra.Command {
 		}
 		switch {
 		case create != "":
-			_, err = s.execute("blockdev-snapshot-internal-sync", qapi.NewObject("device", n.Name(), "name", create))
-			return named(ofTheTool(err), "Could not create snapshot '%s': %w", create)
+			return named(s.createSnapshot(n, create), "Could not create snapshot '%s': %w", create)
 		case apply != "":
 			id, err := s.findSnapshot(n, apply, "id", "name")
 			if _, ok := n.Driver().(blockgraph.InternalSnapshotter); !ok && id == "" && err == nil {
@@ -113,7 +113,7 @@ func parseSnapshot(text string) (snapshotName, error) {
 		case "snapshot.name":
 			ask.name = &word
 		default:
-			return ask, blockgraph.WithHint(fmt.Errorf("Invalid parameter '%s'", key), fmt.Sprintf("Failed in parsing snapshot param '%s'", text))
+			return ask, errors.Join(fmt.Errorf("Invalid parameter '%s'", key), fmt.Errorf("Failed in parsing snapshot param '%s'", text))
 		}
 	}
 	return ask, nil
@@ -158,15 +158,25 @@ func (s *session) findSnapshot(n *blockgraph.Node, word string, members ...strin
 	return "", nil
 }
 
-// ofTheTool is an error of the daemon's command in the words of qemu-img, where that
-// tells only the errno.
-func ofTheTool(err error) error {
-	if err == nil {
+// createSnapshot makes an internal snapshot. Its error is qemu-img's where that tells
+// only the errno.
+func (s *session) createSnapshot(n *blockgraph.Node, name string) error {
+	return s.d.Graph.Update(s.ctx, cause, func(tx *blockgraph.Tx) error {
+		below, list := tx.SnapshotNode(n)
+		var err error
+		switch {
+		case below == nil:
+			err = syscall.ENOTSUP
+		case name == "":
+			return errors.New("Name is empty")
+		case slices.ContainsFunc(list.InternalSnapshots(), func(i qapi.SnapshotInfo) bool { return i.Name == name }):
+			return fmt.Errorf("Snapshot with name '%s' already exists", name)
+		default:
+			err = tx.CreateSnapshot(below, name, s.env.Clock.Now())
+		}
+		if err != nil {
+			return fmt.Errorf("%d (%s)", -int(blockgraph.Errno(err)), blockgraph.Strerror(err))
+		}
 		return nil
-	}
-	text := err.Error()
-	if strings.HasSuffix(text, ": "+blockgraph.Strerror(syscall.ENOTSUP)) || strings.HasSuffix(text, "does not support internal snapshots") {
-		return fmt.Errorf("%d (%s)", -int(syscall.ENOTSUP), blockgraph.Strerror(syscall.ENOTSUP))
-	}
-	return err
+	})
 }

@@ -26,12 +26,13 @@ type sparse struct {
 	step int64
 	// blank: what was never written reads as zeroes, so zeroes need no request.
 	blank bool
+	fault *fault
 }
 
 // sparsely puts the filter over the first length bytes of a target.
-func (s *session) sparsely(target *blockgraph.Node, length, least int64, blank bool) (*blockgraph.Node, error) {
+func (s *session) sparsely(target *blockgraph.Node, length, least int64, blank bool, noted *fault) (*blockgraph.Node, error) {
 	return s.openFilter("sparse", target, nil, func(p pass.Through) blockgraph.Driver {
-		f := &sparse{Through: p, length: length, least: least, blank: blank}
+		f := &sparse{Through: p, length: length, least: least, blank: blank, fault: noted}
 		if least > 0 {
 			f.step = 1 << (bits.Len64(uint64(least)) - 1)
 		}
@@ -50,9 +51,9 @@ func (f *sparse) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 			// The last cluster has more than is shown, so it is not written whole.
 			err = f.Below().WriteV(ctx, off, v, flags&^blockgraph.Compressed)
 		}
-		return err
+		return f.wrote(ctx, off, err)
 	case f.least == 0:
-		return f.Below().WriteV(ctx, off, v, flags)
+		return f.wrote(ctx, off, f.Below().WriteV(ctx, off, v, flags))
 	}
 	for pos := int64(0); pos < v.Len(); {
 		end, zero := f.run(off, v, pos)
@@ -60,7 +61,7 @@ func (f *sparse) WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, fla
 		if zero {
 			err = f.zero(ctx, off+pos, end-pos)
 		} else {
-			err = f.Below().WriteV(ctx, off+pos, v.Slice(pos, end-pos), flags)
+			err = f.wrote(ctx, off+pos, f.Below().WriteV(ctx, off+pos, v.Slice(pos, end-pos), flags))
 		}
 		if err != nil {
 			return err
@@ -104,7 +105,12 @@ func (f *sparse) zero(ctx context.Context, off, n int64) error {
 	if f.blank {
 		return nil
 	}
-	return f.Below().WriteZeroes(ctx, off, n, blockgraph.MayUnmap)
+	return f.wrote(ctx, off, f.Below().WriteZeroes(ctx, off, n, blockgraph.MayUnmap))
+}
+
+// wrote notes what could not be written.
+func (f *sparse) wrote(ctx context.Context, off int64, err error) error {
+	return f.fault.note(ctx, "writing at byte", off, err)
 }
 
 // Size is that of what is copied.

@@ -113,8 +113,8 @@ var (
 
 // ParseSize reads a count of bytes: a decimal or hexadecimal number, or a
 // decimal fraction, with an optional suffix B, K, M, G, T, P or E in either
-// case (powers of 1024; a fraction needs a suffix other than B, and hexadecimal
-// takes none).
+// case (powers of 1024; a fraction other than 0 needs a suffix other than B, and
+// hexadecimal takes none).
 func ParseSize(s string) (uint64, error) {
 	s = strings.TrimLeft(s, cSpace)
 	if len(s) > 2 && s[0] == '0' && s[1]|0x20 == 'x' {
@@ -130,7 +130,7 @@ func ParseSize(s string) (uint64, error) {
 	if !ok || number == "" {
 		return 0, ErrSizeSyntax
 	}
-	whole, fraction, hasFraction := strings.Cut(number, ".")
+	whole, fraction, _ := strings.Cut(number, ".")
 	if whole == "" {
 		return 0, ErrSizeSyntax
 	}
@@ -138,7 +138,7 @@ func ParseSize(s string) (uint64, error) {
 	if err != nil {
 		return 0, sizeError(err)
 	}
-	if hasFraction && shift == 0 {
+	if shift == 0 && strings.Trim(fraction, "0") != "" {
 		return 0, ErrSizeSyntax
 	}
 	high, low := bits.Mul64(n, 1<<shift)

@@ -179,7 +179,7 @@ func TestDecodeOptionTakesJSON(t *testing.T) {
 func TestParseSize(t *testing.T) {
 	for in, want := range map[string]uint64{
 		"0": 0, "1": 1, "12B": 12, "1k": 1024, "1K": 1024, "1.5k": 1536, "1.5G": 3 << 29, "0.5T": 1 << 39,
-		"0x10": 16, "18446744073709551615": 1<<64 - 1, "15E": 15 << 60, "2P": 2 << 50, "3M": 3 << 20,
+		"0x10": 16, "1024.0": 1024, "1024.": 1024, "7.00b": 7, "18446744073709551615": 1<<64 - 1, "15E": 15 << 60, "2P": 2 << 50, "3M": 3 << 20,
 	} {
 		if got, err := ParseSize(in); err != nil || got != want {
 			t.Errorf("%s: got %d, %v, want %d", in, got, err, want)

@@ -60,16 +60,27 @@ func run(args []string) int {
 	case errors.Is(err, context.Canceled):
 		return 128 + int(syscall.SIGINT)
 	}
-	if text := err.Error(); text != "" {
-		complain(text)
-	}
-	if hint := blockgraph.Hint(err); hint != "" {
-		os.Stderr.WriteString(hint + "\n")
+	for _, one := range separate(err) {
+		if text := one.Error(); text != "" {
+			complain(text)
+		}
+		if hint := blockgraph.Hint(one); hint != "" {
+			os.Stderr.WriteString(hint + "\n")
+		}
 	}
 	if exit := (*cli.Exit)(nil); errors.As(err, &exit) {
 		return exit.Code
 	}
 	return 1
+}
+
+// separate returns the errors that were joined into one, each of which is told on a
+// line of its own.
+func separate(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
 }
 
 // extras make the subcommands that only some builds have.
@@ -115,7 +126,7 @@ func environment() *cli.Environment {
 		state = filepath.Join(state, "blockd")
 	}
 	return &cli.Environment{
-		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Clock: clock.Real(), State: state,
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Complain: complain, Clock: clock.Real(), State: state,
 		Terminal: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("TERM") != "dumb",
 		Width: func() int {
 			width, _, err := term.GetSize(int(os.Stdout.Fd()))

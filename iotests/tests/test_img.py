@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -19,6 +20,8 @@ BLOCKD = str(Path(__file__).resolve().parents[2] / "bin" / "blockd-test")
 
 class ImgCase(QMPTestCase):
     """Images in a folder, with a copy for each of the two programs."""
+
+    told: list[str]  # the lines of errors of the program that ran last
 
     def setUp(self) -> None:
         super().setUp()
@@ -58,6 +61,7 @@ class ImgCase(QMPTestCase):
             [*program, *arguments], cwd=folder, capture_output=True, text=True, env=environment(), timeout=60
         )
         errors = done.stderr
+        self.told = [re.sub("^(qemu-img|blockd-test): ", "PROGRAM: ", line) for line in errors.splitlines()]
         for name in ("qemu-img: ", "blockd-test: "):
             errors = errors.replace(name, "")
         return done.returncode, done.stdout, errors.strip()

@@ -280,7 +280,7 @@ class Table(ImgCase):
             return [line.split(" - ")[0].strip() for line in output.splitlines() if line.startswith("  ")]
 
         # The first is 7.2's alone, which is deprecated. The others have come since.
-        but = {"encryption=<bool (on/off)>", "detached-header=<bool (on/off)>"}
+        but = {"detached-header=<bool (on/off)>"}
         late = {"luks": {"preallocation=<str>"}}
         for line in (
             "create -o help",
