@@ -192,6 +192,6 @@ func (n *Node) dirname() (dir, without string) {
 	if name == "" {
 		return "", n.typ.Name
 	}
-	name = strings.TrimPrefix(name, "file:")
+	name = stripFile(name)
 	return name[:strings.LastIndexByte(name, '/')+1], ""
 }

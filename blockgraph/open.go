@@ -460,7 +460,7 @@ func (g *Graph) parseFilename(name string, child func(name string) (qapi.Blockde
 	proto := protocolOf(name)
 	scheme, _, _ := strings.Cut(proto, "+") // as in nbd+unix://
 	if proto == "file" {
-		name = strings.TrimPrefix(name, "file:")
+		name = stripFile(name)
 	} else if typ := g.types[scheme]; proto != "" && typ != nil && typ.ParseFilename != nil {
 		o, err := typ.ParseFilename(name, child)
 		return qapi.BlockdevRef{Definition: o}, err
@@ -478,6 +478,16 @@ func protocolOf(name string) string {
 		return ""
 	}
 	return name[:i]
+}
+
+// stripFile returns a file name without `file:` before it. What is left is no other
+// protocol's, even if there is a colon in it.
+func stripFile(name string) string {
+	path, explicit := strings.CutPrefix(name, "file:")
+	if explicit && protocolOf(path) != "" {
+		return "./" + path
+	}
+	return path
 }
 
 // HasProtocol tells whether a file name begins with a protocol, as "json:" does.
@@ -498,7 +508,7 @@ func (n *Node) ResolveName(name string) (string, error) {
 
 // absolute spells a file name in one way, to tell whether two are the same.
 func absolute(name string) string {
-	abs, err := filepath.Abs(strings.TrimPrefix(name, "file:"))
+	abs, err := filepath.Abs(stripFile(name))
 	if err != nil {
 		return name
 	}

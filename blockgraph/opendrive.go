@@ -73,7 +73,7 @@ func (tx *Tx) openProtocol(p partial, typ *DriverType, w opening) (*Node, error)
 	if p.filename != "" {
 		name := p.filename
 		if typ != nil && typ.ParseFilename == nil {
-			o.Set("filename", strings.TrimPrefix(name, "file:"))
+			o.Set("filename", stripFile(name))
 		} else {
 			ref, err := tx.g.parseFilename(name, func(child string) (qapi.BlockdevRef, error) {
 				return qapi.BlockdevRef{Reference: &child}, nil

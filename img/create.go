@@ -321,10 +321,13 @@ func (s *session) checkBacking(n *newImage) error {
 
 // resolve returns the file that a name in an image's header means.
 func resolve(image, name string) string {
-	if filepath.IsAbs(name) || strings.Contains(name, ":") {
+	if filepath.IsAbs(name) || blockgraph.HasProtocol(name) {
 		return name
 	}
-	return filepath.Join(filepath.Dir(image), name)
+	if blockgraph.HasProtocol(image) {
+		_, image, _ = strings.Cut(image, ":")
+	}
+	return image[:strings.LastIndexByte(image, '/')+1] + name
 }
 
 // Announce returns the line that the field prints about an image with default

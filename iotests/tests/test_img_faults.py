@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 
 from iotests.harness.images import KiB
@@ -131,9 +132,9 @@ class Content(FaultCase):
         self.assertEqual(done[0], 0)
         text = f"PROGRAM: warning: error while reading block status at offset {4099 * 512}: Input/output error"
         self.assertLessEqual(set(self.told), {text})
+        self.assertEqual((self.ours / "out.raw").read_bytes(), (self.images / "plain.raw").read_bytes())
         done = self.run_in(self.ours, [BLOCKD, "img"], ("map", "--image-opts", source))
         self.assertEqual((done[0], self.told), (1, ["PROGRAM: Could not read file metadata: Input/output error"]))
-        self.assertEqual((self.ours / "out.raw").read_bytes(), (self.images / "plain.raw").read_bytes())
 
     def test_a_target_that_cannot_be_written(self) -> None:
         self.chain()
@@ -176,6 +177,18 @@ class Chains(FaultCase):
         self.same_image("below/mid")
         self.accepted("commit", "-b", "base", "below/top")
         self.refused("commit", "-b", "below/mid", "below/top")
+
+    def test_names_with_colons(self) -> None:
+        self.accepted("create", "-f", "qcow2", "file:image:base", "1M")
+        (self.ours / "image:base").rename(self.images / "image:base")
+        for name in ("file:image:top", "./image:top", "file:top"):
+            for backing in ("./image:base", "file:image:base"):
+                self.accepted("create", "-f", "qcow2", "-b", backing, "-F", "qcow2", name)
+                shutil.copy(self.ours / name.removeprefix("file:"), self.images)
+                output = self.accepted("info", "--backing-chain", name)
+                self.assertIn("backing file: " + backing, output)
+        self.accepted("rebase", "-F", "qcow2", "-b", "./image:base", "file:image:top")
+        self.refused("create", "-f", "qcow2", "image:base", "1M")
 
     def test_rebase_where_the_old_backing_file_has_ended(self) -> None:
         self.make("old.qcow2", "-f", "qcow2", "100k")
