@@ -37,7 +37,7 @@ build-test:
 adapter:
 	CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -o bin/qemu-adapter ./iotests/adapter
 
-# QEMU's own test-suite, against the record in iotests/qemu_suite.txt; RECORD=1 writes what was seen there and
+# QEMU's own test-suite, against the records in iotests/qemu_suite*.txt; RECORD=1 writes what was seen there and
 # to the documentation.
 iotests-qemu: adapter build
 	/usr/bin/python3 iotests/qemu_suite.py $(if $(RECORD),--record) $(TESTS)
