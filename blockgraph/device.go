@@ -87,6 +87,14 @@ func (g *Graph) LookUp(name string) *Node {
 	return g.names[name]
 }
 
+// isDevice tells whether there is a device of that name.
+//
+//blockd:global
+func (g *Graph) isDevice(name string) bool {
+	_, found := g.device(name)
+	return found
+}
+
 //blockd:global
 func (g *Graph) device(name string) (r *Root, found bool) {
 	if g.devices == nil {

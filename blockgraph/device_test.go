@@ -46,6 +46,11 @@ func TestCommandsFindNodesByDevice(t *testing.T) {
 		if a, b := tx.DeviceName(n), tx.DeviceName(other); a != "drive0" || b != "" {
 			t.Errorf("names of devices are %q and %q", a, b)
 		}
+		for _, name := range []string{"drive0", "empty"} {
+			if _, err := tx.Open(memOptions(name, 4096)); err == nil || err.Error() != "node-name="+name+" is conflicting with a device id" {
+				t.Errorf("a node of the name of a device: %v", err)
+			}
+		}
 		// A change sees what it has staged.
 		if err := tx.SetRootNode(d["drive0"], other); err != nil {
 			return err

@@ -126,7 +126,7 @@ func (g *Naming) full(n *Node, s *NodeState, overridden bool) *qapi.Object {
 	o := qapi.NewObject("driver", n.typ.Name)
 	if strong := n.strong(s); strong != nil {
 		for k, v := range strong.All() {
-			o.Set(k, v)
+			o.Set(k, asSpelt(v, s.spelt, k))
 		}
 	}
 	var list []any
@@ -148,6 +148,19 @@ func (g *Naming) full(n *Node, s *NodeState, overridden bool) *qapi.Object {
 		o.Set("backing", nil)
 	}
 	return o
+}
+
+// asSpelt returns an option's value in the word that the user gave it in, as long as it
+// has that value. spelt may be nil.
+func asSpelt(value any, spelt *qapi.Object, option string) any {
+	if spelt == nil {
+		return value
+	}
+	word, ok := stringOf(spelt, option)
+	if on, isBool := value.(bool); ok && isBool && (word == "on" && on || word == "off" && !on) {
+		return word
+	}
+	return value
 }
 
 // named tells whether a format may go by the name of a file of this driver.

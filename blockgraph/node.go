@@ -70,6 +70,9 @@ type NodeState struct {
 	// Options are the effective ones, Explicit those of them that the user, or
 	// whoever opened the node, has chosen.
 	Options, Explicit *qapi.BlockdevOptions
+	// spelt are the flat options that the node was opened with where they may be
+	// strings, or nil; its name keeps the words.
+	spelt *qapi.Object
 	// ExplicitBacking: the user chose the backing file (or none), not the
 	// image's header.
 	ExplicitBacking bool

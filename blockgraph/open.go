@@ -26,6 +26,7 @@ type opening struct {
 	adopted []*Node
 	// backing are flat options for the backing file, which may be incomplete.
 	backing *qapi.Object
+	spelt   *qapi.Object // what the options were made of; see NodeState
 }
 
 // Open opens a node with everything below it. The options are copied. A node
@@ -80,7 +81,7 @@ func (tx *Tx) openType(typ *DriverType, given *qapi.BlockdevOptions, w opening) 
 	o := effective(given, w.parent, w.role, nil)
 	n := &Node{graph: tx.g, typ: typ}
 	explicit := *given
-	s := &NodeState{Options: o, Explicit: &explicit, ReadOnly: *o.ReadOnly, Inactive: o.Active != nil && !*o.Active, DetectZeroes: *o.DetectZeroes}
+	s := &NodeState{Options: o, Explicit: &explicit, ReadOnly: *o.ReadOnly, Inactive: o.Active != nil && !*o.Active, DetectZeroes: *o.DetectZeroes, spelt: w.spelt}
 	children, err := tx.openChildren(typ, o, w)
 	if err != nil {
 		return nil, err
@@ -275,6 +276,8 @@ func (tx *Tx) checkName(name *string) error {
 		return nil
 	case !qapi.WellFormedID(*name):
 		return qapi.Errorf("Invalid node-name: '%s'", *name)
+	case tx.g.isDevice(*name):
+		return qapi.Errorf("node-name=%s is conflicting with a device id", *name)
 	case tx.named(*name) != nil:
 		return qapi.Errorf("Duplicate nodes with node-name='%s'", *name)
 	case len(*name) > MaxNodeName:

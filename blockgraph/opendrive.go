@@ -254,6 +254,7 @@ func (tx *Tx) openFlat(o *qapi.Object, w opening) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.spelt = o
 	n, err := tx.open(&typed, w)
 	if err == nil && unknown != nil {
 		return nil, unknown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from iotests.harness.images import MiB
 
 from .test_img import ImgCase
@@ -74,3 +76,19 @@ class Names(ImgCase):
         for name in ("file:t.qcow2", "foo:bar", "nbd://localhost", "blkdebug::t.qcow2", 'json:{"driver": "null-co"}'):
             text = f"Could not open '{name}': No such file or directory"
             self.assertEqual(self.refused("map", "--image-opts", f"file.filename={name}"), text)
+
+    def test_words_for_switches_stay(self) -> None:
+        shown = []
+        for word in ("on", "off", True, False):
+            options = {"driver": "null-co", "read-zeroes": word}
+            name = "json:" + json.dumps(options)
+            status, output, errors = self.both("info", name)
+            self.assertEqual((status, errors), (0, ""), name)
+            shown.append(output.splitlines()[0])
+        self.assertEqual(
+            shown,
+            [
+                f'image: json:{{"read-zeroes": {word}, "driver": "null-co"}}'
+                for word in ('"on"', '"off"', "true", "false")
+            ],
+        )
