@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 def select(patterns: Sequence[str]) -> tuple[list[type[Row]], list[type[Series]]]:
     """The rows and series whose names contain one of the patterns; all without one. An unused pattern is an error."""
-    names = [kind.name for kind in (*Row.registry, *Series.registry)]
+    names = [kind.name for kind in Row.registry] + [kind.name for kind in Series.registry]
     unused = [pattern for pattern in patterns if not any(pattern in name for name in names)]
     if unused:
         raise ValueError(f"no row is called {', '.join(unused)} (see --list)")

@@ -52,7 +52,7 @@ class Wire:
         begins after `until` on the monotonic clock, but for the first.
         """
         connection, clock = self._socket, time.perf_counter
-        times = []
+        times: list[float] = []
         for _ in range(count):
             if times and time.monotonic() > until:
                 break

@@ -1,5 +1,5 @@
 #!/bin/sh
-# gofmt, go vet, planecheck, checklocks, and staticcheck when go.mod has it as a tool. Exit status 1 when one of them complains.
+# gofmt, go vet, planecheck, checklocks, staticcheck when go.mod has it as a tool, and mypy where it is installed. Exit status 1 when one of them complains.
 set -u
 cd "$(dirname "$0")/.."
 : "${GO:=go}"
@@ -21,5 +21,10 @@ if grep -Eq '^[[:space:]]*(tool[[:space:]]+)?honnef\.co/go/tools/cmd/staticcheck
 	"$GO" run honnef.co/go/tools/cmd/staticcheck ./... || status=1
 else
 	echo "lint: staticcheck is no tool of go.mod, left out"
+fi
+if command -v mypy >/dev/null; then
+	mypy --config-file tools/mypy.ini iotests bench || status=1
+else
+	echo "lint: mypy is not there (package mypy), left out"
 fi
 exit $status

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import ClassVar
 
 from iotests.harness.qmp import QMPError
 
 from ..proc import allow_files
 from ..row import TIMES, Row
-from ..schema import command, driver
+from ..schema import Need, command, driver
 from ..side import LEFT
 from ..trial import Sample, Trial
 from ..wire import Wire, request
@@ -41,7 +43,7 @@ class QueryBesideJobs(Row):
     title = "1,000 jobs at once: p99 of query-version, in times of that with 2 jobs"
     unit = TIMES
     limit = 5.0
-    needs = (command("blockdev-backup"), driver("null-co"))
+    needs: ClassVar[Sequence[Need]] = (command("blockdev-backup"), driver("null-co"))
     # The rival uses all of its time.
     most_rounds = 2
     many = MANY

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from iotests.harness.deadline import DeadlineExceeded
 from iotests.harness.images import MiB
@@ -13,7 +14,7 @@ from iotests.harness.qmp import QMPError
 from .. import fio
 from ..fio import Load
 from ..row import MICROSECONDS, Row
-from ..schema import command, driver, object_type
+from ..schema import Need, command, driver, object_type
 from ..trial import Sample, Trial
 
 TARGET_BYTES_PER_SECOND = MiB
@@ -24,7 +25,7 @@ CANCEL_SECONDS = 1.0
 
 
 class _SlowTarget(Row):
-    needs = (command("blockdev-backup"), driver("throttle"), object_type("throttle-group"), command("object-add"))
+    needs: ClassVar[Sequence[Need]] = (command("blockdev-backup"), driver("throttle"), object_type("throttle-group"), command("object-add"))
 
     def prepare(self) -> None:
         self.store.solid_qcow2()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unittest
+from typing import Any
 
 from bench.schema import Schema, argument, command, driver, object_type
 
-ENTRIES = [
+ENTRIES: list[dict[str, Any]] = [
     {"name": "blockdev-add", "meta-type": "command", "arg-type": "1", "ret-type": "0"},
     {"name": "1", "meta-type": "object", "members": [{"name": "driver", "type": "2"}], "tag": "driver",
      "variants": [{"case": "null-co", "type": "3"}]},

@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 from .deadline import DEFAULT_SECONDS, SCALE, DeadlineExceeded
 
 try:
-    import nbd as nbd  # type: ignore[import]  # "as nbd": the tests take it from here
+    import nbd as nbd  # "as nbd": the tests take it from here
 except ImportError:  # pragma: no cover - the runner reports it once for every test that needs it
     nbd = None
 

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ class Requests(QMPTestCase):
         guest = self.guest("n", strict=False)
         size = guest.size
         # The protocol suggests ENOSPC for writes; the rival says EINVAL of everything. Clients cope with both.
-        for request, numbers in (
+        requests: tuple[tuple[Callable[[], object], set[int]], ...] = (
             (lambda: guest.read(size, 512), {errno.EINVAL}),
             (lambda: guest.read(size - 512, 1024), {errno.EINVAL}),
             (lambda: guest.read(1 << 62, 512), {errno.EINVAL}),
@@ -224,7 +225,8 @@ class Requests(QMPTestCase):
             (lambda: guest.handle.zero(1024, size - 512), {errno.EINVAL, errno.ENOSPC}),
             (lambda: guest.handle.trim(1024, size - 512), {errno.EINVAL}),
             (lambda: guest.handle.block_status(1024, size, lambda *_: 0), {errno.EINVAL}),
-        ):
+        )
+        for request, numbers in requests:
             with self.assertRaises(nbd.Error) as caught:
                 request()
             self.assertIn(caught.exception.errnum, numbers, str(caught.exception))
