@@ -216,8 +216,12 @@ func (v *devices) add(ctx context.Context, a *deviceAdd) error {
 // attachTo makes the device that a drive's interface asks for.
 func (v *devices) attachTo(x *backend, driver string) error {
 	d := &device{driver: driver, kind: kinds[driver], drive: x, legacy: true}
+	place := "unattached" // the board's own
+	if d.virtio {
+		place = "peripheral-anon"
+	}
 	v.mu.Lock()
-	d.path = fmt.Sprintf("/machine/peripheral-anon/device[%d]", v.anonymous)
+	d.path = fmt.Sprintf("/machine/%s/device[%d]", place, v.anonymous)
 	v.anonymous++
 	v.mu.Unlock()
 	return v.attach(v.m.life, d, x.name)

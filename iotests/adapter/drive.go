@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"blockd/blockgraph"
@@ -86,6 +87,9 @@ func (b *backends) parseDrive(pairs []pair) (*drive, error) {
 	for _, p := range pairs {
 		key := p.key
 		if to, ok := renamed[key]; ok {
+			if slices.ContainsFunc(pairs, func(q pair) bool { return q.key == to }) {
+				return nil, qapi.Errorf("'%s' and its alias '%s' can't be used at the same time", to, key)
+			}
 			key = to
 		}
 		switch {
@@ -100,6 +104,8 @@ func (b *backends) parseDrive(pairs []pair) (*drive, error) {
 			d.file = p.value
 		case key == "id":
 			d.id = p.value
+		case key == "format" && slices.ContainsFunc(pairs, func(q pair) bool { return q.key == "driver" }):
+			return nil, qapi.Errorf("Cannot specify both 'driver' and 'format'")
 		case key == "format":
 			d.options.Set("driver", p.value)
 		case key == "aio", key == "index", key == "unit", key == "bus", key == "werror", key == "rerror":
