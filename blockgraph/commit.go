@@ -243,6 +243,8 @@ func closeAll(nodes []*Node, f func(n *Node)) {
 }
 
 // released has nothing hold up the nodes' own requests until what it returns is called.
+//
+//blockd:blocking
 func released(nodes ...*Node) (end func()) {
 	rs := releasers(nil, nodes)
 	for _, r := range rs {

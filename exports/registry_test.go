@@ -430,3 +430,28 @@ func TestServerAddTakesADevice(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestConnectionsAreThoseOfTheServer(t *testing.T) {
+	w := newWorld(t)
+	w.node("n", false)
+	holds := func(n int, most uint32, ok bool) {
+		t.Helper()
+		if gotN, gotMost, gotOK := w.Connections(); gotN != n || gotMost != most || gotOK != ok {
+			t.Errorf("%d of %d, %v", gotN, gotMost, gotOK)
+		}
+	}
+	holds(0, 0, false)
+	path := filepath.Join(t.TempDir(), "s")
+	if err := w.StartNBD(t.Context(), &qapi.NbdServerOptions{NbdServerOptionsBase: qapi.NbdServerOptionsBase{MaxConnections: ptr(uint32(7))}, Addr: qapi.SocketAddress{Type: "unix", Unix: &qapi.UnixSocketAddress{Path: path}}}); err != nil {
+		t.Fatal(err)
+	}
+	holds(0, 7, true)
+	w.mustAdd(options("e", "n"))
+	w.guest(path, "n")
+	w.guest(path, "n")
+	holds(2, 7, true)
+	if err := w.StopNBD(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	holds(0, 0, false)
+}

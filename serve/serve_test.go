@@ -306,3 +306,42 @@ func TestWebOfAConfigurationMayStandBehindAProxy(t *testing.T) {
 		t.Errorf("%v", fault)
 	}
 }
+
+// A path says more than a name, and a name than what a missing member is missing from,
+// wherever in the document each of them stands.
+func TestFaultsAreLookedForByPathFirst(t *testing.T) {
+	const config = `
+nodes:
+  - file:
+      driver: raw
+      file:
+        driver: file
+        aio: nothing
+    aio: here
+    driver: qcow2
+    node-name: deep
+qmp: q
+`
+	p, path, err := planOf(t, config, "--config", "%C")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ text, where string }{
+		{"Parameter 'driver' does not accept value 'qcow2'", ":9: nodes[0].driver: "},
+		{"Parameter 'file.driver' does not accept value 'raw'", ":4: nodes[0].file.driver: "},
+		{"Parameter 'aio' does not accept value 'nothing'", ":8: nodes[0].aio: "},
+		{"Parameter 'file.file.filename' is missing", ":5: nodes[0].file.file: "},
+		{"Parameter 'file.filename' is missing", ":3: nodes[0].file: "},
+		{"Parameter 'filename' is missing", ":3: nodes[0]: "},
+	} {
+		for _, o := range p.Options {
+			if o.Name != "blockdev" {
+				continue
+			}
+			got := o.Explain(qapi.Errorf("%s", c.text)).Error()
+			if want := path + c.where + c.text; got != want {
+				t.Errorf("%s\nwant %s", got, want)
+			}
+		}
+	}
+}

@@ -251,3 +251,34 @@ func TestPayloadsThatNobodyAskedForArePassedOver(t *testing.T) {
 	}
 	c.hungUp()
 }
+
+// untilLost is a backend whose discards go on until their client is lost.
+type untilLost struct {
+	endless
+	begun chan int64 // offsets
+}
+
+func (u *untilLost) Discard(ctx context.Context, off, _ int64) error {
+	u.begun <- off
+	<-ctx.Done()
+	return nil
+}
+
+// What a lost client has asked for beyond a piece is not begun.
+func TestALongRequestEndsWithItsClient(t *testing.T) {
+	s, path := server(t, Config{})
+	u := &untilLost{begun: make(chan int64, 16)}
+	if _, err := s.AddExport(&ExportConfig{Name: "n", Backend: u, Size: 1 << 50, Writable: true}); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, path).greet(both).extended()
+	c.goExport(nbdproto.OptGo, "n")
+	c.send(nbdproto.Request{Type: nbdproto.CmdTrim, Length: 8 * longest})
+	if off := <-u.begun; off != 0 {
+		t.Errorf("it begins at %d", off)
+	}
+	s.Close()
+	if n := len(u.begun); n != 0 {
+		t.Errorf("%d pieces more", n)
+	}
+}

@@ -175,3 +175,37 @@ func TestCacheCleanInterval(t *testing.T) {
 	}
 	mustCheck(t, f, true)
 }
+
+// A reopening changes the interval, and one that is undone changes it back.
+func TestCacheCleanIntervalOfAReopening(t *testing.T) {
+	d := openWith(t, newImage(t, 1<<20), nil, &qapi.BlockdevOptionsQcow2{CacheCleanInterval: ptr(int64(0))})
+	v := clock.NewVirtual()
+	d.cleaner.mu.Lock()
+	d.cleaner.clock = v
+	d.cleaner.mu.Unlock()
+	holds := func(want time.Duration) {
+		t.Helper()
+		if next, any := v.Next(); any != (want > 0) || next != want {
+			t.Errorf("cleaned in %s, not in %s", next, want)
+		}
+	}
+	reopen := func(seconds int64) *blockgraph.Reopening {
+		t.Helper()
+		o := &qapi.BlockdevOptionsQcow2{CacheCleanInterval: &seconds}
+		p, err := d.PrepareReopen(ctxb, &blockgraph.ReopenRequest{Options: &qapi.BlockdevOptions{Qcow2: o}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Apply()
+		return p
+	}
+	reopen(7)
+	holds(7 * time.Second)
+	undone := reopen(5)
+	holds(5 * time.Second)
+	undone.Undo(ctxb)
+	holds(7 * time.Second)
+	reopen(0)
+	holds(0)
+	closeImage(t, d)
+}

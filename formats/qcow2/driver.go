@@ -74,11 +74,10 @@ type Driver struct {
 	points     []string     // fault points passed under the lock, for unlock
 
 	// uncounted is how many changes of snapshots have not brought the counts in
-	// order yet; reverts is how often the image went back to one, rebuilds how often
-	// refcount structures were made anew. With the graph token held.
+	// order yet; reverts is how often the image went back to one. With the graph token
+	// held.
 	uncounted int
 	reverts   int
-	rebuilds  int
 	// marked: the image was opened to be repaired, and its header says that it needs
 	// to be.
 	marked bool

@@ -86,7 +86,6 @@ type shape struct {
 	sliceBits uint32
 	snapshots *snapshotList
 	reverts   int
-	rebuilds  int
 }
 
 // errShape: the work on a window begins anew.
@@ -286,7 +285,7 @@ func (c *inspection) rest(n int64) error {
 }
 
 func (d *Driver) shape() shape {
-	return shape{d.sliceBits, d.snapshots.Load(), d.reverts, d.rebuilds}
+	return shape{d.sliceBits, d.snapshots.Load(), d.reverts}
 }
 
 // look fills a view of a window and judges it.

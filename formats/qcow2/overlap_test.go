@@ -189,3 +189,23 @@ func TestFailedOpenLeavesNothingInMemory(t *testing.T) {
 		t.Error("something still refers to the image")
 	}
 }
+
+// A table protects its last cluster as a whole, as in the field: what is written
+// behind its end lies in metadata, too.
+func TestTheClusterOfATableIsProtectedAsAWhole(t *testing.T) {
+	d := openImage(t, newImage(t, 4<<20, clusterSize(4096)), nil)
+	l1, end := int64(d.h.l1Offset), int64(d.h.l1Offset)+int64(d.h.l1Size)*8
+	if end&4095 == 0 {
+		t.Fatal("the table fills its cluster")
+	}
+	for _, r := range [][2]int64{{end, 8}, {end + 8, 512}, {l1 + 4088, 8}, {l1 + 4088, 4096}} {
+		if k := d.meta.at(r[0], r[1], kindActiveL1); k != kindActiveL1 {
+			t.Errorf("%d bytes at %#x are known as %v", r[1], r[0], k)
+		}
+	}
+	for _, r := range [][2]int64{{l1 + 4096, 8}, {l1 - 8, 8}} {
+		if k := d.meta.at(r[0], r[1], kindActiveL1); k != 0 {
+			t.Errorf("%d bytes at %#x are known as %v", r[1], r[0], k)
+		}
+	}
+}

@@ -59,7 +59,6 @@ func (d *Driver) rebuildRefcounts(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.adoptRefcounts(n)
-	d.rebuilds++
 	return nil
 }
 

@@ -363,3 +363,55 @@ func TestCrashDuringRebuild(t *testing.T) {
 		}
 	}
 }
+
+// Compressed data does not go on where it stood before a rebuild: new structures may
+// have got that place, when what lay there was given up without its count.
+func TestCompressedDataAfterARebuild(t *testing.T) {
+	p := newPatient(t, 4096, 20)
+	p.setBlock(0, 1<<26)
+	content := contentOf(t, p.f)
+	end := int64(len(p.f.b))
+	p.f.b = append(p.f.b, make([]byte, 16*4096)...)
+	p.f.fixed = true
+	d := toRepair(t, p.f)
+	d.mu.Lock()
+	d.packAt = end + 512
+	d.mu.Unlock()
+	u := toRebuild(t, d)
+	if err := u.Rebuild(ctxb); err != nil {
+		t.Fatal(err)
+	}
+	u.Close()
+	off := 22 * p.h.clusterSize // a hole
+	fresh := fill(0x77, int(p.h.clusterSize))
+	if err := d.WriteV(ctxb, off, blockgraph.MakeIOVec(fresh), blockgraph.Compressed); err != nil {
+		t.Fatal(err)
+	}
+	copy(content[off:], fresh)
+	closeImage(t, d)
+	holdRebuilt(t, p.f, content)
+}
+
+// What is freed and not yet uncounted would be counted wrong by new structures.
+func TestRebuildOfABusyImage(t *testing.T) {
+	p := newPatient(t, 4096, 20)
+	d := openImage(t, p.f, nil)
+	if err := d.Discard(ctxb, 0, 4096); err != nil {
+		t.Fatal(err)
+	}
+	before := bytes.Clone(p.f.b)
+	if err := d.rebuildRefcounts(ctxb); err != syscall.EBUSY {
+		t.Error(err)
+	}
+	if !bytes.Equal(p.f.b, before) {
+		t.Error("the image has changed")
+	}
+	if err := d.settle(ctxb); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.rebuildRefcounts(ctxb); err != nil {
+		t.Error(err)
+	}
+	closeImage(t, d)
+	mustCheck(t, p.f, true)
+}

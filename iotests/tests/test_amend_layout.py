@@ -20,6 +20,7 @@ SECRETS = ("--object", "secret,id=s,data=hunter", "--object", "secret,id=n,data=
 REMADE = "Image is being amended, or could not be opened again since"
 BUSY = "Node 'top' is busy: block device is in use by block job: amend"
 NO_ROOT = "Need a root block node"
+EPERM = "Operation not permitted"
 CANCELED = "Operation canceled"
 
 # How often the daemon is killed: all of them in `make test-all`.
@@ -142,7 +143,7 @@ class Meanwhile(LayoutCase):
             ),
             ("blockdev-mirror", {"job-id": "j", "device": "top", "target": "spare", "sync": "full"}, NO_ROOT),
             ("block-commit", {"job-id": "j", "device": "top"}, NO_ROOT),
-            ("blockdev-set-active", {"node-name": "top", "active": False}, "Failed to inactivate node: Operation not permitted"),
+            ("blockdev-set-active", {"node-name": "top", "active": False}, f"Failed to inactivate node: {EPERM}"),
             ("job-pause", {"id": "amend"}, "Job is already paused"),
             ("job-complete", {"id": "amend"}, "Job 'amend' in state 'paused' cannot accept command verb 'complete'"),
             ("job-dismiss", {"id": "amend"}, "Job 'amend' in state 'paused' cannot accept command verb 'dismiss'"),

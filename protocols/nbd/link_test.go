@@ -161,6 +161,20 @@ func TestRequestTellsThatItWaitsAndGoesOn(t *testing.T) {
 	}
 }
 
+// So is one that waits for its turn, when no more may be in flight.
+func TestWaitForATurnIsTold(t *testing.T) {
+	l := &link{free: make(chan int), done: make(chan struct{})} // nothing is free
+	w := &waits{waits: make(chan struct{})}
+	ctx, cancel := context.WithCancel(ioengine.WithWaiter(t.Context(), w))
+	cancel()
+	if err := l.do(ctx, nbdproto.Request{}, nil, nil, nil); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if !slices.Equal(w.resumed, []uint64{7}) {
+		t.Errorf("waits that ended: %v", w.resumed)
+	}
+}
+
 func TestOpenDiskHasProcessorsForItsAnswers(t *testing.T) {
 	few := runtime.GOMAXPROCS(0)
 	d, c := openFake(t)
