@@ -33,7 +33,8 @@ func (d *Driver) position(off int64) position {
 // lookup returns the mapping of a run of at most n bytes from off on, within
 // one slice. Runs with a place are contiguous in the file; a compressed run is
 // one cluster. With copied, a run of data ends where its clusters' places can
-// no longer, or from here on can, be written to. It does I/O only if the slice is not in memory.
+// no longer, or from here on can, be written to, and a place that strays is not judged
+// but of kind invalid. It does I/O only if the slice is not in memory.
 //
 // The caller has pinned its epoch, or excludes changes.
 func (d *Driver) lookup(ctx context.Context, off, n int64, copied bool) (mapping, error) {
@@ -61,6 +62,9 @@ func (d *Driver) lookup(ctx context.Context, off, n int64, copied bool) (mapping
 	m := mapping{kind: data, word: word, host: int64(word&l2OffsetMask) + inCluster}
 	if host := word & l2OffsetMask; word&(flagCompressed|flagZero) != 0 || host == 0 || host&uint64(d.h.clusterSize-1) != 0 {
 		e := l2Entry{word: word}
+		if copied && d.h.strays(e) {
+			return mapping{kind: invalid, word: word, n: 1}, nil
+		}
 		m.kind = d.h.kindOf(e, 0)
 		if err := d.checkEntry(e, s, p.entry); err != nil {
 			return mapping{}, err
@@ -94,10 +98,24 @@ func (d *Driver) checkEntry(e l2Entry, s *slice, i int64) error {
 	if d.h.plain && e.word&(flagCompressed|flagZero) == 0 && e.word&l2OffsetMask&uint64(d.h.clusterSize-1) == 0 {
 		return nil
 	}
-	return d.checkOddEntry(e, s, i)
+	return d.checkOddEntry(e, s, i, false)
 }
 
-func (d *Driver) checkOddEntry(e l2Entry, s *slice, i int64) error {
+// checkReplaced is checkEntry for one that is to be replaced, and whose place is given
+// up: where that strays it is nobody's (freeEntry).
+func (d *Driver) checkReplaced(e l2Entry, s *slice, i int64) error {
+	if d.h.plain && e.word&(flagCompressed|flagZero) == 0 {
+		return nil
+	}
+	return d.checkOddEntry(e, s, i, true)
+}
+
+// strays tells whether an entry's place in the image file is not one of its clusters.
+func (h *header) strays(e l2Entry) bool {
+	return !h.external && e.word&l2OffsetMask&uint64(h.clusterSize-1) != 0 && h.hasPlace(e)
+}
+
+func (d *Driver) checkOddEntry(e l2Entry, s *slice, i int64, mayStray bool) error {
 	h := d.h
 	l2 := int64(d.l1.Load().entries[s.table].Load() & l1OffsetMask)
 	index := s.index<<d.sliceBits + i
@@ -114,7 +132,7 @@ func (d *Driver) checkOddEntry(e l2Entry, s *slice, i int64) error {
 		return nil
 	}
 	host := int64(e.word & l2OffsetMask)
-	if host&(h.clusterSize-1) != 0 {
+	if host&(h.clusterSize-1) != 0 && !(mayStray && h.strays(e)) {
 		return d.corrupt(true, -1, -1, "Cluster allocation offset %#x unaligned (L2 offset: %#x, L2 index: %#x)", host, l2, index)
 	}
 	if guest := (s.table<<h.l2Bits + index) << h.clusterBits; h.external && host != guest {

@@ -78,7 +78,7 @@ func (d *Driver) tryRemap(from, to int64, why unmapping, next func(entry l2Entry
 		same := true
 		for i := p.entry; i < p.entry+end-from && same; i++ {
 			e := s.load(i)
-			if err := d.checkEntry(e, s, i); err != nil {
+			if err := d.checkReplaced(e, s, i); err != nil {
 				return 0, nil, err
 			}
 			n, err := next(e)
@@ -97,7 +97,7 @@ func (d *Driver) tryRemap(from, to int64, why unmapping, next func(entry l2Entry
 	}
 	for i := p.entry; i < p.entry+end-from; i++ {
 		e := s.load(i)
-		if err := d.checkEntry(e, s, i); err != nil {
+		if err := d.checkReplaced(e, s, i); err != nil {
 			return 0, nil, err
 		}
 		n, err := next(e)
@@ -112,6 +112,10 @@ func (d *Driver) tryRemap(from, to int64, why unmapping, next func(entry l2Entry
 		case !stays && (e.word&flagCompressed != 0 || d.h.hasPlace(e)):
 			d.freeEntry(e, why.kind)
 		case stays && why.kept && d.h.holdsNothing(n) && d.h.owns(n):
+			if d.h.strays(n) {
+				d.corrupt(false, -1, -1, "Cannot discard unaligned cluster %#x", n.word&l2OffsetMask)
+				continue
+			}
 			d.dropSpace(from+i-p.entry, int64(n.word&l2OffsetMask)>>d.h.clusterBits, 1, why.kind)
 		}
 	}

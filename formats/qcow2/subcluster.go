@@ -19,6 +19,9 @@ const (
 func (d *Driver) lookupSubclusters(s *slice, p position, off, n int64, copied bool) (mapping, error) {
 	h := d.h
 	e := s.load(p.entry)
+	if copied && h.strays(e) {
+		return mapping{kind: invalid, word: e.word, n: 1}, nil
+	}
 	if err := d.checkEntry(e, s, p.entry); err != nil {
 		return mapping{}, err
 	}

@@ -149,6 +149,13 @@ func (d *Driver) tryAllocation(off, n int64, onlyUnallocated bool) (a *allocatio
 	}
 	end = min(end, first+s.len()-p.entry)
 	e := s.load(p.entry)
+	if d.h.strays(e) && d.h.owns(e) {
+		what := "Data"
+		if e.word&flagZero != 0 {
+			what = "Preallocated zero"
+		}
+		return nil, 0, nil, d.corrupt(true, -1, -1, "%s cluster offset %#x unaligned (guest offset: %#x)", what, e.word&l2OffsetMask, off)
+	}
 	if err := d.checkEntry(e, s, p.entry); err != nil {
 		return nil, 0, nil, err
 	}
@@ -294,9 +301,11 @@ func (d *Driver) freeEntry(entry l2Entry, why discardKind) {
 		d.dropSpace(cluster, cluster, 1, why)
 	case d.h.hasPlace(entry):
 		host := int64(entry.word & l2OffsetMask)
-		if host&(d.h.clusterSize-1) == 0 {
-			d.free(host>>d.h.clusterBits, 1, why)
+		if d.h.strays(entry) {
+			d.corrupt(false, -1, -1, "Cannot free unaligned cluster %#x", host)
+			return
 		}
+		d.free(host>>d.h.clusterBits, 1, why)
 	case entry.word&flagCompressed != 0:
 		off, n := d.h.compressedExtent(entry.word)
 		first := off >> d.h.clusterBits
