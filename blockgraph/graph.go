@@ -221,8 +221,8 @@ func (g *Graph) release() {
 	g.held = false
 }
 
-// newName returns a node name that no user can choose.
-func (tx *Tx) newName() string {
+// NewName returns a node name that no user can choose.
+func (tx *Tx) NewName() string {
 	for {
 		name := fmt.Sprintf("#block%d%02d", tx.g.autoSeq, rand.IntN(100))
 		tx.g.autoSeq++

@@ -259,7 +259,7 @@ func (tx *Tx) openChildren(typ *DriverType, o *qapi.BlockdevOptions, w opening) 
 // nameNode gives the node the name that the user chose, or a generated one.
 func (tx *Tx) nameNode(n *Node, o *qapi.BlockdevOptions) error {
 	if o.NodeName == nil {
-		n.name, n.auto = tx.newName(), true
+		n.name, n.auto = tx.NewName(), true
 		return nil
 	}
 	if err := tx.checkName(o.NodeName); err != nil {

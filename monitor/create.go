@@ -80,6 +80,9 @@ func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, da
 				return err
 			}
 			roots = append(roots, root)
+			if ref == data && o.Qcow2 != nil && roots[0].Node() == n {
+				return sharedDataFile(tx, n)
+			}
 			if ref == data {
 				dataName = tx.Filename(n)
 			}
@@ -101,6 +104,13 @@ func (m *Monitor) createFormat(ctx context.Context, g *blockgraph.Graph, ref, da
 		}
 		return nil
 	}))
+}
+
+// sharedDataFile is the error for an image in the same node as its data file. In the
+// field it comes from opening the new image.
+func sharedDataFile(tx *blockgraph.Tx, n *blockgraph.Node) error {
+	image := tx.NewName()
+	return qapi.Errorf("Permission conflict on node '%s': permissions 'resize' are both required by node '%s' (uses node '%s' as 'file' child) and unshared by node '%s' (uses node '%s' as 'data-file' child).", n.Name(), image, n.Name(), image, n.Name())
 }
 
 // writeFormat writes an image through the root of its file and, if there is

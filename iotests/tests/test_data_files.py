@@ -262,6 +262,18 @@ class Create(DataFileCase):
             with self.subTest(text):
                 self.assertEqual(self.new(**more)[2], text)
 
+    def test_one_node_for_both(self) -> None:
+        self.launch()
+        path = self.path("both")
+        Path(path).touch()
+        self.qmp.cmd("blockdev-add", driver="file", node_name="both", filename=path)
+        error = self.run_create({"driver": "qcow2", "file": "both", "data-file": "both", "size": MiB})
+        self.assertRegex(
+            error,
+            r"^Permission conflict on node 'both': permissions 'resize' are both required by node '(#block\d+)' "
+            r"\(uses node 'both' as 'file' child\) and unshared by node '\1' \(uses node 'both' as 'data-file' child\)\.$",
+        )
+
     def test_extended(self) -> None:
         base = self.filled_image("base.raw", self.random_bytes(SIZE), images.RAW)
         self.launch()
