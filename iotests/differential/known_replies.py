@@ -48,12 +48,16 @@ def _long_backing_format(moment: Moment, ours: str, theirs: str) -> bool:
 
 
 def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of several users that conflict, or of two permissions, each names the one it comes to first; one of the users is the same."""
+    """
+    Of several users that conflict, or of two permissions, each names the one it comes to first; one of the users is
+    the same, or a new job and its filter bring several.
+    """
     conflict = re.compile("(.*Permission conflict on node '[^']*'): permissions '.*' are both required by (.*) and unshared by (.*)\\.")
     left, right = conflict.fullmatch(ours), conflict.fullmatch(theirs)
     if left is None or right is None:
         return False
-    return left[1] == right[1] and bool(set(left.group(2, 3)) & set(right.group(2, 3)))
+    same = bool(set(left.group(2, 3)) & set(right.group(2, 3)))
+    return left[1] == right[1] and (same or any("job-id" in data for data in moment.asked()))
 
 
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
@@ -75,7 +79,7 @@ def _backing_circle(moment: Moment, ours: str, theirs: str) -> bool:
 
 def _second_writer(moment: Moment, ours: str, theirs: str) -> bool:
     """Who writes past a mirror that is to miss nothing is refused; the rival's mirror loses what is written."""
-    text = "Permission conflict on node '.*': permissions '[^']*(write|resize)[^']*' are both required by .* and unshared by node '.*' .* as 'backing' child"
+    text = "Permission conflict on node '.*': permissions '[^']*(write|resize)[^']*' are both required by .* and unshared by node '"
     return moment.exclusive_mirror() and re.search(text, ours) is not None
 
 

@@ -14,28 +14,36 @@ from .world import KiB, MiB
 def create_size(ours: Any, theirs: Any) -> bool:
     """Of two mistakes in blockdev-create blockd names the file's first, the rival the sizes'."""
     sizes = ("Image size must be a multiple of", "Cluster size must be a power of two")
-    return any(job.get("error", "").startswith(sizes) and ours.get(name, {}).get("error") for name, job in theirs.items())
+    return all(_error(theirs, name).startswith(sizes) and _error(ours, name) for name in _differing(ours, theirs))
 
 
 def create_beside_a_mirror(moment: Moment, ours: Any, theirs: Any) -> bool:
     """Of two mistakes in blockdev-create blockd names first that a mirror is to miss nothing, the rival that the node is read-only."""
-    changed = {name for name, job in theirs.items() if ours.get(name) != job}
     return moment.exclusive_mirror() and all(
-        ours.get(name, {}).get("error", "").startswith("Permission conflict on node") and theirs[name].get("error") == "Block node is read-only"
-        for name in changed
+        _error(ours, name).startswith("Permission conflict on node") and _error(theirs, name) == "Block node is read-only"
+        for name in _differing(ours, theirs)
     )
+
+
+def _differing(ours: Any, theirs: Any) -> set[str]:
+    """The jobs that differ."""
+    return {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+
+
+def _error(jobs: Any, name: str) -> str:
+    """What a job failed with, or nothing."""
+    return str(jobs.get(name, {}).get("error", ""))
 
 
 def create_in_a_held_node(moment: Moment, ours: Any, theirs: Any) -> bool:
     """blockdev-create in a node that only the rival still has, for a job that is over, and that it may not change."""
-    changed = {name for name, job in theirs.items() if ours.get(name) != job}
     held = moment.held()
 
     def is_held(name: str) -> bool:
-        gone = re.match("Cannot find device='(.*?)'", ours.get(name, {}).get("error", ""))
-        return gone is not None and gone[1] in held and theirs[name].get("error", "").startswith(f"Permission conflict on node '{gone[1]}'")
+        gone = re.match("Cannot find device='(.*?)'", _error(ours, name))
+        return gone is not None and gone[1] in held and _error(theirs, name).startswith(f"Permission conflict on node '{gone[1]}'")
 
-    return bool(changed) and all(map(is_held, changed))
+    return all(map(is_held, _differing(ours, theirs)))
 
 
 def refused_later(moment: Moment, ours: Any, theirs: Any) -> bool:
@@ -81,6 +89,12 @@ def _copied_up(moment: Moment, ours: Any, theirs: Any) -> bool:
         for name, arguments in moment.actions()
     )
     return copies and _without_thresholds(ours) == _without_thresholds(theirs)
+
+
+def _threshold_of_a_discard(moment: Moment, ours: Any, theirs: Any) -> bool:
+    """What of a guest's discard is less than a cluster is not done; the rival tells that it is past the threshold all the same."""
+    action = moment.steps[-1].action
+    return isinstance(action, GuestClear) and action.trim and _without_thresholds(ours) == _without_thresholds(theirs)
 
 
 def _without_thresholds(events: Any) -> Any:
@@ -158,7 +172,8 @@ def _differ_in_bitmaps_of(moment: Moment, names: set[Any], ours: Any, theirs: An
 
 def _tables_within_a_disk(moment: Moment, ours: Any, theirs: Any) -> bool:
     """An image that is made within a disk: each lays its tables out in its own way, which the disk's bitmaps tell."""
-    disks = {arguments["options"].get("file") for name, arguments in moment.actions() if name == "blockdev-create"}
+    disks = {str(arguments["options"].get("file")) for name, arguments in moment.actions() if name == "blockdev-create"}
+    disks = reached(disks, collections.Counter(map(without_permissions, theirs["graph"].elements())))
     return _differ_in_bitmaps_of(moment, disks, ours, theirs)
 
 
@@ -457,7 +472,14 @@ WANTED = (
 
 # After these the rest cannot be compared.
 JOBS = (_compressed_again, _top_to_what_takes_nothing, _image_past_the_end, _huge_buffer, _held_by_a_pending_mirror, _job_beside_a_read_only_bitmap)
-EVENTS = (_copied_up, _status_of_a_source, _compressed_again, _length_after_zeroes)
+EVENTS = (
+    _copied_up,
+    _threshold_of_a_discard,
+    _status_of_a_source,
+    _compressed_again,
+    _length_after_zeroes,
+    _job_beside_a_read_only_bitmap,
+)
 STATES = (
     _cancelled_commit,
     _top_over_a_filter,
