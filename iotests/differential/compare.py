@@ -13,6 +13,7 @@ from iotests.harness.deadline import SCALE
 
 from . import known
 from .execute import Record
+from .moment import Moment
 from .queries import LOOKED_AT_ELSEWHERE
 from .step import Command, Message, Step
 from .world import MiB
@@ -45,7 +46,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         if number >= len(ours.steps):
             return f"step {number}: {step}\n  blockd ended: {ours.ending}"
         try:
-            found = _step(known.Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1], _state), *pictures)
+            found = _step(Moment(steps[: number + 1], ours.steps[: number + 1], theirs.steps[: number + 1], _state), *pictures)
         except _PartedError:
             return ""
         if found:
@@ -56,7 +57,7 @@ def difference(steps: Sequence[Step], ours: Record, theirs: Record, *, partial: 
         return ""
     if theirs.ending:
         return f"rival at the end: {theirs.ending}"
-    moment = known.Moment(steps, ours.steps, theirs.steps, _state)
+    moment = Moment(steps, ours.steps, theirs.steps, _state)
     renamed = any(name == "change-backing-file" for name, _ in moment.actions())
     return _images(ours.folder, theirs.folder, _refused(steps, theirs), partial=partial or moment.top_of_nothing(), renamed=renamed)
 
@@ -79,7 +80,7 @@ class _Picture:
         return self._picture
 
 
-def _step(moment: known.Moment, our_picture: _Picture, their_picture: _Picture) -> str:
+def _step(moment: Moment, our_picture: _Picture, their_picture: _Picture) -> str:
     """How the last step differs."""
     ours, theirs = moment.ours[-1], moment.theirs[-1]
     for what, left, right in (

@@ -139,8 +139,7 @@ class Run:
 
     def guest(self, export: str, *, structured: bool) -> Guest:
         """A guest; the socket's name must be short, and is relative to a folder that is not ours."""
-        socket_path = os.path.join(self.folder, "nbd.sock")
-        return Guest(socket_path, export, prepare=lambda handle: handle.set_request_structured_replies(structured))
+        return Guest(os.path.join(self.folder, "nbd.sock"), export, prepare=None if structured else _ask_for_whole_replies)
 
     def await_removal(self, step: Step, reply: Message) -> None:
         """Waits until an export that is to go has gone: a guest's connection may have a moment left."""
@@ -206,6 +205,10 @@ class Run:
         hashes = self.ask([("x-debug-block-dirty-bitmap-sha256", {"node": node, "name": name}) for node, name in named])
         state["bitmaps"] = {f"{node}:{name}": answer for (node, name), answer in zip(named, hashes)}
         return state
+
+
+def _ask_for_whole_replies(handle: Any) -> None:
+    handle.set_request_structured_replies(False)
 
 
 def _to_copy(nodes: Any) -> bool:

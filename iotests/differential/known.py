@@ -29,8 +29,7 @@ def wanted(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
         return True
     if "nodes" not in ours or "nodes" not in theirs:
         return False
-    for follow in known_states.FOLLOWED:
-        ours = follow(moment, ours, theirs)
+    ours = _followed(moment, ours, theirs)
     return bool(ours == theirs) or any(rule(moment, ours, theirs) for rule in known_states.WANTED)
 
 
@@ -42,8 +41,17 @@ def parts(moment: Moment, what: str, ours: Any, theirs: Any) -> bool:
         if _failed(ours) != _failed(theirs):
             return _reply(moment, ours, theirs)
         return "guest" in ours and any(rule(moment, ours["guest"], theirs["guest"]) for rule in known_replies.GUESTS)
+    if what == "state" and "nodes" in ours and "nodes" in theirs:
+        ours = _followed(moment, ours, theirs)
     rules = {"jobs": known_states.JOBS, "events": known_states.EVENTS, "state": known_states.STATES}[what]
     return any(rule(moment, ours, theirs) for rule in rules)
+
+
+def _followed(moment: Moment, ours: Any, theirs: Any) -> Any:
+    """Our state, like theirs in what is to differ on the way."""
+    for follow in known_states.FOLLOWED:
+        ours = follow(moment, ours, theirs)
+    return ours
 
 
 def _reply(moment: Moment, ours: Any, theirs: Any) -> bool:

@@ -85,7 +85,10 @@ class Moment:
         )
 
     def refused_read_only(self) -> bool:
-        """Whether a reopen to read-only was refused."""
+        """Whether a reopen to read-only was refused, be it that of what gets an overlay, which is not told."""
+        for names in (self._in_transaction(step) for step in self.steps):
+            if names["target"] & (names["node"] | names["node-name"]):
+                return True
         return any(
             isinstance(step.action, Command)
             and step.action.name == "blockdev-reopen"
@@ -93,6 +96,16 @@ class Moment:
             and any(options.get("read-only") is True for options in _list(step.action.arguments.get("options")) if isinstance(options, dict))
             for step, seen in zip(self.steps, self.theirs)
         )
+
+    @staticmethod
+    def _in_transaction(step: Step) -> dict[str, set[str]]:
+        """What the actions of a transaction are about: the values of their arguments by their names."""
+        found: dict[str, set[str]] = collections.defaultdict(set)
+        if isinstance(step.action, Command) and step.action.name == "transaction":
+            for action in _list(step.action.arguments.get("actions")):
+                for name, value in action["data"].items():
+                    found[name].add(str(value))
+        return found
 
     def top_over_a_filter(self) -> bool:
         """Whether a new image is asked for that gets the top of one that stands on a filter in the rival."""
