@@ -135,13 +135,6 @@ def _bottom_of_nothing(moment: Moment, ours: str, theirs: str) -> bool:
     return ours.startswith("Bottom node '") and theirs in ("Block node is read-only", ours.replace(" not found", " is a filter"))
 
 
-def _several_reopened(moment: Moment, ours: str, theirs: str) -> bool:
-    """Of mistakes in the options of several nodes each names the one it comes to first."""
-    action = moment.steps[-1].action
-    options = action.arguments.get("options") if isinstance(action, Command) and action.name == "blockdev-reopen" else None
-    return isinstance(options, list) and len(options) > 1 and ours != "" and theirs != ""
-
-
 def _read_only_or_in_use(moment: Moment, ours: str, theirs: str) -> bool:
     """Of two mistakes with a job's nodes, that its target is read-only and that users conflict, each names the one it comes to first."""
     with_target = any("target" in data for data in moment.asked())
@@ -226,7 +219,6 @@ RULES = (
     _threshold_cut_off,
     _backup_of_a_mirrors_target,
     _bottom_of_nothing,
-    _several_reopened,
     _bitmap_without_access,
     _bitmap_merely_stored,
     _bitmap_left_read_only,

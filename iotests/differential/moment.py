@@ -86,26 +86,13 @@ class Moment:
 
     def refused_read_only(self) -> bool:
         """Whether a reopen to read-only was refused, be it that of what gets an overlay, which is not told."""
-        for names in (self._in_transaction(step) for step in self.steps):
-            if names["target"] & (names["node"] | names["node-name"]):
-                return True
-        return any(
+        return any(map(_puts_over_a_target, self.steps)) or any(
             isinstance(step.action, Command)
             and step.action.name == "blockdev-reopen"
             and "error" in seen.reply
             and any(options.get("read-only") is True for options in _list(step.action.arguments.get("options")) if isinstance(options, dict))
             for step, seen in zip(self.steps, self.theirs)
         )
-
-    @staticmethod
-    def _in_transaction(step: Step) -> dict[str, set[str]]:
-        """What the actions of a transaction are about: the values of their arguments by their names."""
-        found: dict[str, set[str]] = collections.defaultdict(set)
-        if isinstance(step.action, Command) and step.action.name == "transaction":
-            for action in _list(step.action.arguments.get("actions")):
-                for name, value in action["data"].items():
-                    found[name].add(str(value))
-        return found
 
     def top_over_a_filter(self) -> bool:
         """Whether a new image is asked for that gets the top of one that stands on a filter in the rival."""
@@ -123,6 +110,15 @@ class Moment:
             if step.action.name in ("blockdev-mirror", "drive-mirror") and not backing(self.theirs[number - 1], arguments["device"]):
                 return True
         return False
+
+
+def _puts_over_a_target(step: Step) -> bool:
+    """Whether a transaction puts an overlay over what a job of it writes to."""
+    if not isinstance(step.action, Command) or step.action.name != "transaction":
+        return False
+    actions = _list(step.action.arguments.get("actions"))
+    below = {action["data"].get("node", action["data"].get("node-name")) for action in actions if action["type"].startswith("blockdev-snapshot")} - {None}
+    return any(action["data"].get("target") in below for action in actions if action["type"].endswith("-backup"))
 
 
 def _list(value: Any) -> list[Any]:
