@@ -50,14 +50,16 @@ def _long_backing_format(moment: Moment, ours: str, theirs: str) -> bool:
 def _conflict_of_another_edge(moment: Moment, ours: str, theirs: str) -> bool:
     """
     Of several users that conflict, or of two permissions, each names the one it comes to first; one of the users is
-    the same, or a new job and its filter bring several.
+    the same, or a new job and its filter bring several, over a commit also on several nodes.
     """
-    conflict = re.compile("(.*Permission conflict on node '[^']*'): permissions '.*' are both required by (.*) and unshared by (.*)\\.")
+    begin = "(?:Could not (?:create|replace) node: )?Permission conflict on node '([^']*)': "
+    conflict = re.compile(begin + "permissions '.*' are both required by (.*) and unshared by (.*)\\.")
     left, right = conflict.fullmatch(ours), conflict.fullmatch(theirs)
     if left is None or right is None:
         return False
     same = bool(set(left.group(2, 3)) & set(right.group(2, 3)))
-    return left[1] == right[1] and (same or any("job-id" in data for data in moment.asked()))
+    new = any("job-id" in data for data in moment.asked())
+    return left[1] == right[1] and (same or new) or new and bool(moment.jobs("commit"))
 
 
 def _overlay_of_a_backup(moment: Moment, ours: str, theirs: str) -> bool:
