@@ -13,8 +13,8 @@ from iotests.harness.markers import blockd_only
 
 SIZE = 1 * MiB
 REASON = "QEMU changes layouts by qemu-img amend only"
-DOWN = {"x-compat": "v2"}
-WIDE = {"x-refcount-bits": 64, "x-lazy-refcounts": True}
+DOWN: dict[str, Any] = {"x-compat": "v2"}
+WIDE: dict[str, Any] = {"x-refcount-bits": 64, "x-lazy-refcounts": True}
 NODE = {"driver": "qcow2", "node-name": "top", "file": "slow", "backing": "base"}
 SECRETS = ("--object", "secret,id=s,data=hunter", "--object", "secret,id=n,data=new one")
 REMADE = "Image is being amended, or could not be opened again since"
@@ -266,7 +266,7 @@ class Killed(LayoutCase):
     def test_kill(self) -> None:
         for turn in range(ROUNDS):
             self.start(name=f"d{turn}")
-            options = {"x-compat": "v2", "x-refcount-bits": 16} if turn % 2 == 0 else WIDE | {"x-compat": "v3"}
+            options = DOWN | {"x-refcount-bits": 16} if turn % 2 == 0 else WIDE | {"x-compat": "v3"}
             self.amend_slowly(**options)
             # Each query is answered while the job does a few accesses more.
             self.limit(0)

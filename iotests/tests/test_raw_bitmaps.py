@@ -11,7 +11,8 @@ from typing import Any
 from iotests.harness import images
 from iotests.harness.images import GiB, KiB, MiB
 from iotests.harness.markers import blockd_only
-from iotests.tests.test_bitmaps import BitmapCase, SparseWriter
+from iotests.tests.test_bitmaps import BitmapCase
+from iotests.tests.test_bitmaps_crash import SparseWriter
 
 
 @blockd_only("beyond the field, whose raw images have no bitmaps")
