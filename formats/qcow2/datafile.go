@@ -24,11 +24,17 @@ import (
 
 // dataFile is the child that holds guest clusters that are not compressed.
 func (d *Driver) dataFile() storage {
-	if d.h.external {
-		return d.ch.data()
+	if !d.h.external {
+		return d.file()
 	}
-	return d.file()
+	if f := d.ch.data(); f != nil {
+		return f
+	}
+	return unopened{}
 }
+
+// errNoDataFile: neither the header nor the options name the data file.
+var errNoDataFile = blockgraph.Errorf(syscall.EINVAL, "'data-file' is required for this image")
 
 // attachData sees to it that the image has the data file that it needs, and no
 // other. The header may name it.
@@ -43,8 +49,8 @@ func attachData(h *header, ext *extensions, ch children) error {
 		return blockgraph.Errorf(syscall.EINVAL, "data-file-raw requires a data file")
 	case !h.external || ch.data() != nil:
 		return nil
-	case ext.dataFile == "" || named == nil:
-		return blockgraph.Errorf(syscall.EINVAL, "'data-file' is required for this image")
+	case named == nil:
+		return errNoDataFile
 	}
 	return named.openData(ext.dataFile)
 }

@@ -120,6 +120,12 @@ func (c openingChildren) openCrypt(ctx context.Context, h *header, ext *extensio
 
 //blockd:blocking
 func (c openingChildren) openData(name string) error {
+	switch {
+	case c.r.NoIO:
+		return nil // it is not looked at
+	case name == "":
+		return errNoDataFile
+	}
 	return c.r.OpenFile("data-file", blockgraph.RoleData, name)
 }
 

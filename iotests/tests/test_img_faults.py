@@ -164,6 +164,23 @@ class Content(FaultCase):
         self.assertEqual((status, told), (0, ["PROGRAM: warning: Skipping inconsistent bitmap 'one'"]))
 
 
+class DataFiles(FaultCase):
+    """Images whose data lies in another file."""
+
+    def test_info_leaves_the_data_file_alone(self) -> None:
+        self.make("x.qcow2", "-f", "qcow2", "-odata_file=x.data", "1M")
+        self.write("x.qcow2", "write 0 64k")
+        self.accepted("info", "x.qcow2")
+        (self.images / "x.data").unlink()
+        self.accepted("info", "x.qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "x.qcow2", "-F", "qcow2", "top", "1M"],
+                       cwd=self.images, check=True)  # fmt: skip
+        self.accepted("info", "--backing-chain", "top")
+        self.refused("info", "--image-opts", "driver=qcow2,file.filename=x.qcow2,file.nothing=1")
+        for command in ("map", "check", "measure"):
+            self.refused(command, "x.qcow2")
+
+
 class Chains(FaultCase):
     """Names within a chain."""
 
