@@ -266,7 +266,7 @@ class Killed(LayoutCase):
     def test_kill(self) -> None:
         for turn in range(ROUNDS):
             self.start(name=f"d{turn}")
-            options = DOWN | {"x-refcount-bits": 16} if turn % 2 == 0 else WIDE | {"x-compat": "v3"}
+            options: dict[str, Any] = DOWN | {"x-refcount-bits": 16} if turn % 2 == 0 else WIDE | {"x-compat": "v3"}
             self.amend_slowly(**options)
             # Each query is answered while the job does a few accesses more.
             self.limit(0)
