@@ -120,7 +120,7 @@ func TestAFullDiskFailsWhatLacksRoomAndNothingElse(t *testing.T) {
 				whole := int64(len(f.b)) - from
 				step := max(sector, set.cluster/2)
 				points := whole / step
-				every := int64(graphtest.Sample(t, 1+int(points)/24, 1))
+				every := int64(graphtest.Sample(t, 1+int(points)/5, 1))
 				failed := 0
 				for at := int64(0); at <= points; at += every {
 					f, d, from := fullImage(t, set, k)
