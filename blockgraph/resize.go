@@ -16,8 +16,8 @@ func (tx *Tx) Resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode
 
 // ResizeRoot is Resize by a root that has PermResize already and may not share
 // it. What is new reads as zeroes, as jobs rely on.
-func (tx *Tx) ResizeRoot(r *Root, size int64) error {
-	return tx.resize(r.Node(), size, false, qapi.PreallocModeOff, !r.Node().Caps().FreshZero)
+func (tx *Tx) ResizeRoot(r *Root, size int64, prealloc qapi.PreallocMode) error {
+	return tx.resize(r.Node(), size, false, prealloc, !r.Node().Caps().FreshZero)
 }
 
 func (tx *Tx) resize(n *Node, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {

@@ -141,11 +141,12 @@ func New(c Config) *Daemon {
 	d.Jobs = jobs.New(d.Graph, real, emit)
 	d.Exports = exports.New(exports.Options{
 		Graph: d.Graph, Clock: real, Ready: d.ready,
-		Deleted:  func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
-		Iothread: d.UseIothread,
-		TakeFD:   d.takeSocket,
-		Access:   c.Access,
-		TLS:      d.Objects.TLSServer,
+		Deleted:   func(id string) { emit("BLOCK_EXPORT_DELETED", &qapi.BlockExportDeleted{ID: id}) },
+		Iothread:  d.UseIothread,
+		TakeFD:    d.takeSocket,
+		Access:    c.Access,
+		TLS:       d.Objects.TLSServer,
+		AllowFile: func(name string) error { return pathPolicy(c.AllowedPaths).AllowOpen(name, false) },
 	})
 	d.Monitor = monitor.New(monitor.Config{
 		Graph: d.Graph, Jobs: d.Jobs, Exports: d.Exports, Scratch: c.Scratch,

@@ -40,6 +40,9 @@ type Options struct {
 	// TLS returns the configuration for credentials, which asks the object authz,
 	// unless "", about every client. nil: there are no credentials.
 	TLS func(creds, authz string) (*tls.Config, error)
+	// AllowFile refuses files that exports are not to be mounted over, by names
+	// that are absolute and free of symbolic links. nil: none.
+	AllowFile func(name string) error
 }
 
 // Registry is all exports of a daemon, and its NBD server.
@@ -58,20 +61,42 @@ type Registry struct {
 	removals sync.WaitGroup
 }
 
-// export is one export of any type; nbd is the only one so far.
+// served is an export as its clients see it, of any type.
+//
+//blockd:io
+type served interface {
+	// Clients returns how many there are. It does not wait.
+	Clients() int
+	// Close disconnects them and takes no more.
+	Close()
+	// CloseIfUnused returns false if somebody uses the export. Otherwise it takes
+	// no more clients, or Close, which follows, will see to it. It does not wait.
+	CloseIfUnused() bool
+	// Done is closed when the export is closed and no request will reach its
+	// backend any more.
+	Done() <-chan struct{}
+}
+
+// export is one export of any type.
 type export struct {
 	id      string
 	typ     qapi.BlockExportType
 	root    *blockgraph.Root
-	nbd     *nbd.Export
-	bitmaps []exported
+	served  served
+	bitmaps []exported // of NBD
+	file    string     // FUSE: where it is mounted
 
 	shuttingDown bool          // guarded by Registry.mu
 	gone         chan struct{} // closed when it is off the list
 }
 
-// staged is an export that a change is about to add.
-type staged struct{ id, name string }
+// staged is an export that a change is about to add: its id, and what else of it
+// there must be only one of.
+type staged struct {
+	id   string
+	typ  qapi.BlockExportType
+	name string // NBD: the export's; FUSE: the file's
+}
 
 // New returns an empty registry.
 func New(o Options) *Registry { return &Registry{Options: o} }
@@ -115,7 +140,17 @@ func (r *Registry) AddIn(tx *blockgraph.Tx, o *qapi.BlockExportOptions) error {
 	if err := r.enterIothread(tx, n, o); err != nil {
 		return err
 	}
-	if err := r.addNBD(tx, n, o); err != nil {
+	root, err := r.open(tx, n, o)
+	if err != nil {
+		return err
+	}
+	e := &export{id: o.ID, typ: o.Type, root: root, gone: make(chan struct{})}
+	if o.Type == qapi.BlockExportTypeFuse {
+		err = r.addFuse(tx, n, e, o)
+	} else {
+		err = r.addNBD(tx, n, e, o)
+	}
+	if err != nil {
 		return err
 	}
 	tx.After(func() {
@@ -158,25 +193,31 @@ func (r *Registry) enterIothread(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.
 	return nil
 }
 
-// addNBD makes the root and the export, which clients can see from the commit
-// on.
-func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockExportOptions) error {
-	writable := isOn(o.Writable)
-	perm := blockgraph.PermConsistentRead
-	if writable {
+// open makes an export's root.
+func (r *Registry) open(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockExportOptions) (*blockgraph.Root, error) {
+	perm, shared := blockgraph.PermConsistentRead, blockgraph.PermAll
+	if isOn(o.Writable) {
 		perm |= blockgraph.PermWrite
+	}
+	switch {
+	case o.Type == qapi.BlockExportTypeNBD:
+		// Clients are told the size once.
+		shared &^= blockgraph.PermResize
+	case isOn(o.Writable) || isOn(o.Fuse.Growable):
+		perm |= blockgraph.PermResize
 	}
 	if !isOn(o.AllowInactive) {
 		// Clients are to find the image ready.
 		if err := tx.Activate(n); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	// Clients are told the size once.
-	root, err := tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: blockgraph.PermAll &^ blockgraph.PermResize, Label: "export " + o.ID, AllowInactive: isOn(o.AllowInactive), FixedIothread: isOn(o.FixedIothread)})
-	if err != nil {
-		return err
-	}
+	return tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: shared, Label: "export " + o.ID, AllowInactive: isOn(o.AllowInactive), FixedIothread: isOn(o.FixedIothread)})
+}
+
+// addNBD makes an export that the server's clients can see from the commit on.
+func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, e *export, o *qapi.BlockExportOptions) error {
+	writable := isOn(o.Writable)
 	r.mu.Lock()
 	server := r.server
 	r.mu.Unlock()
@@ -185,10 +226,9 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 	}
 	limits := n.Limits()
 	cfg := &nbd.ExportConfig{
-		Name: o.NodeName, Backend: root, Size: n.Size(), Writable: writable, Writethrough: isOn(o.Writethrough),
+		Name: o.NodeName, Backend: e.root, Size: n.Size(), Writable: writable, Writethrough: isOn(o.Writethrough),
 		Alignment: uint32(min(max(limits.RequestAlignment, 1), math.MaxUint32)), MaxTransfer: uint32(min(limits.MaxTransfer, math.MaxUint32)),
 	}
-	e := &export{id: o.ID, typ: o.Type, root: root, gone: make(chan struct{})}
 	if o.NBD != nil {
 		if o.NBD.Name != nil {
 			cfg.Name = *o.NBD.Name
@@ -199,10 +239,7 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 	if err := cfg.CheckNames(); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	taken := slices.ContainsFunc(r.staged, func(s staged) bool { return s.name == cfg.Name })
-	r.mu.Unlock()
-	if taken || server.HasExport(cfg.Name) {
+	if r.isStaged(o.Type, cfg.Name) || server.HasExport(cfg.Name) {
 		return qapi.Errorf("NBD server already has export named '%s'", cfg.Name)
 	}
 	if o.NBD != nil {
@@ -211,18 +248,33 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockEx
 			return err
 		}
 	}
-	r.stage(tx, staged{o.ID, cfg.Name})
+	r.stage(tx, staged{o.ID, o.Type, cfg.Name})
 	tx.OnCommit(func() {
-		var err error
-		if e.nbd, err = server.AddExport(cfg); err != nil {
+		served, err := server.AddExport(cfg)
+		if err != nil {
 			// Names and server were checked under the token.
 			panic("exports: " + err.Error())
 		}
-		r.mu.Lock()
-		r.exports = slices.Insert(r.exports, 0, e)
-		r.mu.Unlock()
+		r.list(e, served)
 	})
 	return nil
+}
+
+// isStaged tells whether the present change adds an export of that name.
+func (r *Registry) isStaged(t qapi.BlockExportType, name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.staged, func(s staged) bool { return s.typ == t && s.name == name })
+}
+
+// list puts an export on the list, from where clients can find it.
+//
+//blockd:global
+func (r *Registry) list(e *export, s served) {
+	r.mu.Lock()
+	e.served = s
+	r.exports = slices.Insert(r.exports, 0, e)
+	r.mu.Unlock()
 }
 
 // Del is the command block-export-del. An export without clients is gone when
@@ -240,11 +292,11 @@ func (r *Registry) Del(ctx context.Context, id string, mode *qapi.BlockExportRem
 		r.mu.Unlock()
 		return qapi.Errorf("Export '%s' is already shutting down", id)
 	}
-	if !hard && !e.nbd.CloseIfUnused() {
+	if !hard && !e.served.CloseIfUnused() {
 		r.mu.Unlock()
 		return qapi.Errorf("export '%s' still in use", id)
 	}
-	unused := e.nbd.Clients() == 0
+	unused := e.served.Clients() == 0
 	r.shutDown(ctx, e)
 	r.mu.Unlock()
 	if unused {
@@ -267,8 +319,8 @@ func (r *Registry) shutDown(ctx context.Context, e *export) {
 	e.shuttingDown = true
 	//blockd:blocking
 	r.removals.Go(func() {
-		e.nbd.Close()
-		<-e.nbd.Done()
+		e.served.Close()
+		<-e.served.Done()
 		err := r.Graph.Update(context.WithoutCancel(ctx), blockgraph.Cause{Command: "block-export-del"}, func(tx *blockgraph.Tx) error {
 			if err := releaseBitmaps(tx, e.bitmaps); err != nil {
 				return err
@@ -323,13 +375,13 @@ type Use struct {
 	Root         *blockgraph.Root
 	ShuttingDown bool
 
-	nbd *nbd.Export
+	served served
 }
 
 // Clients returns how many clients use the export now. It does not wait.
 //
 //blockd:io
-func (u *Use) Clients() int { return u.nbd.Clients() }
+func (u *Use) Clients() int { return u.served.Clients() }
 
 // Uses returns all exports, the oldest first. Seen from the loop they fit the
 // graph's roots. It does not wait.
@@ -340,7 +392,7 @@ func (r *Registry) Uses() []Use {
 	defer r.mu.Unlock()
 	list := make([]Use, 0, len(r.exports))
 	for _, e := range slices.Backward(r.exports) {
-		list = append(list, Use{ID: e.id, Type: e.typ, Root: e.root, ShuttingDown: e.shuttingDown, nbd: e.nbd})
+		list = append(list, Use{ID: e.id, Type: e.typ, Root: e.root, ShuttingDown: e.shuttingDown, served: e.served})
 	}
 	return list
 }
@@ -368,6 +420,11 @@ func (r *Registry) Connections() (n int, most uint32, ok bool) {
 func (r *Registry) Close(ctx context.Context) error {
 	r.mu.Lock()
 	server := r.server
+	for _, e := range r.exports {
+		if e.typ != qapi.BlockExportTypeNBD {
+			r.shutDown(ctx, e)
+		}
+	}
 	r.mu.Unlock()
 	if server != nil {
 		if r.wasReady() && !r.Access.Exclusive {

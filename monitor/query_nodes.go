@@ -33,7 +33,7 @@ func (m *Monitor) queryInfos(ctx context.Context, flat bool) ([]qapi.BlockDevice
 	for {
 		infos, err := m.view().deviceInfos(ctx, flat)
 		// A node that was closed meanwhile is not in the next view.
-		if !errors.Is(err, errNodeClosed) {
+		if !errors.Is(err, blockgraph.ErrNodeClosed) {
 			return infos, err
 		}
 	}
@@ -72,9 +72,6 @@ func (m *Monitor) view() *view {
 	return v
 }
 
-// errNodeClosed: a node of the view is gone by now.
-var errNodeClosed = errors.New("node closed")
-
 func (v *view) deviceInfos(ctx context.Context, flat bool) ([]qapi.BlockDeviceInfo, error) {
 	infos := make([]qapi.BlockDeviceInfo, len(v.nodes))
 	for i, n := range v.nodes {
@@ -103,7 +100,7 @@ func (m *Monitor) NodeInfo(ctx context.Context, n *blockgraph.Node) (*qapi.Block
 	var info qapi.BlockDeviceInfo
 	v.implicit = false
 	err := v.deviceInfo(ctx, n, false, &info)
-	if errors.Is(err, errNodeClosed) {
+	if errors.Is(err, blockgraph.ErrNodeClosed) {
 		return nil, nil
 	}
 	return &info, err
@@ -161,7 +158,7 @@ func children(s *blockgraph.NodeState) []qapi.BlockdevChild {
 func (v *view) imageInfo(ctx context.Context, n *blockgraph.Node, info *qapi.ImageInfo) error {
 	s := v.states[n]
 	*info = qapi.ImageInfo{Filename: v.names.Filename(n), Format: n.Type().Name, VirtualSize: n.Size(), Limits: limitsInfo(v.limits[n])}
-	size, known, err := v.allocatedSize(ctx, n)
+	size, known, err := n.AllocatedSize(ctx, func(n *blockgraph.Node) *blockgraph.NodeState { return v.states[n] })
 	if err != nil {
 		return err
 	}
@@ -195,7 +192,7 @@ func (v *view) driverInfo(ctx context.Context, n *blockgraph.Node, info *qapi.Im
 			err = d.ImageInfo(ctx, info)
 		}
 	}) {
-		return errNodeClosed
+		return blockgraph.ErrNodeClosed
 	}
 	if err != nil || !silent || !n.Type().Filter {
 		return err
@@ -214,44 +211,9 @@ func (v *view) snapshots(n *blockgraph.Node, info *qapi.ImageInfo) error {
 	if n != nil && !n.Inspect(func(drv blockgraph.Driver) {
 		info.Snapshots = drv.(blockgraph.InternalSnapshotter).InternalSnapshots()
 	}) {
-		return errNodeClosed
+		return blockgraph.ErrNodeClosed
 	}
 	return nil
-}
-
-// allocatedSize returns what the node's own storage takes, in bytes: its
-// driver's answer, that of what a filter filters, or that of the children that
-// hold its data and metadata. Filters with file names of their own count as
-// protocols, which have no answer but their own.
-func (v *view) allocatedSize(ctx context.Context, n *blockgraph.Node) (size int64, known bool, err error) {
-	if !n.Inspect(func(drv blockgraph.Driver) {
-		if d, ok := drv.(blockgraph.AllocatedSizer); ok {
-			var err error
-			size, err = d.AllocatedSize(ctx)
-			known = err == nil
-		}
-	}) {
-		return 0, false, errNodeClosed
-	}
-	if known || n.Type().Protocol || n.Type().ExactFilename != nil {
-		return size, known, nil
-	}
-	size = 0
-	wanted := blockgraph.RoleData | blockgraph.RoleMetadata | blockgraph.RoleFiltered
-	if n.Type().Filter {
-		wanted = blockgraph.RoleFiltered
-	}
-	for _, e := range v.states[n].Edges {
-		if e.Role()&wanted == 0 {
-			continue
-		}
-		k, known, err := v.allocatedSize(ctx, e.Child())
-		if !known {
-			return 0, false, err
-		}
-		size += k
-	}
-	return size, true, nil
 }
 
 func limitsInfo(l blockgraph.Limits) *qapi.BlockLimitsInfo {

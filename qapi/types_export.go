@@ -7,12 +7,13 @@ type BlockExportType string
 
 // Values of BlockExportType.
 const (
-	BlockExportTypeNBD BlockExportType = "nbd"
+	BlockExportTypeNBD  BlockExportType = "nbd"
+	BlockExportTypeFuse BlockExportType = "fuse"
 )
 
 // QAPIEnum lists the values that blockd accepts.
 func (BlockExportType) QAPIEnum() []string {
-	return []string{"nbd"}
+	return []string{"nbd", "fuse"}
 }
 
 // BlockExportRemoveMode tells whether an export with clients may be removed.
@@ -43,8 +44,9 @@ type BlockExportOptions struct {
 	// Flush after each write. Default false.
 	Writethrough *bool `qapi:"writethrough"`
 	// Default false.
-	AllowInactive *bool                  `qapi:"allow-inactive"`
-	NBD           *BlockExportOptionsNbd `qapi:",case=nbd"`
+	AllowInactive *bool                   `qapi:"allow-inactive"`
+	NBD           *BlockExportOptionsNbd  `qapi:",case=nbd"`
+	Fuse          *BlockExportOptionsFuse `qapi:",case=fuse"`
 }
 
 // BlockExportOptionsNbd are the options of an NBD export.
@@ -56,6 +58,31 @@ type BlockExportOptionsNbd struct {
 	Bitmaps     []BlockDirtyBitmapOrStr `qapi:"bitmaps,optional"`
 	// Offer qemu:allocation-depth. Default false.
 	AllocationDepth *bool `qapi:"allocation-depth"`
+}
+
+// FuseExportAllowOther tells whether other users may open an export's file.
+type FuseExportAllowOther string
+
+// Values of FuseExportAllowOther.
+const (
+	FuseExportAllowOtherOff  FuseExportAllowOther = "off"
+	FuseExportAllowOtherOn   FuseExportAllowOther = "on"
+	FuseExportAllowOtherAuto FuseExportAllowOther = "auto"
+)
+
+// QAPIEnum lists the values that blockd accepts.
+func (FuseExportAllowOther) QAPIEnum() []string {
+	return []string{"off", "on", "auto"}
+}
+
+// BlockExportOptionsFuse are the options of a FUSE export.
+type BlockExportOptionsFuse struct {
+	// A regular file, which shows the disk while there is the export.
+	Mountpoint string `qapi:"mountpoint"`
+	// A write past the end makes the disk longer. Default false.
+	Growable *bool `qapi:"growable"`
+	// Default auto: on if the host lets it.
+	AllowOther *FuseExportAllowOther `qapi:"allow-other"`
 }
 
 // NbdServerAddArg is the argument of nbd-server-add.

@@ -22,6 +22,9 @@ A storage daemon: QMP in, jobs over disk images, events out
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
            [,writable=on|off]
                          export a block node over NBD (requires --nbd-server)
+  --export [type=]fuse,id=<id>,node-name=<node-name>,mountpoint=<file>
+           [,growable=on|off][,writable=on|off][,allow-other=on|off|auto]
+                         have a file show a block node as a raw disk
   --graph-history <n>    keep the last <n> changes of the block graph
   --log [level=]debug|info|warning|error[,subsystem=<name>]
         [,sink=memory|output][,format=text|json][,file=<path>]

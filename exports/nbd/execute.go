@@ -44,7 +44,7 @@ func (c *conn) execute(r *request) {
 		err = c.zero(off, n, flags)
 		msg = "writing to file failed"
 	case nbdproto.CmdTrim:
-		err = c.inPieces(off, n, func(off, n int64) error { return b.Discard(c.ctx, off, n) })
+		err = blockgraph.InPieces(c.ctx, off, n, func(off, n int64) error { return b.Discard(c.ctx, off, n) })
 		if err == nil && r.Flags&nbdproto.FlagFUA != 0 {
 			err = b.Flush(c.ctx)
 		}
@@ -77,35 +77,14 @@ func (c *conn) writeFlags(r *request) blockgraph.Flags {
 	return 0
 }
 
-// longest is the longest range in bytes that is changed in one go: what a header
-// of 32 bits can ask for. A change of the graph waits for what has begun.
-const longest = 1 << 32
-
-// inPieces has f do a range in pieces, which meet at multiples of longest.
-func (c *conn) inPieces(off, n int64, f func(off, n int64) error) error {
-	for n > 0 {
-		k := n
-		if k > longest {
-			k = longest - off%longest
-		}
-		if err := f(off, k); err != nil {
-			return err
-		}
-		if off, n = off+k, n-k; n > 0 && c.ctx.Err() != nil {
-			return c.ctx.Err()
-		}
-	}
-	return nil
-}
-
 // zero is WriteZeroes of a range of any length.
 func (c *conn) zero(off, n int64, flags blockgraph.Flags) error {
 	b := c.export.backend
 	now := flags
-	if n > longest {
+	if n > blockgraph.Piece {
 		now &^= blockgraph.FUA // one flush is enough
 	}
-	err := c.inPieces(off, n, func(off, n int64) error { return b.WriteZeroes(c.ctx, off, n, now) })
+	err := blockgraph.InPieces(c.ctx, off, n, func(off, n int64) error { return b.WriteZeroes(c.ctx, off, n, now) })
 	if err == nil && now != flags {
 		err = b.Flush(c.ctx)
 	}

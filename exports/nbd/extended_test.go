@@ -138,10 +138,10 @@ func TestLengthsBeyond32Bits(t *testing.T) {
 		at := int64(off)
 		for len(e.ranges) > 0 {
 			r := <-e.ranges
-			if r[0] != at || r[1] > longest {
+			if r[0] != at || r[1] > blockgraph.Piece {
 				t.Fatalf("%s: %d after %d", cmd, r, at)
 			}
-			if at += r[1]; at%longest != 0 && at != off+n {
+			if at += r[1]; at%blockgraph.Piece != 0 && at != off+n {
 				t.Fatalf("%s: a piece ends at %d", cmd, at)
 			}
 		}
@@ -150,13 +150,13 @@ func TestLengthsBeyond32Bits(t *testing.T) {
 		}
 	}
 	// One flush stands for the FUA of many pieces, none is needed for that of one.
-	for _, n := range []uint64{longest + 1, longest} {
+	for _, n := range []uint64{blockgraph.Piece + 1, blockgraph.Piece} {
 		fua, flushes := e.fua.Load(), e.flushes.Load()
 		if got := c.do(nbdproto.Request{Type: nbdproto.CmdWriteZeroes, Length: n, Flags: nbdproto.FlagFUA}); got != nbdproto.OK {
 			t.Fatal(got)
 		}
 		var want [2]int64 // pieces with FUA, flushes
-		if n > longest {
+		if n > blockgraph.Piece {
 			want[1] = 1
 		} else {
 			want[0] = 1
@@ -169,7 +169,7 @@ func TestLengthsBeyond32Bits(t *testing.T) {
 		}
 	}
 	// What a compact header can ask for is one piece, wherever it lies.
-	if got := c.do(nbdproto.Request{Type: nbdproto.CmdTrim, Offset: longest - 1, Length: longest - 1}); got != nbdproto.OK || len(e.ranges) != 1 {
+	if got := c.do(nbdproto.Request{Type: nbdproto.CmdTrim, Offset: blockgraph.Piece - 1, Length: blockgraph.Piece - 1}); got != nbdproto.OK || len(e.ranges) != 1 {
 		t.Errorf("%d, %d pieces", got, len(e.ranges))
 	}
 	if got := c.status(off, n, 0)["base:allocation"]; len(got) != 1 || got[0].length != n || got[0].flags != 3 {

@@ -237,7 +237,7 @@ func TestBitmapsFollowTheImagesLength(t *testing.T) {
 		s.add("a")
 		s.write(1<<20-4096, 4096)
 		for _, size := range []int64{4 << 20, 2 << 20} {
-			if err := s.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(s.r, size) }); err != nil {
+			if err := s.g.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(s.r, size, qapi.PreallocModeOff) }); err != nil {
 				t.Fatal(err)
 			}
 			s.write(size-4096, 4096)

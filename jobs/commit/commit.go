@@ -119,7 +119,7 @@ func (c *commit) attach(tx *blockgraph.Tx, j *jobs.Job, filterName *string) erro
 func (c *commit) Run(ctx context.Context, j *jobs.Job) error {
 	length := c.Top.Size()
 	if c.Base.Size() < length {
-		err := j.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(c.into, length) })
+		err := j.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(c.into, length, qapi.PreallocModeOff) })
 		if err != nil {
 			return transfer.Error(err)
 		}

@@ -24,7 +24,7 @@ func (m *mirror) sizes(ctx context.Context) error {
 		if source <= target {
 			return nil
 		}
-		err := m.job.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(m.targetRoot, source) })
+		err := m.job.Change(ctx, func(tx *blockgraph.Tx) error { return tx.ResizeRoot(m.targetRoot, source, qapi.PreallocModeOff) })
 		return transfer.Error(err)
 	}
 	if source != target {

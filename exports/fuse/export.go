@@ -1,0 +1,173 @@
+package fuse
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// Backend is what an export reads and writes: a root of the block graph. All
+// methods are data plane, called from many goroutines at once.
+//
+//blockd:io
+type Backend interface {
+	ReadV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
+	WriteV(ctx context.Context, off int64, v *blockgraph.IOVec, flags blockgraph.Flags) error
+	WriteZeroes(ctx context.Context, off, n int64, flags blockgraph.Flags) error
+	Discard(ctx context.Context, off, n int64) error
+	Flush(ctx context.Context) error
+	// BlockStatus describes the range at off through the whole chain.
+	BlockStatus(ctx context.Context, off, n int64, mode blockgraph.StatusMode) (st blockgraph.Status, depth int, err error)
+	// Size is the present length in bytes.
+	Size() int64
+	// Allocated is how many bytes the disk takes on its storage, if known.
+	Allocated(ctx context.Context) (n int64, ok bool)
+}
+
+// Config describes an export. It does not change afterwards.
+type Config struct {
+	// Mountpoint is the name of a regular file.
+	Mountpoint string
+	Backend    Backend
+	Writable   bool
+	// Writethrough: every write is durable before its answer.
+	Writethrough bool
+	// Growable: a write past the end makes the disk longer.
+	Growable bool
+	// AllowOther: whether other users of the host may open the file, as far as
+	// its mode lets them. Auto: if the host lets the daemon allow it.
+	AllowOther qapi.FuseExportAllowOther
+	// Alignment is the backend's request alignment in bytes, which the file shows
+	// as its block size.
+	Alignment uint32
+	// Allow refuses a mountpoint by its name without symbolic links; nil: none.
+	Allow func(name string) error
+	// Resize changes the disk's length in bytes. What is new reads as zeroes. If
+	// grow is set, it leaves a disk that is as long already as it is. It must not
+	// be called with requests of one's own under way.
+	Resize func(ctx context.Context, size int64, grow bool, prealloc qapi.PreallocMode) error
+	// InFlight is how many requests the backend has.
+	InFlight func() int64
+}
+
+// Export is a file that shows a disk.
+type Export struct {
+	gofuse.RawFileSystem
+	Config
+
+	place  *place
+	server *gofuse.Server
+	ctx    context.Context // of its requests
+	cancel context.CancelFunc
+
+	opened atomic.Int64
+	served chan struct{} // closed when the kernel sends no more requests, and all have ended
+	begun  sync.Once
+	closed sync.Once
+	done   chan struct{}
+
+	allowOther bool
+
+	mu sync.Mutex //blockd:short
+	// The owner and mode of the file, which its users may change.
+	//
+	// +checklocks:mu
+	owner unix.Stat_t
+}
+
+// Mount makes the file show the disk. Who opens it waits until Serve; Close has
+// to be called in any case.
+func Mount(c Config) (*Export, error) {
+	p, err := find(c.Mountpoint)
+	if err != nil {
+		return nil, err
+	}
+	if c.Allow != nil {
+		if err := c.Allow(p.name); err != nil {
+			p.close()
+			return nil, qapi.Errorf("Failed to stat '%s': %s", c.Mountpoint, blockgraph.Strerror(err))
+		}
+	}
+	e := &Export{
+		RawFileSystem: gofuse.NewDefaultRawFileSystem(), Config: c, place: p,
+		served: make(chan struct{}), done: make(chan struct{}),
+		allowOther: c.AllowOther != qapi.FuseExportAllowOtherOff,
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.owner = unix.Stat_t{Mode: unix.S_IFREG | unix.S_IRUSR, Uid: uint32(unix.Getuid()), Gid: uint32(unix.Getgid())}
+	if c.Writable {
+		e.owner.Mode |= unix.S_IWUSR
+	}
+	e.server, err = p.mount(e, e.allowOther)
+	if err != nil && c.AllowOther == qapi.FuseExportAllowOtherAuto {
+		e.allowOther = false
+		e.server, err = p.mount(e, false)
+	}
+	p.close()
+	if err != nil {
+		e.cancel()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Serve lets requests in. It does not wait.
+//
+//blockd:io
+func (e *Export) Serve() {
+	e.begun.Do(func() {
+		//blockd:blocking
+		go func() { // ends with the mount, and the last request
+			e.server.Serve()
+			if e.ctx.Err() == nil {
+				slog.Warn("somebody has unmounted an export", "file", e.place.name)
+			}
+			close(e.served)
+		}()
+	})
+}
+
+// Clients returns how often the file is open.
+//
+//blockd:io
+func (e *Export) Clients() int { return int(e.opened.Load()) }
+
+// Close takes the mount away, so that the file shows what it had before, and
+// fails the requests of who still has it open. It does not wait for those that
+// the backend has; see Done.
+//
+//blockd:io
+func (e *Export) Close() {
+	e.closed.Do(func() {
+		e.cancel()
+		select {
+		case <-e.served: // somebody has unmounted it
+		default:
+			e.place.unmount()
+		}
+		e.Serve()   // what nobody ever served, to be given up
+		go func() { // ends with the last request
+			<-e.served
+			close(e.done)
+		}()
+	})
+}
+
+// CloseIfUnused returns false if requests are under way. That the file is open
+// does not count.
+//
+//blockd:io
+func (e *Export) CloseIfUnused() bool { return e.InFlight() == 0 }
+
+// Done is closed when the export is closed and no request will reach its backend
+// any more.
+//
+//blockd:io
+func (e *Export) Done() <-chan struct{} { return e.done }

@@ -1,0 +1,153 @@
+package fuse
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"blockd/blockgraph"
+	"blockd/qapi"
+)
+
+// maxTransfer is the most that one request of the kernel moves, in bytes: 256
+// pages.
+const maxTransfer = 1 << 20
+
+// background is how many requests the kernel keeps with the server for readers
+// and writers who do not wait for them.
+const background = 64
+
+// place is the file that an export is mounted over.
+type place struct {
+	fd   int    // O_PATH
+	name string // free of symbolic links
+}
+
+// find opens the file of that name, to mount over just this one.
+func find(name string) (*place, error) {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, qapi.Errorf("Failed to stat '%s': %s", name, blockgraph.Strerror(err))
+	}
+	p := &place{fd: fd}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		p.close()
+		return nil, qapi.Errorf("Failed to stat '%s': %s", name, blockgraph.Strerror(err))
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		p.close()
+		return nil, qapi.Errorf("'%s' is not a regular file", name)
+	}
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlink(p.self(), buf)
+	if err != nil {
+		p.close()
+		return nil, qapi.Errorf("Failed to stat '%s': %s", name, blockgraph.Strerror(err))
+	}
+	p.name = string(buf[:n])
+	return p, nil
+}
+
+// self names the very file that was found, whatever its name leads to by now.
+func (p *place) self() string { return fmt.Sprintf("/proc/self/fd/%d", p.fd) }
+
+func (p *place) close() { _ = unix.Close(p.fd) }
+
+// errMount is the field's text for a mount that does not come about.
+var errMount = qapi.Errorf("Failed to mount FUSE session to export")
+
+// mount mounts fs over the file, and has it answer the kernel's greeting. Who is
+// not root needs the program fusermount3, which lets others in only where the
+// host's /etc/fuse.conf does.
+func (p *place) mount(fs gofuse.RawFileSystem, allowOther bool) (*gofuse.Server, error) {
+	o := gofuse.MountOptions{
+		AllowOther: allowOther, Options: []string{"default_permissions"}, FsName: "/dev/fuse", Name: "blockd",
+		MaxWrite: maxTransfer, MaxBackground: background, DisableXAttrs: true, DisableSplice: true,
+		Logger: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		// As on any other way to the disk: nobody could say what is held.
+		PanicHandler: func(cause any) gofuse.Status { panic(cause) },
+	}
+	device, err := p.mountDirectly(&o)
+	if errors.Is(err, unix.EPERM) {
+		server, err := gofuse.NewServer(fs, p.name, &o)
+		return server, refused(err)
+	}
+	if err != nil {
+		return nil, refused(err)
+	}
+	// This form has the library take the descriptor over as it is.
+	server, err := gofuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", device), &o)
+	if err != nil {
+		p.unmount()
+		return nil, refused(err)
+	}
+	return server, nil
+}
+
+func refused(err error) error {
+	if err == nil {
+		return nil
+	}
+	slog.Debug("fuse_mount_failed", "cause", err)
+	return errMount
+}
+
+// mountDirectly is mount(2), for root. It returns the descriptor that requests
+// come through.
+func (p *place) mountDirectly(o *gofuse.MountOptions) (int, error) {
+	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	options := append([]string{
+		fmt.Sprintf("fd=%d", device), fmt.Sprintf("rootmode=%o", unix.S_IFREG),
+		fmt.Sprintf("user_id=%d", unix.Geteuid()), fmt.Sprintf("group_id=%d", unix.Getegid()),
+		fmt.Sprintf("max_read=%d", o.MaxWrite),
+	}, o.Options...)
+	if o.AllowOther {
+		options = append(options, "allow_other")
+	}
+	if err := unix.Mount(o.FsName, p.self(), "fuse", unix.MS_NOSUID|unix.MS_NODEV, strings.Join(options, ",")); err != nil {
+		_ = unix.Close(device)
+		return -1, err
+	}
+	return device, nil
+}
+
+// unmount takes the mount away at once, from under those who use it: their
+// requests fail.
+//
+//blockd:io
+func (p *place) unmount() {
+	err := unix.Unmount(p.name, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EPERM) {
+		err = p.unmountAsUser()
+	}
+	if err != nil {
+		slog.Warn("cannot unmount an export", "file", p.name, "cause", err)
+	}
+}
+
+// unmountAsUser is unmount for who may not: the kernel lets the owner of a mount
+// end its requests, where the host has /sys/fs/fuse/connections, and fusermount3
+// take it away. Where the host has not, who has the file open keeps the export
+// until he closes it.
+//
+//blockd:io
+func (p *place) unmountAsUser() error {
+	// Asks the kernel, not us.
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, p.name, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO, &st); err != nil {
+		return err
+	}
+	abort := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Mkdev(st.Dev_major, st.Dev_minor))
+	err := os.WriteFile(abort, []byte("1"), 0)
+	return errors.Join(err, exec.Command("fusermount3", "-u", "-z", "--", p.name).Run())
+}
