@@ -51,9 +51,9 @@ type Config struct {
 	Devices Devices
 	// Making is told of each image that a command is about to make; nil: nobody is.
 	Making func(monitor.NewImage)
-	// Ended is called when jobs and exports have ended, before a client that
-	// asked for the end is answered; nil: nothing is.
-	Ended func()
+	// Ending is called when somebody has asked for the end, before exports and jobs
+	// are ended; nil: nothing is.
+	Ending func()
 	// LetGo gives up what else uses nodes, before images are closed; nil: nothing
 	// does.
 	LetGo func(ctx context.Context) error
@@ -88,7 +88,7 @@ type Daemon struct {
 	access   sockets.Access
 	web      *web.Server // nil: none
 	complain func(message string)
-	ended    func()
+	ending   func()
 	letGo    func(ctx context.Context) error
 	ready    chan struct{} // closed when set-up is complete
 	quit     chan struct{}
@@ -104,7 +104,7 @@ func New(c Config) *Daemon {
 	}
 	d := &Daemon{
 		version: c.Version.Package, access: c.Access,
-		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ended: c.Ended, letGo: c.LetGo,
+		Loop: blockgraph.NewLoop(), Registry: qmp.NewRegistry(), complain: c.Complain, ending: c.Ending, letGo: c.LetGo,
 		ready: make(chan struct{}), quit: make(chan struct{}), stopped: make(chan struct{}), stop: make(chan struct{}, 1),
 	}
 	d.stop <- struct{}{}

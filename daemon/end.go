@@ -27,6 +27,9 @@ func (d *Daemon) endWork() {
 	case <-d.stopped:
 		return
 	}
+	if d.ending != nil {
+		d.ending()
+	}
 	ctx, cancel := endContext()
 	defer cancel()
 	if err := d.Exports.Close(ctx); err != nil {
@@ -36,9 +39,6 @@ func (d *Daemon) endWork() {
 	defer cancel()
 	if err := d.Jobs.Shutdown(rest); err != nil {
 		d.complain(err.Error())
-	}
-	if d.ended != nil {
-		d.ended()
 	}
 	close(d.stopped)
 	close(d.quit)

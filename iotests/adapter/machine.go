@@ -57,7 +57,7 @@ func newMachine(opts []option) *machine {
 	m.devices = newDevices(m)
 	c := daemon.Config{
 		Version: release, Complain: complain, History: blockgraph.DefaultHistory,
-		Devices: m.backends, Making: m.announce, Ended: m.ended, LetGo: m.backends.letGo,
+		Devices: m.backends, Making: m.announce, Ending: m.ending, LetGo: m.backends.letGo,
 		BitmapsOnClose: true, // what the tests look at in images
 	}
 	m.incoming = len(values(opts, "incoming")) > 0
@@ -184,9 +184,8 @@ func (m *machine) close() {
 	m.qtest.close()
 }
 
-// ended tells clients that the machine is off, when all jobs have ended.
-func (m *machine) ended() {
-	m.stop()
+// ending tells clients that the machine is off.
+func (m *machine) ending() {
 	m.emit("SHUTDOWN", &shutdownEvent{Guest: false, Reason: m.reason})
 }
 
