@@ -273,7 +273,7 @@ func TestALongRequestEndsWithItsClient(t *testing.T) {
 	}
 	c := dial(t, path).greet(both).extended()
 	c.goExport(nbdproto.OptGo, "n")
-	c.send(nbdproto.Request{Type: nbdproto.CmdTrim, Length: 8 * longest})
+	c.send(nbdproto.Request{Type: nbdproto.CmdTrim, Length: 8 * blockgraph.Piece})
 	if off := <-u.begun; off != 0 {
 		t.Errorf("it begins at %d", off)
 	}
