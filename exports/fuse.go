@@ -24,7 +24,7 @@ func (r *Registry) addFuse(tx *blockgraph.Tx, n *blockgraph.Node, e *export, o *
 	cfg := fuse.Config{
 		Mountpoint: e.file, Backend: e.root, Writable: isOn(o.Writable), Writethrough: isOn(o.Writethrough), Growable: isOn(o.Fuse.Growable),
 		AllowOther: qapi.FuseExportAllowOtherAuto, Alignment: uint32(min(max(n.Limits().RequestAlignment, 1), math.MaxUint32)),
-		Allow: r.AllowFile, InFlight: e.root.InFlight,
+		Clock: r.Clock, Allow: r.AllowFile, InFlight: e.root.InFlight,
 		Resize: func(ctx context.Context, size int64, grow bool, prealloc qapi.PreallocMode) error {
 			return r.resize(ctx, e, size, grow, prealloc)
 		},

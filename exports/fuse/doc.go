@@ -14,7 +14,7 @@
 //
 // Blocking: everything but Clients and Busy.
 //
-// Imports blockgraph and qapi of this module.
+// Imports blockgraph, clock and qapi of this module.
 //
 //blockd:blocking
 package fuse

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"blockd/blockgraph"
+	"blockd/clock"
 	"blockd/qapi"
 )
 
@@ -47,6 +48,8 @@ type Config struct {
 	// Alignment is the backend's request alignment in bytes, which the file shows
 	// as its block size.
 	Alignment uint32
+	// Clock is the real clock, for the file's times.
+	Clock clock.Clock
 	// Allow refuses a mountpoint by its name without symbolic links; nil: none.
 	Allow func(name string) error
 	// Resize changes the disk's length in bytes. What is new reads as zeroes. If

@@ -1,8 +1,6 @@
 package fuse
 
 import (
-	"time"
-
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -54,7 +52,7 @@ func (e *Export) GetAttr(_ <-chan struct{}, _ *gofuse.GetAttrIn, out *gofuse.Att
 		Ino: gofuse.FUSE_ROOT_ID, Mode: owner.Mode, Nlink: 1, Owner: gofuse.Owner{Uid: owner.Uid, Gid: owner.Gid},
 		Size: uint64(size), Blocks: uint64(space+511) / 512, Blksize: e.Alignment,
 	}
-	now := time.Now()
+	now := e.Clock.Now()
 	out.SetTimes(&now, &now, &now)
 	return gofuse.OK
 }
