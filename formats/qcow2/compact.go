@@ -101,7 +101,7 @@ func (c *compaction) run() error {
 	d.mu.Unlock()
 	cb := d.h.clusterBits
 	c.left = max(end-used, 0)<<cb + int64(len(d.l1.Load().entries))*(1<<d.h.l2Bits<<d.h.l2EntryBits)
-	for _, move := range []func() error{c.moveDisk, c.moveBlocks, c.moveRefTable, func() error { return c.retry(c.tryMoveL1) }} {
+	for _, move := range []func() error{c.moveDisk, c.moveBlocks, c.moveRefTable, c.moveL1} {
 		if err := move(); err != nil {
 			return err
 		}

@@ -125,7 +125,21 @@ func (c *compaction) moveRefTable() error {
 	})
 }
 
-// tryMoveL1 moves the active L1 table. Driver.mu is held.
+// moveL1 moves the active L1 table, while nobody makes it longer.
+func (c *compaction) moveL1() error {
+	for done := false; !done; {
+		err := c.d.makeOnce(c.ctx, kindActiveL1, 0, func() error {
+			done = true
+			return c.retry(c.tryMoveL1)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryMoveL1 is moveL1, where nothing is missing. Driver.mu is held.
 //
 // +checklocksignore
 func (c *compaction) tryMoveL1() error {

@@ -98,7 +98,11 @@ func (d *Driver) growL1(ctx context.Context, n int64) error {
 	d.file().DebugEvent("l1_grow_alloc_table")
 	freed := false
 	for {
-		done, err := d.tryGrowL1(ctx, n)
+		done := false
+		err := d.makeOnce(ctx, kindActiveL1, 0, func() (err error) {
+			done, err = d.tryGrowL1(ctx, n)
+			return err
+		})
 		if done {
 			return nil
 		}
@@ -108,8 +112,8 @@ func (d *Driver) growL1(ctx context.Context, n int64) error {
 	}
 }
 
-// tryGrowL1 is growL1, where nothing is missing. The graph token is held: nobody
-// else grows the table.
+// tryGrowL1 is growL1, where nothing is missing. Nobody else gives the table a place
+// (makeOnce).
 func (d *Driver) tryGrowL1(ctx context.Context, n int64) (done bool, err error) {
 	d.mu.Lock()
 	t := d.l1.Load()
