@@ -19,12 +19,12 @@ func (r *Registry) addFuse(tx *blockgraph.Tx, n *blockgraph.Node, e *export, o *
 	r.mu.Unlock()
 	// Before anybody looks at the file, which would ask ourselves.
 	if e.file != "" && (taken || r.isStaged(o.Type, e.file)) {
-		return qapi.Errorf("There already is a FUSE export on '%s'", e.file)
+		return fuse.Taken(e.file)
 	}
 	cfg := fuse.Config{
 		Mountpoint: e.file, Backend: e.root, Writable: isOn(o.Writable), Writethrough: isOn(o.Writethrough), Growable: isOn(o.Fuse.Growable),
 		AllowOther: qapi.FuseExportAllowOtherAuto, Alignment: uint32(min(max(n.Limits().RequestAlignment, 1), math.MaxUint32)),
-		Clock: r.Clock, Allow: r.AllowFile, InFlight: e.root.InFlight,
+		Clock: r.Clock, Allow: r.AllowFile, Taken: r.isMount, InFlight: e.root.InFlight,
 		Resize: func(ctx context.Context, size int64, grow bool, prealloc qapi.PreallocMode) error {
 			return r.resize(ctx, e, size, grow, prealloc)
 		},
@@ -37,10 +37,20 @@ func (r *Registry) addFuse(tx *blockgraph.Tx, n *blockgraph.Node, e *export, o *
 		return err
 	}
 	tx.OnAbort(file.Close)
-	r.stage(tx, staged{o.ID, o.Type, e.file})
+	e.device = file.Device()
+	r.stage(tx, staged{o.ID, o.Type, e.file, e.device})
 	tx.OnCommit(func() { r.list(e, file) })
-	tx.After(file.Serve)
+	tx.After(file.Show)
 	return nil
+}
+
+// isMount tells whether the device is that of an export's file, which may have
+// been found by another of its names.
+func (r *Registry) isMount(device uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return device != 0 && (slices.ContainsFunc(r.exports, func(x *export) bool { return x.device == device && !x.shuttingDown }) ||
+		slices.ContainsFunc(r.staged, func(s staged) bool { return s.device == device }))
 }
 
 // resize changes the length of an export's disk in bytes. With grow it leaves one

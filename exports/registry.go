@@ -85,6 +85,7 @@ type export struct {
 	served  served
 	bitmaps []exported // of NBD
 	file    string     // FUSE: where it is mounted
+	device  uint64     // FUSE: of the mount
 
 	shuttingDown bool          // guarded by Registry.mu
 	gone         chan struct{} // closed when it is off the list
@@ -96,6 +97,8 @@ type staged struct {
 	id   string
 	typ  qapi.BlockExportType
 	name string // NBD: the export's; FUSE: the file's
+
+	device uint64 // FUSE: of the mount
 }
 
 // New returns an empty registry.
@@ -206,11 +209,14 @@ func (r *Registry) open(tx *blockgraph.Tx, n *blockgraph.Node, o *qapi.BlockExpo
 	case isOn(o.Writable) || isOn(o.Fuse.Growable):
 		perm |= blockgraph.PermResize
 	}
-	if !isOn(o.AllowInactive) {
+	switch {
+	case !isOn(o.AllowInactive):
 		// Clients are to find the image ready.
 		if err := tx.Activate(n); err != nil {
 			return nil, err
 		}
+	case o.Type != qapi.BlockExportTypeNBD:
+		return nil, qapi.Errorf("Export type does not support inactive exports")
 	}
 	return tx.NewRoot(n, blockgraph.RootOptions{Perm: perm, Shared: shared, Label: "export " + o.ID, AllowInactive: isOn(o.AllowInactive), FixedIothread: isOn(o.FixedIothread)})
 }
@@ -248,7 +254,7 @@ func (r *Registry) addNBD(tx *blockgraph.Tx, n *blockgraph.Node, e *export, o *q
 			return err
 		}
 	}
-	r.stage(tx, staged{o.ID, o.Type, cfg.Name})
+	r.stage(tx, staged{o.ID, o.Type, cfg.Name, 0})
 	tx.OnCommit(func() {
 		served, err := server.AddExport(cfg)
 		if err != nil {

@@ -50,6 +50,8 @@ type Config struct {
 	Alignment uint32
 	// Clock is the real clock, for the file's times.
 	Clock clock.Clock
+	// Taken tells whether that device is one of our mounts; nil: none is.
+	Taken func(device uint64) bool
 	// Allow refuses a mountpoint by its name without symbolic links; nil: none.
 	Allow func(name string) error
 	// Resize changes the disk's length in bytes. What is new reads as zeroes. If
@@ -70,11 +72,13 @@ type Export struct {
 	ctx    context.Context // of its requests
 	cancel context.CancelFunc
 
-	opened atomic.Int64
-	served chan struct{} // closed when the kernel sends no more requests, and all have ended
-	begun  sync.Once
-	closed sync.Once
-	done   chan struct{}
+	opened  atomic.Int64
+	resizes atomic.Int64  // asked for and not answered
+	served  chan struct{} // closed when the kernel sends no more requests, and all have ended
+	shown   chan struct{} // closed when others may see the disk
+	show    sync.Once
+	closed  sync.Once
+	done    chan struct{}
 
 	allowOther bool
 
@@ -85,10 +89,11 @@ type Export struct {
 	owner unix.Stat_t
 }
 
-// Mount makes the file show the disk. Who opens it waits until Serve; Close has
-// to be called in any case.
+// Mount makes the file show the disk. Who opens it waits until Show, but for this
+// process itself, which gets EBUSY: Show may wait for it. Close has to be called
+// in any case.
 func Mount(c Config) (*Export, error) {
-	p, err := find(c.Mountpoint)
+	p, err := find(c.Mountpoint, c.Taken)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +105,7 @@ func Mount(c Config) (*Export, error) {
 	}
 	e := &Export{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(), Config: c, place: p,
-		served: make(chan struct{}), done: make(chan struct{}),
+		served: make(chan struct{}), shown: make(chan struct{}), done: make(chan struct{}),
 		allowOther: c.AllowOther != qapi.FuseExportAllowOtherOff,
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -118,24 +123,24 @@ func Mount(c Config) (*Export, error) {
 		e.cancel()
 		return nil, err
 	}
+	//blockd:blocking
+	go func() { // ends with the mount, and the last request
+		e.server.Serve()
+		if e.ctx.Err() == nil {
+			slog.Warn("somebody has unmounted an export", "file", e.place.name)
+		}
+		close(e.served)
+	}()
 	return e, nil
 }
 
-// Serve lets requests in. It does not wait.
+// Device is the number of the mount's device, 0 if it is not known.
+func (e *Export) Device() uint64 { return e.place.device }
+
+// Show lets requests in. It does not wait.
 //
 //blockd:io
-func (e *Export) Serve() {
-	e.begun.Do(func() {
-		//blockd:blocking
-		go func() { // ends with the mount, and the last request
-			e.server.Serve()
-			if e.ctx.Err() == nil {
-				slog.Warn("somebody has unmounted an export", "file", e.place.name)
-			}
-			close(e.served)
-		}()
-	})
-}
+func (e *Export) Show() { e.show.Do(func() { close(e.shown) }) }
 
 // Clients returns how often the file is open.
 //
@@ -150,12 +155,17 @@ func (e *Export) Clients() int { return int(e.opened.Load()) }
 func (e *Export) Close() {
 	e.closed.Do(func() {
 		e.cancel()
+		unmounted := true
 		select {
 		case <-e.served: // somebody has unmounted it
 		default:
-			e.place.unmount()
+			unmounted = e.place.unmount()
 		}
-		e.Serve()   // what nobody ever served, to be given up
+		if !unmounted {
+			// Who still reaches the file is told that it has no disk.
+			close(e.done)
+			return
+		}
 		go func() { // ends with the last request
 			<-e.served
 			close(e.done)
@@ -167,10 +177,11 @@ func (e *Export) Close() {
 // does not count.
 //
 //blockd:io
-func (e *Export) CloseIfUnused() bool { return e.InFlight() == 0 }
+func (e *Export) CloseIfUnused() bool { return e.InFlight() == 0 && e.resizes.Load() == 0 }
 
 // Done is closed when the export is closed and no request will reach its backend
-// any more.
+// any more, or when the mount stays for good, whatever comes: the backend is to
+// refuse it then.
 //
 //blockd:io
 func (e *Export) Done() <-chan struct{} { return e.done }

@@ -1,6 +1,8 @@
 package fuse
 
 import (
+	"fmt"
+
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -28,8 +30,29 @@ func (e *Export) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.Statf
 	return gofuse.OK
 }
 
+// wait returns when the disk may be seen. caller is the thread that asks.
+func (e *Export) wait(caller uint32) gofuse.Status {
+	select {
+	case <-e.shown:
+		return gofuse.OK
+	default:
+	}
+	if unix.Access(fmt.Sprintf("/proc/self/task/%d", caller), unix.F_OK) == nil {
+		return gofuse.EBUSY
+	}
+	select {
+	case <-e.shown:
+		return gofuse.OK
+	case <-e.ctx.Done():
+		return gofuse.EIO
+	}
+}
+
 // Open has the kernel pass every read and write on as it is, several at a time.
-func (e *Export) Open(_ <-chan struct{}, _ *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+func (e *Export) Open(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	if st := e.wait(in.Pid); !st.Ok() {
+		return st
+	}
 	e.opened.Add(1)
 	out.OpenFlags = gofuse.FOPEN_DIRECT_IO | gofuse.FOPEN_PARALLEL_DIRECT_WRITES
 	return gofuse.OK
@@ -39,7 +62,14 @@ func (e *Export) Open(_ <-chan struct{}, _ *gofuse.OpenIn, out *gofuse.OpenOut) 
 func (e *Export) Release(<-chan struct{}, *gofuse.ReleaseIn) { e.opened.Add(-1) }
 
 // GetAttr is stat: the disk's length, and the space that it takes.
-func (e *Export) GetAttr(_ <-chan struct{}, _ *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+func (e *Export) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+	if st := e.wait(in.Pid); !st.Ok() {
+		return st
+	}
+	return e.attributes(out)
+}
+
+func (e *Export) attributes(out *gofuse.AttrOut) gofuse.Status {
 	size := e.Backend.Size()
 	space, ok := e.Backend.Allocated(e.ctx)
 	if !ok || space <= 0 {
@@ -57,9 +87,18 @@ func (e *Export) GetAttr(_ <-chan struct{}, _ *gofuse.GetAttrIn, out *gofuse.Att
 	return gofuse.OK
 }
 
+func (e *Export) resize(size int64, grow bool, prealloc qapi.PreallocMode) error {
+	e.resizes.Add(1)
+	defer e.resizes.Add(-1)
+	return e.Resize(e.ctx, size, grow, prealloc)
+}
+
 // SetAttr changes length, mode and owner, the latter two as far as they let
 // somebody do what he can.
-func (e *Export) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+func (e *Export) SetAttr(_ <-chan struct{}, in *gofuse.SetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+	if st := e.wait(in.Pid); !st.Ok() {
+		return st
+	}
 	const own = gofuse.FATTR_UID | gofuse.FATTR_GID
 	// How, not what.
 	const aside = gofuse.FATTR_FH | gofuse.FATTR_LOCKOWNER | gofuse.FATTR_KILL_SUIDGID
@@ -83,7 +122,7 @@ func (e *Export) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofu
 		if !e.Writable {
 			return gofuse.EACCES
 		}
-		if err := e.Resize(e.ctx, int64(size), false, qapi.PreallocModeOff); err != nil {
+		if err := e.resize(int64(size), false, qapi.PreallocModeOff); err != nil {
 			return status(err)
 		}
 	}
@@ -100,7 +139,7 @@ func (e *Export) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofu
 		e.owner.Gid = gid
 	}
 	e.mu.Unlock()
-	return e.GetAttr(cancel, nil, out)
+	return e.attributes(out)
 }
 
 // Read ends where the disk does.
@@ -126,7 +165,7 @@ func (e *Export) Write(_ <-chan struct{}, in *gofuse.WriteIn, data []byte) (uint
 	off, n := int64(in.Offset), int64(len(data))
 	if size := e.Backend.Size(); off+n > size {
 		if e.Growable {
-			if err := e.Resize(e.ctx, off+n, true, qapi.PreallocModeOff); err != nil {
+			if err := e.resize(off+n, true, qapi.PreallocModeOff); err != nil {
 				return 0, status(err)
 			}
 		} else if n = size - off; n <= 0 {
@@ -167,11 +206,11 @@ func (e *Export) Fallocate(_ <-chan struct{}, in *gofuse.FallocateIn) gofuse.Sta
 			return gofuse.Status(unix.EOPNOTSUPP)
 		}
 		if off > size {
-			if err := e.Resize(e.ctx, off, true, qapi.PreallocModeOff); err != nil {
+			if err := e.resize(off, true, qapi.PreallocModeOff); err != nil {
 				return status(err)
 			}
 		}
-		return status(e.Resize(e.ctx, off+n, true, qapi.PreallocModeFalloc))
+		return status(e.resize(off+n, true, qapi.PreallocModeFalloc))
 	case unix.FALLOC_FL_PUNCH_HOLE:
 		if !keep {
 			return gofuse.EINVAL
@@ -179,7 +218,7 @@ func (e *Export) Fallocate(_ <-chan struct{}, in *gofuse.FallocateIn) gofuse.Sta
 		return status(blockgraph.InPieces(e.ctx, off, n, func(off, n int64) error { return e.Backend.Discard(e.ctx, off, n) }))
 	case unix.FALLOC_FL_ZERO_RANGE:
 		if off+n > size {
-			if err := e.Resize(e.ctx, off+n, true, qapi.PreallocModeOff); err != nil {
+			if err := e.resize(off+n, true, qapi.PreallocModeOff); err != nil {
 				return status(err)
 			}
 		}

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/exec"
 	"strings"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -25,17 +23,23 @@ const background = 64
 
 // place is the file that an export is mounted over.
 type place struct {
-	fd   int    // O_PATH
-	name string // free of symbolic links
+	fd     int    // O_PATH
+	name   string // free of symbolic links
+	device uint64 // of the mount, once it is there
 }
 
-// find opens the file of that name, to mount over just this one.
-func find(name string) (*place, error) {
+// find opens the file of that name, to mount over just this one. What shows one
+// of our disks already is refused unasked: nobody may answer for it yet.
+func find(name string, taken func(device uint64) bool) (*place, error) {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, qapi.Errorf("Failed to stat '%s': %s", name, blockgraph.Strerror(err))
 	}
 	p := &place{fd: fd}
+	if taken != nil && taken(deviceOf(fd, "", unix.AT_EMPTY_PATH)) {
+		p.close()
+		return nil, Taken(name)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		p.close()
@@ -54,6 +58,9 @@ func find(name string) (*place, error) {
 	p.name = string(buf[:n])
 	return p, nil
 }
+
+// Taken is the error for a mountpoint that shows one of our disks already.
+func Taken(name string) error { return qapi.Errorf("There already is a FUSE export on '%s'", name) }
 
 // self names the very file that was found, whatever its name leads to by now.
 func (p *place) self() string { return fmt.Sprintf("/proc/self/fd/%d", p.fd) }
@@ -77,11 +84,13 @@ func (p *place) mount(fs gofuse.RawFileSystem, allowOther bool) (*gofuse.Server,
 	device, err := p.mountDirectly(&o)
 	if errors.Is(err, unix.EPERM) {
 		server, err := gofuse.NewServer(fs, p.name, &o)
+		p.device = deviceOf(unix.AT_FDCWD, p.name, 0)
 		return server, refused(err)
 	}
 	if err != nil {
 		return nil, refused(err)
 	}
+	p.device = deviceOf(unix.AT_FDCWD, p.name, 0)
 	// This form has the library take the descriptor over as it is.
 	server, err := gofuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", device), &o)
 	if err != nil {
@@ -119,35 +128,4 @@ func (p *place) mountDirectly(o *gofuse.MountOptions) (int, error) {
 		return -1, err
 	}
 	return device, nil
-}
-
-// unmount takes the mount away at once, from under those who use it: their
-// requests fail.
-//
-//blockd:io
-func (p *place) unmount() {
-	err := unix.Unmount(p.name, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EPERM) {
-		err = p.unmountAsUser()
-	}
-	if err != nil {
-		slog.Warn("cannot unmount an export", "file", p.name, "cause", err)
-	}
-}
-
-// unmountAsUser is unmount for who may not: the kernel lets the owner of a mount
-// end its requests, where the host has /sys/fs/fuse/connections, and fusermount3
-// take it away. Where the host has not, who has the file open keeps the export
-// until he closes it.
-//
-//blockd:io
-func (p *place) unmountAsUser() error {
-	// Asks the kernel, not us.
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, p.name, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO, &st); err != nil {
-		return err
-	}
-	abort := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Mkdev(st.Dev_major, st.Dev_minor))
-	err := os.WriteFile(abort, []byte("1"), 0)
-	return errors.Join(err, exec.Command("fusermount3", "-u", "-z", "--", p.name).Run())
 }

@@ -150,6 +150,50 @@ class Fuse(QMPTestCase):
         self.hide()
         self.show("f")
 
+    @blockd_only("the rival mounts again, and its export takes the other's mount away at its end")
+    @mounts
+    def test_one_for_each_file_by_whatever_name(self) -> None:
+        self.show()
+        link = self.path("link")
+        os.symlink(self.file, link)
+        again = {"type": "fuse", "id": "f", "node-name": "n", "mountpoint": link}
+        self.assert_qmp_error(f"There already is a FUSE export on '{link}'", "block-export-add", again)
+
+    @blockd_only("transactions with exports")
+    @mounts
+    def test_node_over_a_file_of_the_same_transaction(self) -> None:
+        """It would wait for itself."""
+        add = {"type": "fuse", "id": "e", "node-name": "n", "mountpoint": self.file}
+        node = {"driver": "file", "node-name": "o", "filename": self.file}
+        actions = [{"type": "x-block-export-add", "data": add}, {"type": "x-blockdev-add", "data": node}]
+        with self.assertRaises(QMPError) as caught:
+            self.qmp.cmd("transaction", actions=actions)
+        self.assertIn("Device or resource busy", caught.exception.desc)
+        with open(self.file) as below:
+            self.assertEqual(below.read(), "below")
+        self.show()
+        self.qmp.execute("blockdev-add", node)
+
+    @blockd_only("the rival leaves the mount behind")
+    @mounts
+    def test_folder_is_renamed(self) -> None:
+        folder = self.path("folder")
+        os.mkdir(folder)
+        self.file = os.path.join(folder, "file")
+        with open(self.file, "w") as file:
+            file.write("below")
+        self.show()
+        os.rename(folder, self.path("renamed"))
+        self.file = self.path("renamed/file")
+        self.hide()
+        with open(self.file) as below:
+            self.assertEqual(below.read(), "below")
+
+    @blockd_only("the rival is older than inactive nodes")
+    def test_inactive_nodes(self) -> None:
+        add = {"type": "fuse", "id": "e", "node-name": "n", "mountpoint": self.file, "allow-inactive": True}
+        self.assert_qmp_error("Export type does not support inactive exports", "block-export-add", add)
+
     @mounts
     def test_written_bytes_are_on_the_disk(self) -> None:
         self.show(writable=True)
