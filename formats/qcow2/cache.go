@@ -125,8 +125,20 @@ func (d *Driver) sliceOffset(l1Entry uint64, index int64) int64 {
 }
 
 // loadSlice brings a slice into memory and returns it; nil when the table does
-// not exist. Driver.mu is not held.
+// not exist. Driver.mu is not held. Where nothing clean is left to evict it writes
+// back, so a write-back must not wait for it.
 func (d *Driver) loadSlice(ctx context.Context, table, index int64) (*slice, error) {
+	s, crowded, err := d.bringSlice(ctx, table, index)
+	if crowded {
+		// Let the next one evict. A failure is the next flush's to report; nothing
+		// is lost.
+		_ = d.writeBack(ctx)
+	}
+	return s, err
+}
+
+// bringSlice is loadSlice without the write-back: crowded tells that one is due.
+func (d *Driver) bringSlice(ctx context.Context, table, index int64) (s *slice, crowded bool, err error) {
 	key := missingSlice{table, index}
 	for {
 		d.mu.Lock()
@@ -134,16 +146,16 @@ func (d *Driver) loadSlice(ctx context.Context, table, index int64) (*slice, err
 		entry := t.entries[table].Load()
 		if entry&l1OffsetMask == 0 {
 			d.mu.Unlock()
-			return nil, nil
+			return nil, false, nil
 		}
 		if s := t.cached(table, index); s != nil {
 			d.mu.Unlock()
-			return s, nil
+			return s, false, nil
 		}
 		if l := d.cache.loads[key]; l != nil {
 			d.mu.Unlock()
 			if err := waitLoading(ctx, l); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			continue
 		}
@@ -165,14 +177,9 @@ func (d *Driver) loadSlice(ctx context.Context, table, index int64) (*slice, err
 		d.mu.Unlock()
 		close(l.done)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		if crowded {
-			// Nothing clean is left to evict: write back, and let the next one
-			// evict. A failure is the next flush's to report; nothing is lost.
-			_ = d.writeBack(ctx)
-		}
-		return s, nil
+		return s, crowded, nil
 	}
 }
 

@@ -55,7 +55,11 @@ func (d *Driver) dropKept(ctx context.Context, x *extent) {
 		host := x.host
 		run, c, err := d.claimDropped(x)
 		if err != nil {
-			if err = d.fetch(ctx, err); err != nil {
+			if m, ok := err.(missingSlice); ok {
+				// This may be done by a write-back, which must not wait for another.
+				_, _, err = d.bringSlice(ctx, m.table, m.index)
+			}
+			if err != nil {
 				slog.Debug("qcow2: a discarded cluster keeps its space", "error", err)
 				d.mu.Lock()
 				d.passBy(x, 1)

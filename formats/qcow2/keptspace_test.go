@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -278,6 +279,45 @@ func TestDiscardNoUnrefLeavesClustersThatHoldSomething(t *testing.T) {
 		if !bytes.Equal(get(t, d, 0, cs), append(make([]byte, end), fill(1, int(cs-end))...)) {
 			t.Errorf("after a discard of %d bytes at %d: content differs", part.n, part.off)
 		}
+	}
+	closeImage(t, d)
+	mustCheck(t, f, true)
+}
+
+// TestGivingUpSpaceLoadsATableIntoAFullCache: the write-back that gives up the space of
+// a discarded cluster reads its table again, when all that is in the cache has changed
+// anew and could only go after another write-back.
+func TestGivingUpSpaceLoadsATableIntoAFullCache(t *testing.T) {
+	const cs, table = 512, 64 * 512 // bytes that an L2 table maps
+	f := newImage(t, 1<<20, clusterSize(cs))
+	d := openWith(t, f, nil, &qapi.BlockdevOptionsQcow2{DiscardNoUnref: ptr(true), L2CacheSize: ptr(int64(2 * cs))})
+	for i := range int64(3) {
+		put(t, d, i*table, fill(1, cs))
+		flush(t, d)
+	}
+	held := d.epochs.pin()
+	if err := d.Discard(ctxb, 0, cs); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, d) // and the request that is held may use the place yet
+	var once atomic.Bool
+	change := func(off int64) {
+		put(t, d, table+off, fill(2, cs))
+		put(t, d, 2*table+off, fill(2, cs))
+	}
+	change(cs)
+	if d.l1.Load().peek(0, 0) != nil {
+		t.Fatal("the table is in memory")
+	}
+	f.events = func(e string) {
+		if e == "flush_to_disk" && once.CompareAndSwap(false, true) {
+			change(2 * cs)
+			held.unpin()
+		}
+	}
+	flush(t, d)
+	if d.pendingFrees() || d.l1.Load().peek(0, 0) == nil {
+		t.Error("the space was not given up")
 	}
 	closeImage(t, d)
 	mustCheck(t, f, true)
