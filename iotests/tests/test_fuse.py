@@ -150,7 +150,7 @@ class Fuse(QMPTestCase):
         self.hide()
         self.show("f")
 
-    @blockd_only("the rival mounts again, and its export takes the other's mount away at its end")
+    @blockd_only("the rival asks itself for the file and hangs")
     @mounts
     def test_one_for_each_file_by_whatever_name(self) -> None:
         self.show()
