@@ -1,5 +1,7 @@
 package qcow2
 
+import "math"
+
 // The tables of the image, as a check goes through them (inspect.go).
 
 // walkRefTable counts references to refcount blocks.
@@ -85,7 +87,8 @@ func (c *inspection) walkActive() error {
 			table++
 		}
 		if table == int64(len(t.entries)) {
-			v.tables, v.slices = table, position{table: table}
+			// The L1 table may become longer: what comes lies before the position.
+			v.tables, v.slices = math.MaxInt64, position{table: math.MaxInt64}
 			d.mu.Unlock()
 			return nil
 		}
