@@ -157,9 +157,13 @@ func (e *extensions) parseBitmaps(h *header, data []byte) error {
 func (e *extensions) featureNames(mask uint64) string {
 	var names []string
 	if e != nil {
-		for t := e.features; len(t) >= featureRecord && t[2] != 0; t = t[featureRecord:] {
+		// The last one may be short, as in the field.
+		for t := range slices.Chunk(e.features, featureRecord) {
+			if len(t) <= 2 || t[2] == 0 {
+				break
+			}
 			if bit := uint64(1) << (t[1] & 63); t[0] == 0 && t[1] < 64 && mask&bit != 0 {
-				name, _, _ := strings.Cut(string(t[2:featureRecord]), "\x00")
+				name, _, _ := strings.Cut(string(t[2:]), "\x00")
 				names = append(names, name)
 				mask &^= bit
 			}

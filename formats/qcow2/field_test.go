@@ -172,6 +172,24 @@ func TestUnsupportedFeaturesAreNamed(t *testing.T) {
 	if err == nil || err.Error() != "Unsupported qcow2 feature(s): Unknown incompatible feature: 1000000000000000" {
 		t.Error(err)
 	}
+	// The image's own names; the last record may be short.
+	names := (&extensions{features: append(append(make([]byte, 0, 99), record(0, 62, "one")...), 0, 63, 't', 'w', 'o')}).featureNames
+	for mask, want := range map[uint64]string{
+		1 << 62: "one", 1 << 63: "two", 3 << 62: "one, two",
+		7 << 61: "one, two, Unknown incompatible feature: 2000000000000000", 1: "Unknown incompatible feature: 1",
+	} {
+		if got := names(mask); got != want {
+			t.Errorf("%#x: %q, not %q", mask, got, want)
+		}
+	}
+}
+
+// record is one of a feature name table.
+func record(kind, bit byte, name string) []byte {
+	b := make([]byte, featureRecord)
+	b[0], b[1] = kind, bit
+	copy(b[2:], name)
+	return b
 }
 
 func TestBitmapsStayInForceWhenTheImageIsWritten(t *testing.T) {
