@@ -21,6 +21,10 @@ const maxTransfer = 1 << 20
 // and writers who do not wait for them.
 const background = 64
 
+// maxHeld bounds the memory for requests that have been taken from the kernel, in
+// bytes; each takes as much as the longest. What comes beyond waits in the kernel.
+const maxHeld = 64 << 20
+
 // place is the file that an export is mounted over.
 type place struct {
 	fd     int    // O_PATH
@@ -76,7 +80,7 @@ var errMount = qapi.Errorf("Failed to mount FUSE session to export")
 func (p *place) mount(fs gofuse.RawFileSystem, allowOther bool) (*gofuse.Server, error) {
 	o := gofuse.MountOptions{
 		AllowOther: allowOther, Options: []string{"default_permissions"}, FsName: "/dev/fuse", Name: "blockd",
-		MaxWrite: maxTransfer, MaxBackground: background, DisableXAttrs: true, DisableSplice: true,
+		MaxWrite: maxTransfer, MaxBackground: background, MaxInflightRequestBytes: maxHeld, DisableXAttrs: true, DisableSplice: true,
 		Logger: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		// As on any other way to the disk: nobody could say what is held.
 		PanicHandler: func(cause any) gofuse.Status { panic(cause) },
