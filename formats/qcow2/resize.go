@@ -9,8 +9,10 @@ import (
 )
 
 // Truncate changes the length of the disk. Growing is safe with requests in
-// flight; shrinking is called with none. A grown range reads as zeroes, even
-// where a backing file has data. Control plane, on a worker.
+// flight, unless it preallocates: that sets the length of the file, and could cut
+// off what they write past its end meanwhile. Preallocating and shrinking are
+// called with none. A grown range reads as zeroes, even where a backing file has
+// data. Control plane, on a worker.
 func (d *Driver) Truncate(ctx context.Context, size int64, exact bool, prealloc qapi.PreallocMode, zeroed bool) error {
 	old := d.size.Load()
 	if prealloc == "" {
