@@ -162,10 +162,10 @@ func (tx *Tx) openPartialImage(p partial, typ *DriverType, w opening) (*Node, er
 }
 
 // openPartialChildren opens the children that have a file name, by names, or that options
-// describe without a driver, and refers to them.
+// describe without a driver, or without that of a node below, and refers to them.
 func (tx *Tx) openPartialChildren(o *qapi.Object, typ *DriverType, names map[string]string, w opening) (opening, error) {
 	for _, c := range partialChildren(o, typ) {
-		if _, byReference := o.Get(c.Name); byReference || o.Has(c.Name+".driver") && names[c.Name] == "" {
+		if _, byReference := o.Get(c.Name); byReference || names[c.Name] == "" && tx.g.complete(o, c.Name) {
 			continue
 		}
 		p := partial{filename: names[c.Name], flat: within(o, c.Name), protocol: c.Role&RoleFiltered != 0}
@@ -185,6 +185,37 @@ func (tx *Tx) openPartialChildren(o *qapi.Object, typ *DriverType, names map[str
 		w.adopted = append(w.adopted, n)
 	}
 	return w, nil
+}
+
+// complete tells whether flat options say which drivers a child and the nodes below it
+// have, backing files left aside.
+func (g *Graph) complete(o *qapi.Object, child string) bool {
+	driver, ok := stringOf(o, child+".driver")
+	if !ok {
+		return false
+	}
+	typ := g.types[driver]
+	if typ == nil {
+		return true // which is refused
+	}
+	for _, k := range o.Keys() {
+		rest, ok := strings.CutPrefix(k, child+".")
+		if !ok {
+			continue
+		}
+		name, rest, dotted := strings.Cut(rest, ".")
+		if name == typ.ChildList {
+			var n string
+			n, _, dotted = strings.Cut(rest, ".")
+			name += "." + n
+		} else if name != "file" && !slices.ContainsFunc(typ.PartialChildren, func(c ChildSpec) bool { return c.Name == name }) {
+			continue
+		}
+		if dotted && !g.complete(o, child+"."+name) {
+			return false
+		}
+	}
+	return true
 }
 
 // partialChildren lists the children of a driver that options may describe without a

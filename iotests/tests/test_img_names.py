@@ -50,6 +50,8 @@ class Names(ImgCase):
             "driver=raw,file.driver=blkverify,file.raw.filename=r.raw,file.test.file.filename=t.qcow2",
             "file.driver=blkdebug,file.image.filename=t.qcow2",
             "driver=quorum,vote-threshold=1,children.0.file.filename=t.qcow2",
+            "driver=quorum,vote-threshold=1,children.0.driver=qcow2,children.0.file.filename=t.qcow2",
+            "driver=raw,file.driver=quorum,file.vote-threshold=1,file.children.0.driver=qcow2,file.children.0.file.filename=t.qcow2",
         ):
             plain = "driver=raw,file.filename=r.raw" if "verify" in options else "driver=qcow2,file.filename=t.qcow2"
             self.good("compare", "--image-opts", options, plain)
@@ -59,6 +61,8 @@ class Names(ImgCase):
             "driver=blkdebug,image.filename=r.raw",
             "driver=blkverify,raw.filename=r.raw,test.file.filename=t.qcow2",
             "driver=blkdebug,image.driver=qcow2,image.file.driver=file,image.file.filename=t.qcow2",
+            "driver=blkdebug,image.driver=qcow2,image.file.filename=t.qcow2",
+            "driver=blkdebug,image.driver=qcow2,image.file.driver=blkdebug,image.file.image.filename=t.qcow2",
         ):
             self.good("map", "--image-opts", options)
 
