@@ -20,6 +20,7 @@ type Event struct {
 var Events = []Event{
 	{"export_added", qapi.LogSubsystemExports, "an export is there"},
 	{"export_closed", qapi.LogSubsystemExports, "an export has gone"},
+	{"fuse_mount_failed", qapi.LogSubsystemExports, "a file could not be mounted over: why"},
 	{"graph_drain", qapi.LogSubsystemGraph, "a graph change has waited for requests in flight: how long"},
 	{"graph_step", qapi.LogSubsystemGraph, "a change of the graph was published: its number in the history, its cause"},
 	{"graph_undone", qapi.LogSubsystemGraph, "a change of the graph failed and was undone: its cause, the error"},

@@ -473,7 +473,7 @@ func TestFilenameSyntax(t *testing.T) {
 		"blkdebug:conf:a/b.img": {Config: &config, Image: image("a/b.img")},
 		"blkdebug::a:b":         nil,
 		"blkdebug::/a:b":        {Image: image("/a:b")},
-		"blkdebug::file:a:b":    {Image: image("a:b")},
+		"blkdebug::file:a:b":    {Image: image("./a:b")},
 		"blkdebug:conf":         nil,
 	} {
 		ref, _, err := w.Graph.ParseFilename(name)
