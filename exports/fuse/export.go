@@ -103,16 +103,16 @@ func Mount(c Config) (*Export, error) {
 			return nil, qapi.Errorf("Failed to stat '%s': %s", c.Mountpoint, blockgraph.Strerror(err))
 		}
 	}
+	owner := unix.Stat_t{Mode: unix.S_IFREG | unix.S_IRUSR, Uid: uint32(unix.Getuid()), Gid: uint32(unix.Getgid())}
+	if c.Writable {
+		owner.Mode |= unix.S_IWUSR
+	}
 	e := &Export{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(), Config: c, place: p,
 		served: make(chan struct{}), shown: make(chan struct{}), done: make(chan struct{}),
-		allowOther: c.AllowOther != qapi.FuseExportAllowOtherOff,
+		allowOther: c.AllowOther != qapi.FuseExportAllowOtherOff, owner: owner,
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
-	e.owner = unix.Stat_t{Mode: unix.S_IFREG | unix.S_IRUSR, Uid: uint32(unix.Getuid()), Gid: uint32(unix.Getgid())}
-	if c.Writable {
-		e.owner.Mode |= unix.S_IWUSR
-	}
 	e.server, err = p.mount(e, e.allowOther)
 	if err != nil && c.AllowOther == qapi.FuseExportAllowOtherAuto {
 		e.allowOther = false
