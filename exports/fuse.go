@@ -45,11 +45,11 @@ func (r *Registry) addFuse(tx *blockgraph.Tx, n *blockgraph.Node, e *export, o *
 }
 
 // isMount tells whether the device is that of an export's file, which may have
-// been found by another of its names.
+// been found by another of its names, and which is there until the mount has gone.
 func (r *Registry) isMount(device uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return device != 0 && (slices.ContainsFunc(r.exports, func(x *export) bool { return x.device == device && !x.shuttingDown }) ||
+	return device != 0 && (slices.ContainsFunc(r.exports, func(x *export) bool { return x.device == device }) ||
 		slices.ContainsFunc(r.staged, func(s staged) bool { return s.device == device }))
 }
 

@@ -45,6 +45,19 @@ func (w *world) mounted(id string, o qapi.BlockExportOptions) (string, bool) {
 	return name, true
 }
 
+// mountpoint is a file that node n can be shown in; see mounted.
+func (w *world) mountpoint() (string, bool) {
+	w.t.Helper()
+	name, ok := w.mounted("e", qapi.BlockExportOptions{})
+	if !ok {
+		return "", false
+	}
+	if err := w.Del(w.t.Context(), "e", nil); err != nil {
+		w.t.Fatal(err)
+	}
+	return name, true
+}
+
 // canMount tells whether this machine lets us mount at all.
 func canMount(t testing.TB) bool {
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -123,28 +136,22 @@ func TestFileWithARequestUnderWay(t *testing.T) {
 func TestAbortedChangeLeavesTheFile(t *testing.T) {
 	w := newWorld(t)
 	w.node("n", false)
-	name, ok := w.mounted("e", qapi.BlockExportOptions{})
+	name, ok := w.mountpoint()
 	if !ok {
 		return
 	}
-	if err := w.Del(t.Context(), "e", nil); err != nil {
-		t.Fatal(err)
-	}
-	o := func(id string) *qapi.BlockExportOptions {
-		return &qapi.BlockExportOptions{Type: qapi.BlockExportTypeFuse, ID: id, NodeName: "n", Fuse: &qapi.BlockExportOptionsFuse{Mountpoint: name}}
-	}
 	err := w.Graph.Update(t.Context(), blockgraph.Cause{}, func(tx *blockgraph.Tx) error {
-		if err := w.AddIn(tx, o("f")); err != nil {
+		if err := w.AddIn(tx, over("f", name)); err != nil {
 			return err
 		}
-		return w.AddIn(tx, o("g"))
+		return w.AddIn(tx, over("g", name))
 	})
 	w.refused("There already is a FUSE export on '"+name+"'", err)
 	checkBelow(t, name)
 	if len(w.Query()) != 0 {
 		t.Errorf("there are %v", w.Query())
 	}
-	w.mustAdd(o("f"))
+	w.mustAdd(over("f", name))
 }
 
 // TestFileBesideGraphChanges: what many write, grow and punch at once is there,

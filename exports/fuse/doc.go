@@ -12,7 +12,7 @@
 // requests that are under way; so a request that needs it asks before it is let
 // in to the backend, and holds nothing meanwhile.
 //
-// Blocking: everything but Clients and Busy.
+// Blocking: everything but Clients, CloseIfUnused, Device, Done and Show.
 //
 // Imports blockgraph, clock and qapi of this module.
 //
